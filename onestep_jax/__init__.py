@@ -1,0 +1,29 @@
+"""One-step text generation: a frozen LLM emits an exact text in one forward pass from two learned input vectors."""
+
+from onestep_jax.checkpoint import load_model
+from onestep_jax.config import Interrupted, UserError
+from onestep_jax.decode import Decoded, decode
+from onestep_jax.model import Model
+from onestep_jax.optimizers import PRESETS, Optimizer, Schedule
+from onestep_jax.results import Results, TextResult
+from onestep_jax.schemes import OneStep
+from onestep_jax.store import read_results
+from onestep_jax.sweep import Progress, fit
+
+__all__ = [
+    "PRESETS",
+    "Decoded",
+    "Interrupted",
+    "Model",
+    "OneStep",
+    "Optimizer",
+    "Progress",
+    "Results",
+    "Schedule",
+    "TextResult",
+    "UserError",
+    "decode",
+    "fit",
+    "load_model",
+    "read_results",
+]

@@ -1,0 +1,115 @@
+"""Reconstruction: the text of given proto-tokens from one forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from onestep_jax.config import UserError
+from onestep_jax.model import Model, Params
+from onestep_jax.objective import score_text
+from onestep_jax.results import Results, TextResult
+from onestep_jax.schemes import Array, Leaves, Scheme, from_description
+from onestep_jax.texts import buckets
+
+BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """A token that came out wrong.
+
+    Attributes:
+      position: counted from 0.
+      expected, got: token ids.
+    """
+
+    position: int
+    expected: int
+    got: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """What one forward pass gave for one text.
+
+    Attributes:
+      text_id: whose vectors they were.
+      tokens: (N,) int32, the argmax ids.
+      text: decoded string, or None without a tokenizer.
+      expected: decoded target string, or None without a tokenizer.
+      accuracy: share of tokens equal to the target (Eq. 2).
+      wrong: the others.
+    """
+
+    text_id: str
+    tokens: np.ndarray = dataclasses.field(repr=False)
+    text: str | None
+    expected: str | None
+    accuracy: float
+    wrong: tuple[Wrong, ...]
+
+
+def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int = BATCH) -> list[Decoded]:
+    """Reconstruct every text of `results` from its vectors, one forward pass per batch.
+
+    Args:
+      model: the model that the vectors were fitted on.
+      results: of `fit`, or read from a run directory.
+      batch: texts at a time.
+
+    Raises:
+      UserError: if the vectors belong to another model.
+    """
+    if isinstance(results, Results):
+        if results.model != model.fingerprint:
+            raise UserError(
+                f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "
+                f"({model.fingerprint}); load the model they were fitted on"
+            )
+        scheme = from_description(results.scheme)
+    else:
+        scheme = from_description({"arrangement": "one-step"})
+    texts = list(results)
+    program = _program(model, scheme)
+    predicted: dict[int, np.ndarray] = {}
+    padded = np.array(buckets([len(text.tokens) for text in texts]), int)
+    for positions in np.unique(padded):
+        members = np.flatnonzero(padded == positions)
+        for first in range(0, len(members), batch):
+            chosen = members[first : first + batch]
+            rows = np.resize(chosen, batch)
+            leaves = {name: np.stack([texts[i].vectors[name] for i in rows]) for name in scheme.leaf_names()}
+            tokens = np.zeros((batch, positions), np.int32)
+            for place, i in enumerate(rows):
+                tokens[place, : len(texts[i].tokens)] = texts[i].tokens
+            lengths = np.array([len(texts[i].tokens) for i in rows], np.int32)
+            out = np.asarray(program(model.params, leaves, tokens, lengths))
+            predicted |= {int(i): out[place, : len(texts[i].tokens)] for place, i in enumerate(chosen)}
+    return [_compare(model, text, predicted[i]) for i, text in enumerate(texts)]
+
+
+def _program(model: Model, scheme: Scheme) -> Any:
+    def one(params: Params, leaves: Leaves, tokens_T: Array, length: Array) -> Array:
+        return score_text(model, scheme, params, leaves, tokens_T, length)[2]
+
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0)))
+
+
+def _compare(model: Model, text: TextResult, predicted: np.ndarray) -> Decoded:
+    places = np.flatnonzero(predicted != text.tokens)
+    wrong = tuple(Wrong(int(i), int(text.tokens[i]), int(predicted[i])) for i in places)
+    got, expected = None, None
+    if model.tokenizer is not None:
+        got, expected = as_text(model.tokenizer, predicted), as_text(model.tokenizer, text.tokens)
+    accuracy = (len(text.tokens) - len(wrong)) / len(text.tokens)
+    return Decoded(text.text_id, predicted, got, expected, accuracy, wrong)
+
+
+def as_text(tokenizer: Any, ids: Iterable[int]) -> str:
+    """String of token ids, special tokens shown and spaces untouched."""
+    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,0 +1,285 @@
+"""The fit engine: a host loop that keeps the slots of all devices full.
+
+Chunk k + 1 is dispatched before the host looks at chunk k, and the harvest of finished slots is read only after the
+next chunk is under way, so that the devices never wait for the host. No shape changes inside a run, so nothing
+recompiles. The engine knows tasks and outcomes; where they come from and go to is the business of a `Work`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onestep_jax import slots as device
+from onestep_jax.placement import Pmap
+from onestep_jax.slots import IDLE, RUNNING, STATUS, Harvest, Info, Offer, Problem, Slot
+
+
+@dataclasses.dataclass
+class Task:
+    """A group to optimise from one seed.
+
+    Attributes:
+      texts: indices of the group's texts; the engine only hands them back.
+      seed: number of the seed.
+      tokens: token ids of each text.
+      ids: (texts, 4) uint32, see `schemes.draw`.
+      start: leaf → (texts, D), or (D,) where shared, or None to draw.
+      saved: the slot to go on from, as host arrays, or None to begin.
+      trace: (steps, loss in nats per token, accuracy) after each chunk.
+      seconds: share of the wall-clock spent so far: each chunk's time divided by the slots that were running.
+    """
+
+    texts: tuple[int, ...]
+    seed: int
+    tokens: list[np.ndarray]
+    ids: np.ndarray
+    start: Mapping[str, np.ndarray] | None = None
+    saved: Slot | None = None
+    trace: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Outcome(NamedTuple):
+    """What became of a task; vectors, accuracies and hits belong together, those of its best step.
+
+    Attributes:
+      task: with its trace and seconds.
+      status: "solved", "exhausted" (budget spent) or "failed" (not finite).
+      steps: gradient evaluations spent.
+      best_step: updates made before the vectors kept.
+      loss: nats per token at the vectors kept, mean over the group.
+      accuracy_G: accuracy of each text by the decode program.
+      leaves: leaf → (G, D), or (D,) where shared, float32.
+      first_hit_GT: see `Slot`.
+    """
+
+    task: Task
+    status: str
+    steps: int
+    best_step: int
+    loss: float
+    accuracy_G: np.ndarray
+    leaves: dict[str, np.ndarray]
+    first_hit_GT: np.ndarray
+
+
+class Work(Protocol):
+    """Where tasks come from and where outcomes go."""
+
+    def take(self) -> Task | None:
+        """The next task, or None if there is none at the moment."""
+        ...
+
+    def give_back(self, task: Task) -> None:
+        """Receive a task that found no slot, to be taken again."""
+        ...
+
+    def finished(self, outcome: Outcome) -> None:
+        """Receive an outcome; may make new tasks available."""
+        ...
+
+    def tick(self, running: int, steps: int) -> str:
+        """Called after each chunk with the running slots and the steps made; answers "go", "save" or "stop"."""
+        ...
+
+    def save(self, tasks: list[Task]) -> None:
+        """Receive every task in flight, with `saved` set; after "stop" the engine returns."""
+        ...
+
+
+class Pending(NamedTuple):
+    """A harvest and refill under way on the devices.
+
+    Attributes:
+      harvested: slot → (state, harvest) rows on the device.
+      offers: slot → task offered to it.
+      taken: (device, slot) bool array on the devices, whether an offer was taken.
+    """
+
+    harvested: dict[int, tuple[Slot, Harvest]]
+    offers: dict[int, Task]
+    taken: jax.Array | None
+
+
+class Engine:
+    """Optimises groups whose texts are padded to `positions` tokens, `slots` of them at a time.
+
+    Args:
+      problem: model functions, scheme, optimiser, budget.
+      params: the frozen weights, already replicated by `placement`.
+      placement: the devices.
+      positions: T.
+      slots: groups at a time over all devices, rounded up to a multiple of their number.
+      chunk: steps between looks of the host.
+    """
+
+    def __init__(self, problem: Problem, params: Any, placement: Pmap, *, positions: int, slots: int, chunk: int):
+        self.problem, self.params, self.placement = problem, params, placement
+        self.positions, self.group = positions, problem.scheme.group
+        self.devices = len(placement.devices)
+        self.per_device = -(-slots // self.devices)
+        self.count = self.per_device * self.devices
+        self._chunk = placement.map(functools.partial(device.chunk, problem, chunk), donate=1)
+        self._harvest = placement.map(functools.partial(device.harvest, problem), donate=1)
+        self._refill = placement.map(functools.partial(device.refill, problem), donate=1)
+        self._restore = placement.map(_restore, donate=1)
+
+    def run(self, work: Work) -> bool:
+        """Optimise until `work` has no task left (True) or says "stop" (False)."""
+        self.tasks: list[Task | None] = [None] * self.count
+        state = self.placement.spread(self._idle())
+        state, pending = self._turn(state, {}, work)
+        previous: Info | None = None
+        looked = time.perf_counter()
+        while pending or any(self.tasks):
+            state, info = self._chunk(self.params, state)
+            busy = set(pending.harvested) | set(pending.offers) if pending else set()
+            if pending:
+                self._settle(pending, work)
+                pending = None
+            if previous is not None:
+                finished, steps = self._look(previous, busy, looked)
+                looked = time.perf_counter()
+                state, pending = self._turn(state, finished, work)
+                verdict = work.tick(sum(task is not None for task in self.tasks), steps)
+                if verdict != "go":
+                    if pending:
+                        self._settle(pending, work)
+                        pending = None
+                    work.save(self._in_flight(state))
+                    if verdict == "stop":
+                        return False
+            previous = info
+        return True
+
+    def _look(self, info: Info, busy: set[int], since: float) -> tuple[dict[int, Task], int]:
+        """Read a chunk's numbers: extend the traces, share out the time; finished slots and steps made."""
+        host = jax.tree.map(lambda field: np.asarray(field).reshape(self.count), jax.device_get(info))
+        seen = {slot: task for slot, task in enumerate(self.tasks) if task is not None and slot not in busy}
+        share = (time.perf_counter() - since) / max(1, len(seen))
+        finished, steps = {}, 0
+        for slot, task in seen.items():
+            task.seconds += share
+            before = task.trace[-1][0] if task.trace else 0
+            if host.steps[slot] > before:
+                steps += int(host.steps[slot]) - before
+                task.trace.append((int(host.steps[slot]), float(host.loss[slot]), float(host.accuracy[slot])))
+            if host.status[slot] != RUNNING:
+                finished[slot] = task
+        return finished, steps
+
+    def _turn(self, state: Slot, finished: dict[int, Task], work: Work) -> tuple[Slot, Pending | None]:
+        """Dispatch the harvest of finished slots and offer them, and the empty ones, new tasks."""
+        harvested: dict[int, tuple[Slot, Harvest]] = {}
+        if finished:
+            state, harvest = self._harvest(self.params, state)
+            for slot in finished:
+                harvested[slot] = self.placement.row((state, harvest), slot, self.per_device)
+        fresh: dict[int, Task] = {}
+        saved: dict[int, Task] = {}
+        for slot in [slot for slot, task in enumerate(self.tasks) if task is None or slot in finished]:
+            task = work.take()
+            if task is None:
+                break
+            (fresh if task.saved is None else saved)[slot] = task
+        taken = None
+        if fresh:
+            state, taken = self._refill(self.params, state, self._offer(fresh))
+        if saved:
+            state, taken_saved = self._restore(self.params, state, *self._rows(saved))
+            taken = taken_saved if taken is None else taken | taken_saved
+        offers = fresh | saved
+        return state, Pending(harvested, offers, taken) if harvested or offers else None
+
+    def _settle(self, pending: Pending, work: Work) -> None:
+        """Read a harvest: hand out the outcomes, note which tasks now hold which slots."""
+        rows = jax.device_get(pending.harvested)
+        for slot, (row, harvest) in rows.items():
+            task = self.tasks[slot]
+            assert task is not None
+            if row.status == RUNNING:
+                continue
+            self.tasks[slot] = None
+            leaves = {name: np.asarray(leaf, np.float32) for name, leaf in row.best.items()}
+            status, numbers = STATUS[int(row.status)], (int(row.steps), int(row.best_step), float(row.best_loss))
+            work.finished(Outcome(task, status, *numbers, np.asarray(harvest.accuracy_G), leaves, row.first_hit_GT))
+        if pending.taken is None:
+            return
+        taken = np.asarray(jax.device_get(pending.taken)).reshape(self.count)
+        for slot, task in pending.offers.items():
+            if taken[slot]:
+                assert self.tasks[slot] is None
+                task.saved = None
+                self.tasks[slot] = task
+            else:
+                work.give_back(task)
+
+    def _in_flight(self, state: Slot) -> list[Task]:
+        host: Slot = jax.device_get(state)
+        tasks = []
+        for slot, task in enumerate(self.tasks):
+            if task is not None:
+                place = divmod(slot, self.per_device)
+                row = jax.tree.map(lambda array, place=place: np.asarray(array[place]), host)
+                tasks.append(dataclasses.replace(task, saved=row, trace=list(task.trace)))
+        return tasks
+
+    # --- host arrays of the right shapes ---
+
+    def _idle(self) -> Slot:
+        """Slots that hold nothing."""
+        tokens = jax.ShapeDtypeStruct((self.group, self.positions), jnp.int32)
+        lengths = jax.ShapeDtypeStruct((self.group,), jnp.int32)
+        ids = jax.ShapeDtypeStruct((self.group, 4), jnp.uint32)
+        one = jax.eval_shape(functools.partial(device.fresh, self.problem), tokens, lengths, ids)
+        lead = (self.devices, self.per_device)
+        zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), one)
+        return zeros._replace(status=np.full(lead, IDLE, np.int32))
+
+    def _offer(self, tasks: dict[int, Task]) -> Offer:
+        lead = (self.devices, self.per_device)
+        offered = np.zeros(lead, bool)
+        tokens = np.zeros((*lead, self.group, self.positions), np.int32)
+        lengths = np.zeros((*lead, self.group), np.int32)
+        ids = np.zeros((*lead, self.group, 4), np.uint32)
+        start: dict[str, np.ndarray] | None = None
+        for slot, task in tasks.items():
+            place = divmod(slot, self.per_device)
+            offered[place] = True
+            for g, text in enumerate(task.tokens):
+                tokens[place][g, : len(text)], lengths[place][g] = text, len(text)
+            ids[place][: len(task.ids)] = task.ids
+            for name, vectors in (task.start or {}).items():
+                start = start or {}
+                leaf = start.setdefault(name, np.zeros((*lead, *self._leaf_shape(name)), np.float32))
+                leaf[place][: len(vectors)] = vectors
+        return self.placement.spread(Offer(offered, tokens, lengths, ids, start))
+
+    def _leaf_shape(self, name: str) -> tuple[int, ...]:
+        width = self.problem.model.embed_width
+        return (width,) if name in self.problem.scheme.shared else (self.group, width)
+
+    def _rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot]:
+        """Mask and slots of tasks that go on from saved state."""
+        offered, rows = np.zeros((self.devices, self.per_device), bool), self._idle()
+        for slot, task in tasks.items():
+            place = divmod(slot, self.per_device)
+            offered[place] = True
+            jax.tree.map(lambda array, value, place=place: array.__setitem__(place, value), rows, task.saved)
+        return self.placement.spread(offered), self.placement.spread(rows)
+
+
+def _restore(_params: Any, slots: Slot, offered: jax.Array, rows: Slot) -> tuple[Slot, jax.Array]:
+    def one(slot: Slot, offered: jax.Array, row: Slot) -> tuple[Slot, jax.Array]:
+        taken = offered & (slot.status != RUNNING)
+        return jax.tree.map(lambda new, old: jnp.where(taken, new, old), row, slot), taken
+
+    return jax.vmap(one)(slots, offered, rows)

@@ -1,0 +1,76 @@
+"""Work in flight as flat arrays and a JSON record, so that a store can keep it without knowing what it is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onestep_jax import slots
+from onestep_jax.fit import Outcome, Task
+from onestep_jax.slots import Problem
+
+_PLAIN = ("status", "steps", "best_step", "loss")
+_ARRAYS = ("accuracy_G", "first_hit_GT")
+
+
+def pack(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> tuple[dict[str, np.ndarray], Any]:
+    """Arrays and record of tasks with a saved slot, and of outcomes whose text still has seeds to come.
+
+    All slots and all outcomes have the same padded length, so each array is stacked over them.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for place, column in enumerate(zip(*(jax.tree.leaves(task.saved) for task in tasks), strict=True)):
+        arrays[f"slot_{place:03d}"] = np.stack(column)
+    if outcomes:
+        for name in outcomes[0].leaves:
+            arrays[f"leaf_{name}"] = np.stack([outcome.leaves[name] for outcome in outcomes])
+        for name in _ARRAYS:
+            arrays[name] = np.stack([getattr(outcome, name) for outcome in outcomes])
+    record = {
+        "tasks": [_about(task) for task in tasks],
+        "outcomes": [_about(one.task) | {key: getattr(one, key) for key in _PLAIN} for one in outcomes],
+    }
+    return arrays, record
+
+
+def _about(task: Task) -> dict[str, Any]:
+    return {"texts": list(task.texts), "seed": task.seed, "trace": task.trace, "seconds": task.seconds}
+
+
+def unpack(
+    arrays: Mapping[str, np.ndarray], record: Any, problem: Problem, make_task: Callable[[tuple[int, ...], int], Task]
+) -> tuple[list[Task], list[Outcome]]:
+    """What `pack` was given; `make_task` makes a task of (texts, seed) as at its beginning."""
+
+    def task_of(about: Any) -> Task:
+        task = make_task(tuple(about["texts"]), about["seed"])
+        task.trace = [(steps, loss, accuracy) for steps, loss, accuracy in about["trace"]]
+        task.seconds = about["seconds"]
+        return task
+
+    if not record:
+        return [], []
+    group = problem.scheme.group
+    shapes = [
+        jax.ShapeDtypeStruct(shape, kind)
+        for shape, kind in (((group, 1), jnp.int32), ((group,), jnp.int32), ((group, 4), jnp.uint32))
+    ]
+    treedef = jax.tree.structure(jax.eval_shape(functools.partial(slots.fresh, problem), *shapes))
+    tasks = []
+    for number, about in enumerate(record["tasks"]):
+        leaves = [arrays[f"slot_{place:03d}"][number] for place in range(treedef.num_leaves)]
+        task = task_of(about)
+        task.saved = jax.tree.unflatten(treedef, leaves)
+        tasks.append(task)
+    names = [key.removeprefix("leaf_") for key in arrays if key.startswith("leaf_")]
+    outcomes = []
+    for number, about in enumerate(record["outcomes"]):
+        leaves = {name: arrays[f"leaf_{name}"][number] for name in names}
+        fields = {key: about[key] for key in _PLAIN} | {name: arrays[name][number] for name in _ARRAYS}
+        outcomes.append(Outcome(task=task_of(about), leaves=leaves, **fields))
+    return tasks, outcomes

@@ -1,0 +1,110 @@
+"""Cross-entropy and hits of a text under given proto-tokens (Eq. 1 and Eq. 2), in float32 and little memory.
+
+The head is frozen, so the gradient with respect to the hidden states can be formed while the logits of a few positions
+are at hand: the forward pass keeps dLoss/dh, (positions, D), and no array is ever (positions, V).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from onestep_jax.model import Model, Params
+from onestep_jax.schemes import Array, Leaves, Scheme, axes
+
+LOGITS_BYTES = 2**25  # float32 logits held at a time for one text: 2048 positions at V = 4096, 65 at V = 128256
+
+
+class Score(NamedTuple):
+    """What a group of texts scores.
+
+    Attributes:
+      nats_G: (G,) mean cross-entropy of a text's tokens (Eq. 1), nats per token; 0 for an empty place.
+      hits_GT: (G, T) whether a token is the argmax; False beyond the end of a text.
+      predicted_GT: (G, T) the argmax token ids.
+    """
+
+    nats_G: Array
+    hits_GT: Array
+    predicted_GT: Array
+
+
+def token_losses(model: Model, params: Params, h_TD: Array, targets_T: Array) -> tuple[Array, Array]:
+    """Nats (T,) of each target and argmax ids (T,), from normed hidden states (T, D).
+
+    Differentiable in `h_TD` only. Chunks the positions so that at most `LOGITS_BYTES` of logits exist at a time.
+    """
+    T = targets_T.shape[0]
+    chunk = max(1, min(T, LOGITS_BYTES // (4 * model.config.vocab_size)))
+    pad = -T % chunk
+
+    def by_chunks(array: Array) -> Array:
+        padded = jnp.pad(array, ((0, pad), *((0, 0) for _ in array.shape[1:])))
+        return padded.reshape(-1, chunk, *array.shape[1:])
+
+    def over_chunks(one, *arrays):
+        if chunk == T:
+            return one(arrays)
+        out = jax.lax.map(one, tuple(by_chunks(array) for array in arrays))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:T], out)
+
+    def losses(logits_TV: Array, targets: Array) -> tuple[Array, Array]:
+        logits_TV = logits_TV.astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits_TV, targets[:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits_TV, axis=-1) - chosen, jnp.argmax(logits_TV, axis=-1).astype(jnp.int32)
+
+    @jax.custom_vjp
+    def run(params: Params, h_TD: Array, targets_T: Array):
+        return over_chunks(lambda xs: losses(model.head(params, xs[0]), xs[1]), h_TD, targets_T)
+
+    def forward(params: Params, h_TD: Array, targets_T: Array):
+        def one(xs):
+            h, targets = xs
+            logits, pull = jax.vjp(lambda h: model.head(params, h), h)
+            nats, predicted = losses(logits, targets)
+            wrong = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(targets, logits.shape[-1])
+            return nats, predicted, pull(wrong.astype(logits.dtype))[0]
+
+        nats, predicted, dh_TD = over_chunks(one, h_TD, targets_T)
+        return (nats, predicted), dh_TD
+
+    def backward(dh_TD: Array, cotangents):
+        return None, (dh_TD * cotangents[0][:, None]).astype(dh_TD.dtype), None
+
+    run.defvjp(forward, backward)
+    return run(params, h_TD, targets_T)
+
+
+def score_text(
+    model: Model, scheme: Scheme, params: Params, leaves: Leaves, tokens_T: Array, length: Array
+) -> tuple[Array, Array, Array]:
+    """(mean nats, hits (T,), argmax (T,)) of one text of `length` tokens, padded to T."""
+    T = tokens_T.shape[0]
+    x_TD = scheme.inputs(leaves, T).astype(model.dtype)
+    h_TD = model.hidden(params, x_TD)[scheme.reads(T)]
+    nats_T, predicted_T = token_losses(model, params, h_TD, tokens_T)
+    real_T = jnp.arange(T) < length
+    mean_nats = jnp.sum(jnp.where(real_T, nats_T, 0.0)) / jnp.maximum(length, 1)
+    return mean_nats, real_T & (predicted_T == tokens_T), predicted_T
+
+
+def score_group(
+    model: Model, scheme: Scheme, params: Params, leaves: Leaves, tokens_GT: Array, lengths_G: Array
+) -> Score:
+    """`score_text` over the texts of a group, shared leaves going to each of them."""
+    one = functools.partial(score_text, model, scheme, params)
+    return Score(*jax.vmap(one, in_axes=(axes(scheme), 0, 0))(leaves, tokens_GT, lengths_G))
+
+
+def group_loss(nats_G: Array, lengths_G: Array) -> Array:
+    """Mean over the texts of a group of their mean nats per token; places without a text (length 0) do not count."""
+    return jnp.sum(nats_G) / jnp.maximum(jnp.sum(lengths_G > 0), 1)
+
+
+def accuracies(hits_GT: Array, lengths_G: Array) -> Array:
+    """C_tokens / N of each text (Eq. 2), (G,) float32; 1 for an empty place, which asks for nothing."""
+    counted = jnp.sum(hits_GT, axis=-1) / jnp.maximum(lengths_G, 1)
+    return jnp.where(lengths_G > 0, counted, 1.0).astype(jnp.float32)

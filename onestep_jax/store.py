@@ -1,0 +1,415 @@
+"""The run directory: every result, whole or not at all, through kills and resumes.
+
+    config.json          identity and settings of the run, library versions, commit
+    texts.parquet        index, text_id, tokens
+    embeddings/NNNNNN/   Orbax, leaf → (rows, D): a row a text, or a row a group for a shared leaf
+    traces/NNNNNN.parquet    a row a text and seed: curves, and when each token first became right
+    results/NNNNNN.parquet   a row a text; the commit record of the part NNNNNN, renamed into place last
+    state/NNNNNN/        Orbax, the slots in flight; state/NNNNNN.json, its commit record
+    lock                 held while a process works on the run
+
+A part whose results file is missing was never committed and is swept away when the run is next opened for writing.
+This module takes numpy arrays and knows neither models nor devices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.config import UserError
+from onestep_jax.results import Results, TextResult, Trial
+
+FORMAT = 1
+COMPACT_AT = 16  # small parts that are merged into one
+READ_ATTEMPTS = 3  # a reader starts again when parts were merged under it
+SMALL = 1024  # rows below which a part counts as small
+
+_ROW = (
+    "index",
+    "text_id",
+    "length",
+    "accuracy",
+    "c_tokens",
+    "h_lm",
+    "loss",
+    "steps",
+    "best_step",
+    "seconds",
+    "seed",
+    "status",
+)
+
+
+class Run:
+    """A run directory opened for writing; use `open_run`."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], lock: int | None):
+        self.folder, self.config, self._lock = folder, config, lock
+
+    def close(self) -> None:
+        """Let other processes work on the run."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def recorded(self) -> set[str]:
+        """Ids of the texts that have a result."""
+        return {
+            row["text_id"] for number in _parts(self.folder) for row in _read_rows(self._results(number), ["text_id"])
+        }
+
+    def append(self, texts: Sequence[TextResult]) -> None:
+        """Record results as one part: vectors and traces first, read back; the results file last.
+
+        Raises:
+          UserError: if the storage refuses; what was recorded before stays as it was.
+        """
+        if not texts:
+            return
+        self._write_part(texts)
+        small = [number for number in _parts(self.folder) if _count_rows(self._results(number)) < SMALL]
+        if len(small) >= COMPACT_AT:
+            self._compact(small)
+
+    def _write_part(self, texts: Sequence[TextResult]) -> None:
+        number = max([*_parts(self.folder), -1]) + 1
+        arrays, rows = _leaf_arrays(texts, self.config["identity"]["scheme"])
+        with writing(self.folder):
+            save_arrays(self.folder / "embeddings" / _name(number), arrays)
+            trials = [_trial_row(text, trial) for text in texts for trial in text.trials]
+            _write_rows(self.folder / "traces" / f"{_name(number)}.parquet", trials)
+            _write_rows(self._results(number), rows)
+
+    def _compact(self, numbers: list[int]) -> None:
+        """Merge parts into one new part, then delete them; a crash between leaves duplicates, which readers drop."""
+        texts = {text.text_id: text for number in numbers for text in _read_part(self.folder, number, self._tokens())}
+        self._write_part(list(texts.values()))
+        for number in numbers:
+            self._results(number).unlink()
+            _remove_part(self.folder, number)
+
+    def _tokens(self) -> dict[str, np.ndarray]:
+        return dict(read_texts(self.folder))
+
+    def _results(self, number: int) -> Path:
+        return self.folder / "results" / f"{_name(number)}.parquet"
+
+    # --- slots in flight ---
+
+    def save_state(self, arrays: Mapping[str, np.ndarray], record: Any) -> None:
+        """Keep the slots in flight: arrays in Orbax, `record` (JSON) beside them as the commit; the newest is kept.
+
+        Raises:
+          UserError: if the storage refuses; the state saved before stays.
+        """
+        folder = self.folder / "state"
+        before = _states(self.folder)
+        name = _name(max([*before, -1]) + 1)
+        with writing(self.folder):
+            folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            if arrays:
+                save_arrays(folder / name, arrays)
+            _replace(folder / f"{name}.json", json.dumps(record).encode())
+        for number in before:
+            (folder / f"{_name(number)}.json").unlink()
+            shutil.rmtree(folder / _name(number), ignore_errors=True)
+
+    def load_state(self) -> tuple[dict[str, np.ndarray], Any] | None:
+        """The newest saved state, or None."""
+        saved = _states(self.folder)
+        if not saved:
+            return None
+        name = _name(saved[-1])
+        record = json.loads((self.folder / "state" / f"{name}.json").read_text())
+        path = self.folder / "state" / name
+        return (load_arrays(path) if path.exists() else {}), record
+
+
+def open_run(
+    folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], texts: Sequence[tuple[str, np.ndarray]]
+) -> Run:
+    """Create a run directory, or open it to go on.
+
+    Args:
+      folder: the directory.
+      identity: what must not change between sessions of the run.
+      settings: what may change; recorded as of the first session.
+      texts: (text_id, token ids) in source order.
+
+    Raises:
+      UserError: if another process works on it, it belongs to a run of another identity, or it cannot be written.
+    """
+    config_file = folder / "config.json"
+    if (
+        folder.exists()
+        and not config_file.exists()
+        and any(path.name not in ("lock", "texts.parquet") for path in folder.iterdir())
+    ):
+        raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
+    if config_file.exists():
+        check_identity(folder, read_config(folder)["identity"], identity)
+    with writing(folder):
+        for part in ("", "embeddings", "results", "traces"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(folder / "lock")
+    try:
+        if not config_file.exists():
+            with writing(folder):
+                rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
+                _write_rows(folder / "texts.parquet", rows)
+                described = {"format": FORMAT, "identity": identity, "settings": settings}
+                _replace(config_file, (json.dumps(described, indent=2) + "\n").encode())
+        _sweep(folder)
+    except BaseException:
+        os.close(lock)
+        raise
+    return Run(folder, read_config(folder), lock)
+
+
+def check_identity(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Raises:
+      UserError: naming each key that differs, with both values.
+    """
+    theirs = json.loads(json.dumps(theirs))
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if keys:
+        differences = "; ".join(f"{key}: {ours.get(key)!r} there, {theirs.get(key)!r} here" for key in keys)
+        raise UserError(f"{folder}: holds another run; {differences}. Give --run another folder, or the same settings")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run directory.
+
+    Raises:
+      UserError: if there is none, or one that this version cannot read.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no run directory (no config.json)") from error
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
+    if config.get("format") != FORMAT:
+        raise UserError(f"{folder}: run format {config.get('format')!r}; this version reads {FORMAT}")
+    return config
+
+
+def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
+    """(text_id, token ids int32) of a run's texts in source order, finished or not."""
+    rows = _read_rows(folder / "texts.parquet")
+    return [(row["text_id"], np.asarray(row["tokens"], np.int32)) for row in rows]
+
+
+def read_results(folder: Path) -> Results:
+    """All recorded results of a run directory in source order; works while the run is going.
+
+    Raises:
+      UserError: if the folder is no run directory or a part of it is damaged.
+    """
+    config = read_config(folder)
+    tokens = dict(read_texts(folder))
+    found: dict[str, TextResult] = {}
+    for attempt in range(READ_ATTEMPTS):
+        parts = _parts(folder)
+        try:
+            found = {text.text_id: text for number in reversed(parts) for text in _read_part(folder, number, tokens)}
+            break
+        except UserError:
+            merged_meanwhile = parts != _parts(folder)
+            if not merged_meanwhile or attempt == READ_ATTEMPTS - 1:
+                raise
+    identity = config["identity"]
+    ordered = tuple(sorted(found.values(), key=lambda text: text.index))
+    return Results(ordered, identity["scheme"], identity["model"], config["settings"].get("model", ""))
+
+
+# --- parts ---
+
+
+def _read_part(folder: Path, number: int, tokens: Mapping[str, np.ndarray]) -> Iterator[TextResult]:
+    path = folder / "embeddings" / _name(number)
+    try:
+        arrays = load_arrays(path)
+        rows = _read_rows(folder / "results" / f"{_name(number)}.parquet")
+        trials = _read_rows(folder / "traces" / f"{_name(number)}.parquet")
+    except Exception as error:
+        raise UserError(f"{path}: damaged part of the run ({type(error).__name__}: {error})") from error
+    shared = read_config(folder)["identity"]["scheme"].get("share")
+    by_text: dict[str, list[Trial]] = {}
+    for row in trials:
+        curve = np.stack([row["trace_steps"], row["trace_loss"], row["trace_accuracy"]], axis=-1).astype(float)
+        plain = {key: row[key] for key in ("seed", "status", "accuracy", "loss", "steps", "best_step")}
+        by_text.setdefault(row["text_id"], []).append(
+            Trial(**plain, trace=curve, first_hit=np.asarray(row["first_hit"], np.int32))
+        )
+    for row in rows:
+        vectors = {name: array[row["group_row" if name == shared else "row"]] for name, array in arrays.items()}
+        values = {key: row[key] for key in _ROW if key != "length"}
+        found = tuple(by_text.get(row["text_id"], ()))
+        yield TextResult(**values, tokens=tokens[row["text_id"]], vectors=vectors, trials=found)
+
+
+def _leaf_arrays(
+    texts: Sequence[TextResult], scheme: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Arrays of a part and its result rows; equal shared vectors are kept once."""
+    shared = scheme.get("share")
+    groups: dict[bytes, int] = {}
+    group_vectors: list[np.ndarray] = []
+    rows = []
+    for i, text in enumerate(texts):
+        row = {key: getattr(text, key) for key in _ROW if key != "length"} | {
+            "length": len(text.tokens),
+            "row": i,
+            "group_row": -1,
+        }
+        if shared:
+            vector = text.vectors[shared]
+            row["group_row"] = groups.setdefault(vector.tobytes(), len(groups))
+            if len(groups) > len(group_vectors):
+                group_vectors.append(vector)
+        rows.append(row)
+    own = {name: np.stack([text.vectors[name] for text in texts]) for name in texts[0].vectors if name != shared}
+    return own | ({shared: np.stack(group_vectors)} if shared else {}), rows
+
+
+def _trial_row(text: TextResult, trial: Trial) -> dict[str, Any]:
+    steps, loss, accuracy = trial.trace.reshape(-1, 3).T
+    row = {
+        key: getattr(trial, key) for key in ("seed", "status", "accuracy", "loss", "steps", "best_step", "first_hit")
+    }
+    curves = {
+        "trace_steps": steps.astype(np.int32),
+        "trace_loss": loss.astype(np.float32),
+        "trace_accuracy": accuracy.astype(np.float32),
+    }
+    return {"text_id": text.text_id} | row | curves
+
+
+def _parts(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "results").glob("*.parquet"))
+
+
+def _states(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "state").glob("*.json"))
+
+
+def _remove_part(folder: Path, number: int) -> None:
+    (folder / "traces" / f"{_name(number)}.parquet").unlink(missing_ok=True)
+    shutil.rmtree(folder / "embeddings" / _name(number), ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a killed process left half-written: parts and states without their commit record."""
+    parts, states = {_name(number) for number in _parts(folder)}, {_name(number) for number in _states(folder)}
+    for kind, committed in (("embeddings", parts), ("traces", parts), ("state", states), ("results", parts)):
+        for path in (folder / kind).glob("*"):
+            if path.name.split(".")[0] not in committed or path.suffix == ".tmp":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}"
+
+
+# --- files ---
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays with Orbax and read them back."""
+    from orbax.checkpoint import v1 as ocp
+
+    shutil.rmtree(path, ignore_errors=True)
+    ocp.save(str(path.resolve()), dict(arrays))
+    back = load_arrays(path)
+    for name, array in arrays.items():
+        if not np.array_equal(back[name], array, equal_nan=array.dtype.kind == "f"):
+            raise OSError(errno.EIO, f"{name} reads back differently from what was written", str(path))
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays that `save_arrays` wrote."""
+    from orbax.checkpoint import v1 as ocp
+
+    described: Any = ocp.metadata(str(path.resolve())).metadata
+    target = {name: np.zeros(entry.shape, entry.dtype) for name, entry in described.items()}
+    loaded: Any = ocp.load(str(path.resolve()), target)
+    return {name: np.asarray(array) for name, array in loaded.items()}
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    _replace(path, sink.getvalue().to_pybytes())
+
+
+def _read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path, columns=columns).to_pylist()
+
+
+def _count_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path).num_rows
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole: to a neighbour, to the disk, then renamed into place."""
+    neighbour = path.with_suffix(path.suffix + ".tmp")
+    with neighbour.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    neighbour.replace(path)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a refusal of the storage into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        cure = "everything recorded before is intact; free the path and run the same command again"
+        raise UserError(f"{folder}: cannot write ({reason}); {cure}") from error
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder}: cannot write ({str(error).splitlines()[0]})") from error
+
+
+def _take_lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise UserError(f"{path.parent}: another process works on this run ({owner or 'owner unknown'})") from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+    return descriptor
