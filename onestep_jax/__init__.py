@@ -2,13 +2,14 @@
 
 from onestep_jax.checkpoint import load_model
 from onestep_jax.config import Interrupted, UserError
-from onestep_jax.decode import Decoded, decode
+from onestep_jax.decoding import Decoded, decode
+from onestep_jax.fitting import fit
 from onestep_jax.model import Model
-from onestep_jax.optimizers import PRESETS, Optimizer, Schedule
+from onestep_jax.optimizers import PRESETS, Optimizer, Preset, Schedule
 from onestep_jax.results import Results, TextResult
 from onestep_jax.schemes import OneStep
 from onestep_jax.store import read_results
-from onestep_jax.sweep import Progress, fit
+from onestep_jax.sweep import Progress
 
 __all__ = [
     "PRESETS",
@@ -17,6 +18,7 @@ __all__ = [
     "Model",
     "OneStep",
     "Optimizer",
+    "Preset",
     "Progress",
     "Results",
     "Schedule",

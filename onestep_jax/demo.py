@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onestep_jax.checkpoint import load_model
-from onestep_jax.decode import Decoded, decode
+from onestep_jax.decoding import Decoded, decode
+from onestep_jax.fitting import fit
 from onestep_jax.report import plot_curves
 from onestep_jax.results import Results
-from onestep_jax.sweep import Progress, fit
+from onestep_jax.sweep import Progress
 
 LENGTH = 32
 

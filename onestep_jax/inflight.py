@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax import slots
-from onestep_jax.fit import Outcome, Task
+from onestep_jax.engine import Outcome, Task
 from onestep_jax.slots import Problem
 
 _PLAIN = ("status", "steps", "best_step", "loss")

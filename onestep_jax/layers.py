@@ -44,8 +44,8 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 def rotate(x_HTC: Array, positions_T: Array, frequencies: np.ndarray) -> Array:
     """Turn each pair (i, i + C/2) of a head by position × frequency; float32 inside, dtype of `x` outside."""
-    angles_TC = positions_T[:, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles_TC), jnp.sin(angles_TC)
+    angles_TC = positions_T[:, None].astype(jnp.float32) * frequencies[None, :]
+    cos, sin = jnp.cos(angles_TC)[None], jnp.sin(angles_TC)[None]
     first, second = jnp.split(x_HTC.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_HTC.dtype)
@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
         scale_D = self.param("scale", nn.initializers.ones, (x_TD.shape[-1],))
         x32 = x_TD.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x_TD.dtype) * scale_D.astype(x_TD.dtype)
+        return normed.astype(x_TD.dtype) * scale_D.astype(x_TD.dtype)[None, :]
 
 
 class Attention(nn.Module):
@@ -90,8 +90,8 @@ class Attention(nn.Module):
         q_KTC = q_HTC.reshape(c.kv_heads, -1, c.head_dim)
         scores_KTS = jnp.einsum("ktc,ksc->kts", q_KTC, k_KSC, preferred_element_type=jnp.float32)
         scores_HTS = scores_KTS.reshape(c.heads, T, T) / math.sqrt(c.head_dim)
-        causal_TS = positions_T[:, None] >= positions_T[None, :]
-        weights_HTS = jax.nn.softmax(jnp.where(causal_TS, scores_HTS, -jnp.inf), axis=-1)
+        causal_1TS = (positions_T[:, None] >= positions_T[None, :])[None]
+        weights_HTS = jax.nn.softmax(jnp.where(causal_1TS, scores_HTS, -jnp.inf), axis=-1)
         self.sow("intermediates", "attention", weights_HTS)
         weights_KTS = weights_HTS.astype(x_TD.dtype).reshape(c.kv_heads, -1, T)
         mixed_HTC = jnp.einsum("kts,ksc->ktc", weights_KTS, v_KSC).reshape(c.heads, T, c.head_dim)

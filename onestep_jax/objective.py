@@ -21,10 +21,10 @@ LOGITS_BYTES = 2**25  # float32 logits held at a time for one text: 2048 positio
 class Score(NamedTuple):
     """What a group of texts scores.
 
-    Attributes:
-      nats_G: (G,) mean cross-entropy of a text's tokens (Eq. 1), nats per token; 0 for an empty place.
-      hits_GT: (G, T) whether a token is the argmax; False beyond the end of a text.
-      predicted_GT: (G, T) the argmax token ids.
+        Attributes:
+    X
+          hits_GT: (G, T) whether a token is the argmax; False beyond the end of a text.
+          predicted_GT: (G, T) the argmax token ids.
     """
 
     nats_G: Array
@@ -32,10 +32,14 @@ class Score(NamedTuple):
     predicted_GT: Array
 
 
-def token_losses(model: Model, params: Params, h_TD: Array, targets_T: Array) -> tuple[Array, Array]:
-    """Nats (T,) of each target and argmax ids (T,), from normed hidden states (T, D).
+def token_losses(
+    model: Model, params: Params, h_TD: Array, targets_T: Array, temperature: float = 1.0
+) -> tuple[Array, Array]:
+    """Nats (T,) of each target under softmax(logits / temperature), and argmax ids (T,), from hidden states (T, D).
 
-    Differentiable in `h_TD` only. Chunks the positions so that at most `LOGITS_BYTES` of logits exist at a time.
+    A temperature below 1 leaves the argmax alone and takes the weight of the gradient off tokens that are already
+    right: their loss saturates sooner. Differentiable in `h_TD` only. Positions are taken in chunks, so that at most
+    `LOGITS_BYTES` of logits exist at a time.
     """
     T = targets_T.shape[0]
     chunk = max(1, min(T, LOGITS_BYTES // (4 * model.config.vocab_size)))
@@ -52,7 +56,7 @@ def token_losses(model: Model, params: Params, h_TD: Array, targets_T: Array) ->
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:T], out)
 
     def losses(logits_TV: Array, targets: Array) -> tuple[Array, Array]:
-        logits_TV = logits_TV.astype(jnp.float32)
+        logits_TV = logits_TV.astype(jnp.float32) / temperature
         chosen = jnp.take_along_axis(logits_TV, targets[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(logits_TV, axis=-1) - chosen, jnp.argmax(logits_TV, axis=-1).astype(jnp.int32)
 
@@ -65,7 +69,8 @@ def token_losses(model: Model, params: Params, h_TD: Array, targets_T: Array) ->
             h, targets = xs
             logits, pull = jax.vjp(lambda h: model.head(params, h), h)
             nats, predicted = losses(logits, targets)
-            wrong = jax.nn.softmax(logits.astype(jnp.float32)) - jax.nn.one_hot(targets, logits.shape[-1])
+            p = jax.nn.softmax(logits.astype(jnp.float32) / temperature)
+            wrong = (p - jax.nn.one_hot(targets, logits.shape[-1])) / temperature
             return nats, predicted, pull(wrong.astype(logits.dtype))[0]
 
         nats, predicted, dh_TD = over_chunks(one, h_TD, targets_T)
@@ -79,23 +84,35 @@ def token_losses(model: Model, params: Params, h_TD: Array, targets_T: Array) ->
 
 
 def score_text(
-    model: Model, scheme: Scheme, params: Params, leaves: Leaves, tokens_T: Array, length: Array
+    model: Model,
+    scheme: Scheme,
+    params: Params,
+    leaves: Leaves,
+    tokens_T: Array,
+    length: Array,
+    temperature: float = 1.0,
 ) -> tuple[Array, Array, Array]:
     """(mean nats, hits (T,), argmax (T,)) of one text of `length` tokens, padded to T."""
     T = tokens_T.shape[0]
     x_TD = scheme.inputs(leaves, T).astype(model.dtype)
     h_TD = model.hidden(params, x_TD)[scheme.reads(T)]
-    nats_T, predicted_T = token_losses(model, params, h_TD, tokens_T)
+    nats_T, predicted_T = token_losses(model, params, h_TD, tokens_T, temperature)
     real_T = jnp.arange(T) < length
     mean_nats = jnp.sum(jnp.where(real_T, nats_T, 0.0)) / jnp.maximum(length, 1)
     return mean_nats, real_T & (predicted_T == tokens_T), predicted_T
 
 
 def score_group(
-    model: Model, scheme: Scheme, params: Params, leaves: Leaves, tokens_GT: Array, lengths_G: Array
+    model: Model,
+    scheme: Scheme,
+    params: Params,
+    leaves: Leaves,
+    tokens_GT: Array,
+    lengths_G: Array,
+    temperature: float = 1.0,
 ) -> Score:
     """`score_text` over the texts of a group, shared leaves going to each of them."""
-    one = functools.partial(score_text, model, scheme, params)
+    one = functools.partial(score_text, model, scheme, params, temperature=temperature)
     return Score(*jax.vmap(one, in_axes=(axes(scheme), 0, 0))(leaves, tokens_GT, lengths_G))
 
 

@@ -12,7 +12,7 @@ import optax
 from onestep_jax.config import UserError, check_known
 
 _OPTAX = """adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lbfgs lion
-nadam nadamw noisy_sgd novograd optimistic_adam optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd sign_sgd
+nadam nadamw noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd sign_sgd
 sm3 yogi""".split()
 _CONTRIB = """acprop ademamix adopt cocob dadapt_adamw dog dowg momo momo_adam muon prodigy schedule_free_adamw
 schedule_free_sgd simplified_ademamix""".split()
@@ -115,14 +115,23 @@ class Preset:
     """A protocol: how start vectors are drawn and how they are optimised.
 
     Attributes:
-      start: "normal", N(0, 1), or "embedding", N(0, s²) with s the standard deviation of the model's input embeddings.
+      start: unit of the start vectors' scale: "normal", 1, or "embedding", the standard deviation of the components of
+        the model's input embeddings.
       optimizer: see `Optimizer`.
+      scale: standard deviation of a start vector's components, in that unit.
+      temperature: of the softmax in the loss (1 is Eq. 1), see `objective.token_losses`.
       steps: budget of one text and seed, in gradient evaluations.
     """
 
     start: str
     optimizer: Optimizer
+    scale: float = 1.0
+    temperature: float = 1.0
     steps: int = 5000
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's identity keeps of it beside the optimiser and the budget."""
+        return {"start": self.start, "scale": self.scale, "temperature": self.temperature}
 
 
 PRESETS = {
@@ -134,5 +143,7 @@ PRESETS = {
             {"learning_rate": 0.03, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01},
             Schedule("warmup_cosine_decay", {"warmup_steps": 20, "decay_steps": 400, "end_value": 0.2}),
         ),
+        scale=0.2,
+        temperature=0.25,
     ),
 }

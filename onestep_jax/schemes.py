@@ -90,7 +90,7 @@ class OneStep:
 
     def inputs(self, leaves: Leaves, positions: int) -> Array:
         e_D, m_D = leaves["e"], leaves["m"]
-        return jnp.concatenate([e_D[None], jnp.broadcast_to(m_D, (positions - 1, m_D.shape[-1]))])
+        return jnp.concatenate([e_D[None], jnp.repeat(m_D[None], positions - 1, axis=0)])
 
     def reads(self, positions: int) -> Array:
         return jnp.arange(positions)

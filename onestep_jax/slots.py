@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -86,6 +87,7 @@ class Problem:
     Attributes:
       scale: standard deviation of the components of a start vector.
       steps: budget of a group, in gradient evaluations.
+      temperature: of the softmax in the loss, see `objective.token_losses`.
     """
 
     model: Model
@@ -93,10 +95,13 @@ class Problem:
     optimizer: optax.GradientTransformation
     scale: float
     steps: int
+    temperature: float = 1.0
 
 
 def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, start: Leaves | None = None) -> Slot:
     """A running slot at its start vectors, drawn from the texts' identities unless given."""
+    chex.assert_shape(tokens_GT, (problem.scheme.group, None))
+    chex.assert_shape(ids_G4, (problem.scheme.group, 4))
     leaves = draw(problem.scheme, ids_G4, problem.model.embed_width, problem.scale) if start is None else start
     return Slot(
         status=jnp.int32(RUNNING),
@@ -117,7 +122,8 @@ def step(problem: Problem, params: Params, slot: Slot) -> tuple[Slot, Info]:
     """Score, keep, update: one gradient evaluation of one group; a slot that is not running passes unchanged."""
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
-        score = score_group(problem.model, problem.scheme, params, leaves, slot.tokens_GT, slot.lengths_G)
+        texts = (slot.tokens_GT, slot.lengths_G)
+        score = score_group(problem.model, problem.scheme, params, leaves, *texts, problem.temperature)
         return group_loss(score.nats_G, slot.lengths_G), score.hits_GT
 
     (loss, hits_GT), grads = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)

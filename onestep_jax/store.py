@@ -14,9 +14,6 @@ This module takes numpy arrays and knows neither models nor devices.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.config import UserError
+from onestep_jax.files import count_rows, load_arrays, read_rows, replace, save_arrays, take_lock, write_rows, writing
 from onestep_jax.results import Results, TextResult, Trial
 
 FORMAT = 1
@@ -71,7 +69,7 @@ class Run:
     def recorded(self) -> set[str]:
         """Ids of the texts that have a result."""
         return {
-            row["text_id"] for number in _parts(self.folder) for row in _read_rows(self._results(number), ["text_id"])
+            row["text_id"] for number in _parts(self.folder) for row in read_rows(self._results(number), ["text_id"])
         }
 
     def append(self, texts: Sequence[TextResult]) -> None:
@@ -83,7 +81,7 @@ class Run:
         if not texts:
             return
         self._write_part(texts)
-        small = [number for number in _parts(self.folder) if _count_rows(self._results(number)) < SMALL]
+        small = [number for number in _parts(self.folder) if count_rows(self._results(number)) < SMALL]
         if len(small) >= COMPACT_AT:
             self._compact(small)
 
@@ -93,8 +91,8 @@ class Run:
         with writing(self.folder):
             save_arrays(self.folder / "embeddings" / _name(number), arrays)
             trials = [_trial_row(text, trial) for text in texts for trial in text.trials]
-            _write_rows(self.folder / "traces" / f"{_name(number)}.parquet", trials)
-            _write_rows(self._results(number), rows)
+            write_rows(self.folder / "traces" / f"{_name(number)}.parquet", trials)
+            write_rows(self._results(number), rows)
 
     def _compact(self, numbers: list[int]) -> None:
         """Merge parts into one new part, then delete them; a crash between leaves duplicates, which readers drop."""
@@ -126,7 +124,7 @@ class Run:
             shutil.rmtree(folder / name, ignore_errors=True)
             if arrays:
                 save_arrays(folder / name, arrays)
-            _replace(folder / f"{name}.json", json.dumps(record).encode())
+            replace(folder / f"{name}.json", json.dumps(record).encode())
         for number in before:
             (folder / f"{_name(number)}.json").unlink()
             shutil.rmtree(folder / _name(number), ignore_errors=True)
@@ -168,14 +166,14 @@ def open_run(
     with writing(folder):
         for part in ("", "embeddings", "results", "traces"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(folder / "lock")
+        lock = take_lock(folder / "lock")
     try:
         if not config_file.exists():
             with writing(folder):
                 rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
-                _write_rows(folder / "texts.parquet", rows)
+                write_rows(folder / "texts.parquet", rows)
                 described = {"format": FORMAT, "identity": identity, "settings": settings}
-                _replace(config_file, (json.dumps(described, indent=2) + "\n").encode())
+                replace(config_file, (json.dumps(described, indent=2) + "\n").encode())
         _sweep(folder)
     except BaseException:
         os.close(lock)
@@ -215,7 +213,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
     """(text_id, token ids int32) of a run's texts in source order, finished or not."""
-    rows = _read_rows(folder / "texts.parquet")
+    rows = read_rows(folder / "texts.parquet")
     return [(row["text_id"], np.asarray(row["tokens"], np.int32)) for row in rows]
 
 
@@ -249,8 +247,8 @@ def _read_part(folder: Path, number: int, tokens: Mapping[str, np.ndarray]) -> I
     path = folder / "embeddings" / _name(number)
     try:
         arrays = load_arrays(path)
-        rows = _read_rows(folder / "results" / f"{_name(number)}.parquet")
-        trials = _read_rows(folder / "traces" / f"{_name(number)}.parquet")
+        rows = read_rows(folder / "results" / f"{_name(number)}.parquet")
+        trials = read_rows(folder / "traces" / f"{_name(number)}.parquet")
     except Exception as error:
         raise UserError(f"{path}: damaged part of the run ({type(error).__name__}: {error})") from error
     shared = read_config(folder)["identity"]["scheme"].get("share")
@@ -329,87 +327,3 @@ def _sweep(folder: Path) -> None:
 
 def _name(number: int) -> str:
     return f"{number:06d}"
-
-
-# --- files ---
-
-
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays with Orbax and read them back."""
-    from orbax.checkpoint import v1 as ocp
-
-    shutil.rmtree(path, ignore_errors=True)
-    ocp.save(str(path.resolve()), dict(arrays))
-    back = load_arrays(path)
-    for name, array in arrays.items():
-        if not np.array_equal(back[name], array, equal_nan=array.dtype.kind == "f"):
-            raise OSError(errno.EIO, f"{name} reads back differently from what was written", str(path))
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read arrays that `save_arrays` wrote."""
-    from orbax.checkpoint import v1 as ocp
-
-    described: Any = ocp.metadata(str(path.resolve())).metadata
-    target = {name: np.zeros(entry.shape, entry.dtype) for name, entry in described.items()}
-    loaded: Any = ocp.load(str(path.resolve()), target)
-    return {name: np.asarray(array) for name, array in loaded.items()}
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    _replace(path, sink.getvalue().to_pybytes())
-
-
-def _read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path, columns=columns).to_pylist()
-
-
-def _count_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(path).num_rows
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole: to a neighbour, to the disk, then renamed into place."""
-    neighbour = path.with_suffix(path.suffix + ".tmp")
-    with neighbour.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    neighbour.replace(path)
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a refusal of the storage into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-        cure = "everything recorded before is intact; free the path and run the same command again"
-        raise UserError(f"{folder}: cannot write ({reason}); {cure}") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder}: cannot write ({str(error).splitlines()[0]})") from error
-
-
-def _take_lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise UserError(f"{path.parent}: another process works on this run ({owner or 'owner unknown'})") from error
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
-    return descriptor

@@ -99,7 +99,7 @@ class Pending(NamedTuple):
     """A harvest and refill under way on the devices.
 
     Attributes:
-      harvested: slot → (state, harvest) rows on the device.
+      harvested: slot → (state without what only the optimiser needs, harvest) rows on the device.
       offers: slot → task offered to it.
       taken: (device, slot) bool array on the devices, whether an offer was taken.
     """
@@ -138,9 +138,10 @@ class Engine:
         state = self.placement.spread(self._idle())
         state, pending = self._turn(state, {}, work)
         previous: Info | None = None
-        looked = time.perf_counter()
+        looked = 0.0
         while pending or any(self.tasks):
             state, info = self._chunk(self.params, state)
+            looked = looked or time.perf_counter()  # the first call returns when the chunk is compiled
             busy = set(pending.harvested) | set(pending.offers) if pending else set()
             if pending:
                 self._settle(pending, work)
@@ -181,8 +182,9 @@ class Engine:
         harvested: dict[int, tuple[Slot, Harvest]] = {}
         if finished:
             state, harvest = self._harvest(self.params, state)
+            wanted = state._replace(leaves={}, opt_state=None)
             for slot in finished:
-                harvested[slot] = self.placement.row((state, harvest), slot, self.per_device)
+                harvested[slot] = self.placement.row((wanted, harvest), slot, self.per_device)
         fresh: dict[int, Task] = {}
         saved: dict[int, Task] = {}
         for slot in [slot for slot, task in enumerate(self.tasks) if task is None or slot in finished]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from onestep_jax.config import UserError
+from onestep_jax.files import writing
 from onestep_jax.results import Results
-from onestep_jax.store import writing
 
 FORMAT = "1"
 
 
-def export(results: Results, path: Path) -> None:
+def write_safetensors(results: Results, path: Path) -> None:
     """Write one row a text, in source order.
 
     Tensors: each leaf by its name ("e", "m"), float32 (texts, D); `tokens` int32 (texts, longest) padded with −1;

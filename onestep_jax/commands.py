@@ -1,0 +1,253 @@
+"""What each command does with its parsed options: call the library, print."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onestep_jax.config import UserError, check_known, nearest
+
+
+def demo(args: argparse.Namespace) -> int:
+    from onestep_jax.demo import run_demo
+
+    run = args.run or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    with _progress_bar() as progress:
+        demo = run_demo(run, progress)
+    if args.json:
+        rows = [
+            {
+                "text_id": text.text_id,
+                "text": text.expected,
+                "reconstruction": text.text,
+                "accuracy": text.accuracy,
+                "steps": result.steps,
+            }
+            for text, result in zip(demo.decoded, demo.results, strict=True)
+        ]
+        print(json.dumps({"texts": rows, "seconds": demo.seconds}))
+        return 0
+    from rich.table import Table
+
+    table = Table(
+        "kind", "original (32 tokens)", "one forward pass of [e, m, …, m]", "accuracy", "steps", show_lines=True
+    )
+    for kind, text, result in zip(demo.kinds, demo.decoded, demo.results, strict=True):
+        table.add_row(kind, text.expected, text.text, f"{text.accuracy:.0%}", str(result.steps))
+    console = _console()
+    console.print(table)
+    exact = sum(text.accuracy == 1 for text in demo.decoded)
+    console.print(f"{exact} of {len(demo.decoded)} texts exact in {demo.seconds:.0f} s.")
+    console.print(f"Run directory {demo.run}, figure {demo.figure}")
+    return 0
+
+
+def fit(args: argparse.Namespace) -> int:
+    from onestep_jax.optimizers import PRESETS
+
+    check_known("preset", [args.preset], PRESETS)
+    optimizer = _optimizer(args, PRESETS[args.preset].optimizer)
+    optimizer.build()
+    slots = int(args.slots) if args.slots.lstrip("-").isdigit() else args.slots
+    from onestep_jax.texts import read_source
+
+    texts = read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
+    from onestep_jax import fitting
+    from onestep_jax.checkpoint import load_model
+
+    model = load_model(args.model, dtype=args.dtype, revision=args.revision)
+    tokens = fitting.prepare(model, texts, args.length)
+    short = sum(len(ids) < args.length for ids in tokens)
+    if short:
+        print(
+            f"onestep: warning: {short} of {len(tokens)} texts have fewer than {args.length} tokens; kept whole",
+            file=sys.stderr,
+        )
+    options = {
+        key: getattr(args, key) for key in ("length", "run", "preset", "steps", "seed", "seeds", "chunk", "save_every")
+    }
+    began = time.perf_counter()
+    with _progress_bar() as progress:
+        results = fitting.fit(
+            model, [ids.tolist() for ids in tokens], optimizer=optimizer, slots=slots, progress=progress, **options
+        )
+    seconds = time.perf_counter() - began
+    summary = {
+        "run": str(args.run),
+        "texts": len(results),
+        "solved": results.solved,
+        "accuracy": float(results.accuracy.mean()),
+        "steps": float(results.steps.mean()),
+        "seconds": seconds,
+    }
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{len(results)} texts: {results.solved} solved, mean accuracy {summary['accuracy']:.4f}, "
+            f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {args.run}"
+        )
+    return 0
+
+
+def _optimizer(args: argparse.Namespace, preset: Any) -> Any:
+    """The optimiser that the options describe; `args.rest` are options of the optimiser itself."""
+    from onestep_jax.optimizers import Optimizer, Schedule, optimizer_names
+
+    base = preset if args.optimizer is None else Optimizer(args.optimizer)
+    arguments = dict(base.arguments) | _optimizer_arguments(args, base.name, optimizer_names())
+    if args.lr is not None:
+        arguments["learning_rate"] = args.lr
+    schedule = base.schedule
+    if args.schedule is not None:
+        name, _, given = args.schedule.partition(":")
+        pairs = [pair.partition("=") for pair in given.split(",") if pair]
+        schedule = (
+            None
+            if name == "constant" and not pairs
+            else Schedule(name, {key.strip(): _value(value) for key, _, value in pairs})
+        )
+    return Optimizer(base.name, arguments, schedule)
+
+
+def _optimizer_arguments(args: argparse.Namespace, name: str, factories: Any) -> dict[str, Any]:
+    import inspect
+
+    check_known("optimizer", [name], factories)
+    known = set(inspect.signature(factories[name]).parameters)
+    arguments: dict[str, Any] = {}
+    words = iter(args.rest)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        key = key.replace("-", "_")
+        if not word.startswith("--") or key not in known:
+            options = [f"--{option.replace('_', '-')}" for option in known] + args.options
+            raise UserError(
+                f"unknown option {word!r}{nearest(word, options)}; neither onestep fit nor optimizer {name} has it"
+            )
+        if not equals:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"option {word} needs a value")
+        arguments[key] = _value(value)
+    return arguments
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, none, a tuple, or the text itself."""
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def decode(args: argparse.Namespace) -> int:
+    from onestep_jax.store import read_config, read_results
+
+    settings, identity = read_config(args.run)["settings"], read_config(args.run)["identity"]
+    results = read_results(args.run)
+    from onestep_jax import decoding
+    from onestep_jax.checkpoint import load_model
+
+    model = load_model(args.model or settings["model"], dtype=args.dtype or identity["dtype"], revision=args.revision)
+    decoded = decoding.decode(model, results, batch=args.batch)
+
+    def name(token: int) -> Any:
+        return token if model.tokenizer is None else model.tokenizer.decode([token])
+
+    if args.json:
+        rows = [
+            dataclasses.asdict(text) | {"tokens": text.tokens.tolist(), "index": r.index}
+            for text, r in zip(decoded, results, strict=True)
+        ]
+        print(json.dumps({"texts": rows}))
+        return 0
+    for text, result in zip(decoded, results, strict=True):
+        print(f"[{result.index}] {text.text_id}  accuracy {text.accuracy:.4f}")
+        print(text.text if text.text is not None else text.tokens.tolist())
+        for wrong in text.wrong:
+            tokens = f"expected {name(wrong.expected)!r} ({wrong.expected}), got {name(wrong.got)!r} ({wrong.got})"
+            print(f"    position {wrong.position}: {tokens}")
+    exact = sum(text.accuracy == 1 for text in decoded)
+    print(f"{exact} of {len(decoded)} texts exact")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from onestep_jax.exporting import write_safetensors
+    from onestep_jax.store import read_results
+
+    results = read_results(args.run)
+    write_safetensors(results, args.out)
+    summary = {"out": str(args.out), "texts": len(results)}
+    print(json.dumps(summary) if args.json else f"{len(results)} texts written to {args.out}")
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    from onestep_jax.checkpoint import load_model
+    from onestep_jax.model import input_scale, parameter_counts
+
+    model = load_model(args.model, dtype="float32", revision=args.revision, tokenizer=False)
+    counts = parameter_counts(model)
+    facts = {
+        "model": args.model,
+        "fingerprint": model.fingerprint,
+        "architecture": dataclasses.asdict(model.config),
+        "input width": model.embed_width,
+        "input scale": input_scale(model),
+        "parameters": counts["total"],
+        "parameters touched by a step": counts["touched"],
+        "bytes in float32": 4 * counts["total"],
+        "bytes in bfloat16": 2 * counts["total"],
+        f"FLOPs of a text-step at {args.length} tokens": 4 * counts["touched"] * args.length,
+    }
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for inner, detail in value.items():
+                print(f"    {inner}: {detail}")
+        else:
+            print(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
+    return 0
+
+
+# --- looks ---
+
+
+def _console(**options: Any) -> Any:
+    from rich.console import Console
+
+    return Console(**options)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Any], None]]:
+    """A bar on standard error; yields the callback that `fit` calls."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console(stderr=True)) as bar:
+        task = bar.add_task("preparing", total=None)
+
+        def show(state: Any) -> None:
+            left = "?" if state.seconds_left is None else f"{state.seconds_left:.0f} s"
+            counts = f"solved {state.solved} running {state.running} waiting {state.waiting}"
+            words = f"{counts}, {state.steps_per_second:.0f} steps/s, left {left}"
+            bar.update(task, description=words, completed=state.finished, total=state.texts)
+
+        yield show

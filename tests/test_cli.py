@@ -1,0 +1,235 @@
+"""The command line as a person meets it: one clear line on bad input, exit status 2, nothing harmed."""
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from onestep_jax import files, read_results
+from onestep_jax.cli import main
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """The folder that holds the finished run."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def lines_file(home):
+    rng = np.random.default_rng(7)
+    path = home / "lines.txt"
+    path.write_text("\n".join(" ".join(f"w{i}" for i in row) for row in rng.integers(60, size=(4, 8))) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_folder, lines_file, home):
+    """The options that made a finished run of four texts; no test may change the run."""
+    options = ["fit", "--model", tiny_folder, "--texts", lines_file, "--split", "lines"]
+    options = [*map(str, options), "--length", "6", "--run", str(home / "run"), "--slots", "2"]
+    assert main(options) == 0
+    before = contents(home / "run")
+    yield options
+    assert contents(home / "run") == before
+
+
+def replaced(options, **changes):
+    options = list(options)
+    for name, value in changes.items():
+        flag = f"--{name.replace('_', '-')}"
+        if flag in options:
+            options[options.index(flag) + 1] = str(value)
+        else:
+            options += [flag, str(value)]
+    return options
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+
+
+def refused(options, capsys):
+    """The one line that a refusal prints."""
+    assert main(options) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.startswith("onestep: error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"texts": "missing.txt"}, "missing.txt: no such file"),
+        ({"length": 65}, "length 65 is beyond the model's context of 64"),
+        ({"length": 0}, "length = 0: expected at least 1"),
+        ({"length": "many"}, "invalid int value: 'many'"),
+        ({"optimizer": "adamv"}, "unknown optimizer 'adamv' (did you mean 'adam"),
+        ({"b3": 0.9}, "unknown option '--b3' (did you mean '--b"),
+        ({"lenght": 4}, "unknown option '--lenght' (did you mean '--length'?)"),
+        ({"preset": "fats"}, "unknown preset 'fats' (did you mean 'fast'?)"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine' (did you mean 'cosine_decay'?)"),
+        ({"schedule": "cosine_decay:steps=3"}, "unknown argument of schedule cosine_decay 'steps'"),
+        ({"dtype": "bfloat"}, "unknown dtype 'bfloat' (did you mean 'bfloat16'?)"),
+        ({"slots": "few"}, "slots = 'few'"),
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"steps": 77, "lr": 0.5}, "steps: 5000 there, 77 here"),
+        ({"model": "nowhere/at/all"}, "no such folder"),
+    ],
+)
+def test_bad_options(fitted, home, capsys, changes, message):
+    before = contents(home / "run")
+    assert message in refused(replaced(fitted, **changes), capsys)
+    assert contents(home / "run") == before
+
+
+def test_bad_texts(fitted, home, tmp_path, capsys):
+    before = contents(home / "run")
+    for content, message in ((b"", "empty text"), (b"w1 \xff", "not UTF-8")):
+        (tmp_path / "bad.txt").write_bytes(content)
+        assert message in refused(replaced(fitted, texts=tmp_path / "bad.txt"), capsys)
+    assert contents(home / "run") == before
+
+
+def test_bad_checkpoints(fitted, home, tiny_folder, tmp_path, capsys):
+    before = contents(home / "run")
+
+    def broken(change):
+        folder = tmp_path / "broken"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tiny_folder, folder)
+        change(folder)
+        return refused(replaced(fitted, model=folder), capsys)
+
+    def weights(change):
+        def apply(folder):
+            tensors = load_file(folder / "model.safetensors")
+            change(tensors)
+            save_file(tensors, folder / "model.safetensors")
+
+        return apply
+
+    def config(**keys):
+        def apply(folder):
+            path = folder / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+        return apply
+
+    def truncate(folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+
+    def pickle(folder):
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    name = "model.norm.weight"
+    assert name in broken(weights(lambda tensors: tensors.pop(name)))
+    assert "model.nrom.weight" in broken(weights(lambda tensors: tensors.update({"model.nrom.weight": tensors[name]})))
+    assert "shape" in broken(weights(lambda tensors: tensors.update({name: np.ones(7, np.float32)})))
+    assert "NaN" in broken(weights(lambda tensors: tensors.update({name: np.full(32, np.nan, np.float32)})))
+    assert "model.safetensors" in broken(truncate)
+    assert ".bin" in broken(pickle)
+    assert "unsupported architecture 'lama'" in broken(config(model_type="lama"))
+    assert "RoPE type 'yarn'" in broken(config(rope_scaling={"rope_type": "yarn", "factor": 2.0}))
+    assert contents(home / "run") == before
+
+
+def test_full_disk(fitted, home, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = contents(home / "run")
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert "the disk is full" in refused(replaced(fitted, run=tmp_path / "other"), capsys)
+    assert contents(home / "run") == before
+
+
+def test_short_texts_are_kept_whole_with_one_warning(tiny_folder, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("w1 w2 w3\nw4\nw5 w6 w7 w8\n")
+    options = ["--texts", tmp_path / "a.txt", "--split", "lines", "--length", 4, "--run", tmp_path / "run"]
+    assert main(["fit", "--model", str(tiny_folder), *map(str, options)]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warnings == ["onestep: warning: 2 of 3 texts have fewer than 4 tokens; kept whole"]
+    assert [len(text.tokens) for text in read_results(tmp_path / "run")] == [3, 1, 4]
+
+
+def test_optimizer_options_reach_optax(tiny_folder, lines_file, tmp_path, capsys):
+    options = ["fit", "--model", tiny_folder, "--texts", lines_file, "--split", "lines", "--limit", 2, "--length", 4]
+    options += [
+        "--run",
+        tmp_path / "run",
+        "--optimizer",
+        "nadamw",
+        "--lr",
+        "0.02",
+        "--b2",
+        "0.95",
+        "--weight-decay=0.1",
+    ]
+    options += ["--schedule", "cosine_decay:decay_steps=300,alpha=0.1", "--json"]
+    assert main([str(option) for option in options]) == 0
+    assert json.loads(capsys.readouterr().out)["texts"] == 2
+    identity = json.loads((tmp_path / "run" / "config.json").read_text())["identity"]
+    assert identity["optimizer"] == {
+        "name": "nadamw",
+        "arguments": {"b2": 0.95, "weight_decay": 0.1, "learning_rate": 0.02},
+        "schedule": {"name": "cosine_decay", "arguments": {"decay_steps": 300, "alpha": 0.1}},
+    }
+
+
+def test_decode_shows_what_is_wrong_where(fitted, home, lines_file, tmp_path, capsys):
+    assert main(["decode", str(home / "run")]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "4 of 4 texts exact"
+    assert " ".join(lines_file.read_text().split()[:6]) in out
+    assert main(replaced(fitted, run=tmp_path / "poor", steps=2)) == 0
+    capsys.readouterr()
+    assert main(["decode", str(tmp_path / "poor"), "--json"]) == 0
+    for text in json.loads(capsys.readouterr().out)["texts"]:
+        assert text["wrong"]
+        for wrong in text["wrong"]:
+            assert text["tokens"][wrong["position"]] == wrong["got"] != wrong["expected"]
+    assert main(["decode", str(tmp_path / "poor")]) == 0
+    assert "position 0: expected 'w" in capsys.readouterr().out
+
+
+def test_export(fitted, home, tmp_path, capsys):
+    out = tmp_path / "vectors.safetensors"
+    assert main(["export", str(home / "run"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"4 texts written to {out}\n"
+    tensors, results = load_file(out), read_results(home / "run")
+    assert {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()} == {
+        "e": ("float32", (4, 32)),
+        "m": ("float32", (4, 32)),
+        "tokens": ("int32", (4, 6)),
+        "lengths": ("int32", (4,)),
+        "accuracy": ("float32", (4,)),
+        "steps": ("int32", (4,)),
+    }
+    np.testing.assert_array_equal(tensors["e"], results.vectors["e"])
+    assert "no run directory" in refused(["export", str(tmp_path), "--out", str(out)], capsys)
+
+
+def test_info(tiny_folder, capsys):
+    assert main(["info", str(tiny_folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    weights = sum(tensor.size for tensor in load_file(tiny_folder / "model.safetensors").values())
+    assert facts["parameters"] == weights
+    assert facts["parameters touched by a step"] == weights - 61 * 32
+    assert main(["info", str(tiny_folder)]) == 0
+    assert f"parameters: {weights:,}" in capsys.readouterr().out
+
+
+def test_misspelt_arguments_elsewhere(capsys):
+    assert "unknown argument '--jason' (did you mean '--json'?)" in refused(["info", "--jason"], capsys)
+    assert "invalid choice: 'fitt'" in refused(["fitt"], capsys)
+    assert "--run" in refused(["fit", "--texts", "a.txt", "--length", "4"], capsys)
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out

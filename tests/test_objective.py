@@ -1,0 +1,126 @@
+"""The loss against its definition (Eq. 1), its memory, and the schemes that feed it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onestep_jax import OneStep, UserError, objective
+from onestep_jax.objective import group_loss, score_group, score_text, token_losses
+from onestep_jax.schemes import draw, from_description
+from onestep_jax.texts import id_words
+
+
+def naive(model, params, h_TD, targets_T, temperature):
+    log_p = jax.nn.log_softmax(model.head(params, h_TD).astype(jnp.float32) / temperature)
+    return -jnp.take_along_axis(log_p, targets_T[:, None], axis=-1)[:, 0]
+
+
+@pytest.mark.parametrize("limit", [2**25, 4 * 61 * 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+def test_losses_and_gradient_equal_the_definition(tiny, monkeypatch, limit, temperature):
+    monkeypatch.setattr(objective, "LOGITS_BYTES", limit)
+    h_TD = jax.random.normal(jax.random.key(0), (10, 32))
+    targets_T = jax.random.randint(jax.random.key(1), (10,), 0, 61)
+    weights_T = jnp.linspace(0.5, 2.0, 10)
+
+    def ours(h_TD):
+        nats_T, predicted_T = token_losses(tiny, tiny.params, h_TD, targets_T, temperature)
+        return jnp.sum(weights_T * nats_T), (nats_T, predicted_T)
+
+    def theirs(h_TD):
+        nats_T = naive(tiny, tiny.params, h_TD, targets_T, temperature)
+        return jnp.sum(weights_T * nats_T), nats_T
+
+    (_, (nats_T, predicted_T)), gradient = jax.value_and_grad(ours, has_aux=True)(h_TD)
+    (_, expected_T), expected = jax.value_and_grad(theirs, has_aux=True)(h_TD)
+    np.testing.assert_allclose(nats_T, expected_T, rtol=1e-5, atol=1e-6)
+    assert np.linalg.norm(gradient - expected) < 1e-5 * np.linalg.norm(expected)
+    np.testing.assert_array_equal(predicted_T, jnp.argmax(tiny.head(tiny.params, h_TD), axis=-1))
+
+
+def test_no_array_of_positions_by_vocabulary(tiny, monkeypatch):
+    def largest(jaxpr):
+        sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars if hasattr(v.aval, "size")]
+        inner = []
+        for eqn in jaxpr.eqns:
+            for value in eqn.params.values():
+                for sub in value if isinstance(value, (list, tuple)) else [value]:
+                    sub = getattr(sub, "jaxpr", sub)
+                    if hasattr(sub, "eqns"):
+                        inner.append(largest(sub))
+        return max([0, *sizes, *inner])
+
+    def traced():
+        def loss(h_TD):
+            return token_losses(tiny, tiny.params, h_TD, jnp.zeros(48, jnp.int32))[0].sum()
+
+        return jax.make_jaxpr(jax.grad(loss))(jnp.zeros((48, 32)))
+
+    assert largest(traced().jaxpr) >= 48 * 61
+    monkeypatch.setattr(objective, "LOGITS_BYTES", 4 * 61 * 8)
+    assert largest(traced().jaxpr) < 48 * 61
+
+
+def test_padding_changes_nothing(tiny):
+    leaves = draw(OneStep(), jnp.asarray(id_words("0123456789abcdef", 0))[None], 32, 1.0)
+    leaves = {name: leaf[0] for name, leaf in leaves.items()}
+    tokens = jax.random.randint(jax.random.key(1), (6,), 0, 61)
+    nats, hits, predicted = score_text(tiny, OneStep(), tiny.params, leaves, tokens, jnp.int32(6))
+    padded = score_text(tiny, OneStep(), tiny.params, leaves, jnp.pad(tokens, (0, 10)), jnp.int32(6))
+    assert nats == pytest.approx(float(padded[0]), rel=1e-6)
+    np.testing.assert_array_equal(hits, padded[1][:6])
+    assert not padded[1][6:].any()
+    np.testing.assert_array_equal(predicted, padded[2][:6])
+
+
+def test_group_is_its_texts(tiny):
+    scheme = OneStep(share="m", group=2)
+    ids = jnp.stack([id_words("0123456789abcdef", 0), id_words("fedcba9876543210", 0)])
+    leaves = draw(scheme, ids, 32, 1.0)
+    assert leaves["e"].shape == (2, 32)
+    assert leaves["m"].shape == (32,)
+    tokens, lengths = jax.random.randint(jax.random.key(1), (2, 5), 0, 61), jnp.array([5, 3])
+    score = score_group(tiny, scheme, tiny.params, leaves, tokens, lengths)
+    for g in range(2):
+        one = {"e": leaves["e"][g], "m": leaves["m"]}
+        assert score.nats_G[g] == pytest.approx(
+            float(score_text(tiny, scheme, tiny.params, one, tokens[g], lengths[g])[0])
+        )
+    assert group_loss(score.nats_G, lengths) == pytest.approx(float(score.nats_G.mean()))
+    empty = score_group(tiny, scheme, tiny.params, leaves, tokens, jnp.array([5, 0]))
+    assert group_loss(empty.nats_G, jnp.array([5, 0])) == pytest.approx(float(score.nats_G[0]), rel=1e-6)
+
+
+def test_arrangement_is_e_then_m():
+    x = OneStep().inputs({"e": jnp.zeros(4), "m": jnp.ones(4)}, 5)
+    np.testing.assert_array_equal(x, np.r_[np.zeros((1, 4)), np.ones((4, 4))])
+    np.testing.assert_array_equal(OneStep().reads(5), np.arange(5))
+
+
+def test_start_vectors_hang_on_identity_alone():
+    a, b = id_words("0123456789abcdef", 0), id_words("0123456789abcdef-1", 0)
+    first = draw(OneStep(group=2), jnp.stack([a, b]), 16, 1.0)
+    swapped = draw(OneStep(group=2), jnp.stack([b, a]), 16, 1.0)
+    np.testing.assert_array_equal(first["e"], swapped["e"][::-1])
+    everything = [first["e"][0], first["e"][1], first["m"][0]]
+    everything += [draw(OneStep(), jnp.asarray(id_words("0123456789abcdef", 1))[None], 16, 1.0)["e"][0]]
+    assert len({vector.tobytes() for vector in map(np.asarray, everything)}) == 4
+
+
+def test_start_scale():
+    leaf = draw(OneStep(), jnp.asarray(id_words("0123456789abcdef", 0))[None], 10_000, 0.25)["e"]
+    assert np.std(leaf) == pytest.approx(0.25, rel=0.05)
+
+
+def test_descriptions():
+    scheme = OneStep(share="e", group=3)
+    assert from_description(scheme.describe()) == scheme
+    with pytest.raises(UserError, match=r"unknown arrangement 'onestep'.*did you mean 'one-step'"):
+        from_description({"arrangement": "onestep"})
+    with pytest.raises(UserError, match="expected None, 'e' or 'm'"):
+        OneStep(share="x")
+    with pytest.raises(UserError, match="at least 1"):
+        OneStep(group=0)
+    with pytest.raises(UserError, match="leaves 'e' and 'm'"):
+        OneStep(start={"e": np.zeros((1, 4))})

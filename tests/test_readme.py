@@ -1,0 +1,60 @@
+"""What the README says to type is typed here, and the demo does what it promises."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from onestep_jax.cli import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def books(tmp_path, monkeypatch):
+    """The working folder of the README's commands, with a small books.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    texts = ["The fog came down.", "Two lamps, one road."]
+    (tmp_path / "books.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return tmp_path
+
+
+def test_commands(books, capsys):
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("onestep ")]
+    assert len(commands) >= 5
+    for command in commands:
+        assert main(shlex.split(command)[1:]) == 0, command
+    out = capsys.readouterr().out
+    assert "The fog came down." in out
+    assert (books / "vectors.safetensors").exists()
+
+
+def test_python(books, capsys):
+    (block,) = blocks("python")
+    assert len(block.strip().splitlines()) <= 6
+    exec(block, {})
+    assert capsys.readouterr().out.splitlines()[0].endswith("(1, 256)")
+
+
+def test_files_and_links_exist():
+    root = Path(__file__).parent.parent
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (root / target).exists(), target
+
+
+def test_demo(books, capsys):
+    assert main(["demo", "--json", "--run", "demo"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert set(said) == {"texts", "seconds"}
+    assert len(said["texts"]) == 8
+    for text in said["texts"]:
+        assert set(text) == {"text_id", "text", "reconstruction", "accuracy", "steps"}
+        assert (text["accuracy"] == 1) == (text["text"] == text["reconstruction"])
+    assert sum(text["accuracy"] == 1 for text in said["texts"]) >= 7
+    assert (books / "demo" / "curves.png").read_bytes()[:4] == b"\x89PNG"

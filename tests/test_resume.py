@@ -1,0 +1,94 @@
+"""A real process, killed in the middle: nothing lost, nothing twice, work in flight continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from onestep_jax import read_results
+
+
+def command(folder, texts, run):
+    options = ["--model", folder, "--texts", texts, "--split", "lines", "--length", "8", "--run", run]
+    options += ["--preset", "paper", "--steps", "3000", "--slots", "8", "--save-every", "0.5", "--seeds", "2"]
+    return [sys.executable, "-m", "onestep_jax.cli", "fit", *map(str, options)]
+
+
+def environment():
+    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    rng = np.random.default_rng(7)
+    path = tmp_path_factory.mktemp("texts") / "lines.txt"
+    path.write_text("\n".join(" ".join(f"w{i}" for i in row) for row in rng.integers(60, size=(40, 8))) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def untouched(tiny_folder, texts, tmp_path_factory):
+    run = tmp_path_factory.mktemp("untouched") / "run"
+    subprocess.run(command(tiny_folder, texts, run), check=True, env=environment(), capture_output=True)
+    return read_results(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched, tmp_path, number):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(tiny_folder, texts, run), env=environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    wait_for(lambda: len(list((run / "results").glob("*.parquet"))) >= 2, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert process.returncode == 75
+        assert b"the same command goes on from there" in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+    before = read_results(run)
+    assert 0 < len(before) < 40
+    (record,) = [json.loads(path.read_text()) for path in (run / "state").glob("*.json")]
+    recorded = {text.index for text in before}
+    in_flight = {task["texts"][0]: task for task in record["tasks"] if task["texts"][0] not in recorded}
+    assert in_flight
+
+    subprocess.run(command(tiny_folder, texts, run), check=True, env=environment(), capture_output=True)
+    after = read_results(run)
+    assert [text.index for text in after] == list(range(40))
+    assert len({text.text_id for text in after}) == 40
+    for text in before:
+        assert text.steps == after[text.index].steps
+        for name, vector in text.vectors.items():
+            np.testing.assert_array_equal(vector, after[text.index].vectors[name])
+    for index, task in in_flight.items():
+        saved = np.asarray(task["trace"], float).reshape(-1, 3)
+        trial = next(trial for trial in after[index].trials if trial.seed == task["seed"])
+        np.testing.assert_allclose(trial.trace[: len(saved)], saved, rtol=1e-6)
+        assert trial.steps > saved[-1, 0] if len(saved) else True
+    assert [text.accuracy == 1 for text in after] == [text.accuracy == 1 for text in untouched]
+
+
+def test_a_finished_run_is_left_alone(tiny_folder, texts, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*command(tiny_folder, texts, run), "--limit", "3", "--json"]
+    first = subprocess.run(arguments, check=True, env=environment(), capture_output=True, text=True)
+    files = {path: path.stat().st_mtime_ns for path in (run / "results").iterdir()}
+    again = subprocess.run(arguments, check=True, env=environment(), capture_output=True, text=True)
+    assert {path: path.stat().st_mtime_ns for path in (run / "results").iterdir()} == files
+    summaries = [json.loads(done.stdout) for done in (first, again)]
+    assert [summary["solved"] for summary in summaries] == [summaries[0]["solved"]] * 2
