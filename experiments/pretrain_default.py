@@ -7,7 +7,7 @@ concatenated books at random places. The result is a folder in Hugging Face form
 data, recipe and losses.
 
     python experiments/pretrain_default.py --train books/train.jsonl.xz --validation books/validation.jsonl.xz \
-        --work runs/pretrain --out onestep_jax/data/default
+        --about "public-domain books published up to 1918" --work runs/pretrain --out onestep_jax/data/default
 
 Stop it whenever you like and run the same command again: it goes on from the last saved step.
 """
@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 import signal
 import time
 from collections.abc import Hashable
@@ -222,6 +223,11 @@ def evaluate(decoder: Decoder, params: Any, stream: np.ndarray, n_bytes: int, re
     return {"nats_per_token": nats, "bits_per_byte": nats / math.log(2) * len(stream) / n_bytes}
 
 
+def saved_steps(work: Path) -> list[Path]:
+    """Folders of whole saved steps, oldest first (Orbax renames a save into place when it is complete)."""
+    return sorted(path for path in work.glob("step-*") if path.name.removeprefix("step-").isdigit())
+
+
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
@@ -236,8 +242,7 @@ def train(
     params["embed"] = {"embedding": table / math.sqrt(recipe.width)}
     opt_state = optimizer.init(params)
     done, spent = 0, 0.0
-    saved = sorted(work.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-    saved = [path for path in saved if path.name.split("-")[1].isdigit()]
+    saved = saved_steps(work)
     leaves, treedef = jax.tree.flatten((params, opt_state))
     if saved:
         target = {"leaves": [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves], "seconds": np.zeros(())}
@@ -255,23 +260,27 @@ def train(
 
     def save(at: int) -> None:
         state = {"leaves": [np.asarray(leaf) for leaf in jax.tree.leaves((params, opt_state))]}
-        ocp.save(str(work / f"step-{at}"), state | {"seconds": np.asarray(spent + time.time() - began)})
+        before = saved_steps(work)
+        ocp.save(str(work / f"step-{at:06d}"), state | {"seconds": np.asarray(spent + time.time() - began)})
+        for path in before:
+            shutil.rmtree(path)
 
     with Progress() as progress:
         bar = progress.add_task("pretraining", total=recipe.steps, completed=done)
         while done < recipe.steps and not stopped and time.time() - began < stop_after:
             params, opt_state, loss = step(params, opt_state, batch_at(stream, done, recipe))
             done += 1
+            progress.update(bar, completed=done)
             if done % 20 == 0:
                 log.write(
                     json.dumps({"step": done, "loss": float(loss), "seconds": spent + time.time() - began}) + "\n"
                 )
                 log.flush()
-                progress.update(bar, completed=done, description=f"pretraining, loss {float(loss):.3f}")
+                progress.update(bar, description=f"pretraining, loss {float(loss):.3f}")
             if time.time() - last_save > save_every:
                 save(done)
                 last_save = time.time()
-    if not (work / f"step-{done}").exists():
+    if not (work / f"step-{done:06d}").exists():
         save(done)
     return params, done, spent + time.time() - began
 
@@ -299,6 +308,9 @@ def save_hugging_face(recipe: Recipe, params: Any, tokenizer: Any, out: Path) ->
     bf16 = {name: np.ascontiguousarray(np.asarray(value).astype(ml_dtypes.bfloat16)) for name, value in tensors.items()}
     save_file(bf16, out / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(out)
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
+    about |= {"model_max_length": recipe.context, "clean_up_tokenization_spaces": False}
+    (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
     end = tokenizer.convert_tokens_to_ids(END)
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -335,7 +347,7 @@ A Llama of {millions:.2f} million parameters ({layers} layers, width {width}, {h
 heads, context {context}, tied head) with a byte-level BPE tokenizer of {vocab_size} tokens. It exists so that one-step
 generation can be tried, tested and measured with no download; it is no useful language model.
 
-**Data.** {books} public-domain books published up to 1918 ({train_bytes:,} bytes, {train_tokens:,} tokens).
+**Data.** {books} {about} ({train_bytes:,} bytes, {train_tokens:,} tokens).
 
 **Recipe.** `experiments/pretrain_default.py`, {done} updates on {tokens_per_update:,} tokens each
 ({seen:,} tokens seen, {epochs:.2f} epochs), bf16 products with float32 sums, {minutes:.0f} minutes on {device}:
@@ -344,7 +356,7 @@ generation can be tried, tested and measured with no download; it is no useful l
 {recipe}
 ```
 
-**Loss.** On {validation_books} books held out whole ({validation_bytes:,} bytes), after rounding the weights to bf16:
+**Loss.** On {validation_books} others, held out whole ({validation_bytes:,} bytes), after rounding the weights to bf16:
 {nats_per_token:.4f} nats per token, **{bits_per_byte:.4f} bits per byte**.
 """
 
@@ -357,6 +369,7 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/pretrain"), help="tokenizer, token streams, saved steps"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the Hugging Face checkpoint")
+    parser.add_argument("--about", default="texts", help="what the texts are, for the model card")
     parser.add_argument("--save-every", type=float, default=300, metavar="SECONDS")
     parser.add_argument(
         "--stop-after", type=float, default=math.inf, metavar="SECONDS", help="save and stop after this long"
@@ -391,6 +404,7 @@ def main() -> None:
         | {
             "millions": sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,
             "books": len(texts),
+            "about": args.about,
             "train_bytes": sum(len(text.encode()) for text in texts),
             "train_tokens": len(stream),
             "done": done,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from onestep_jax.config import ModelConfig, UserError, check_known, nearest
 from onestep_jax.families import Family, Weight, read_config
 from onestep_jax.model import Decoder, Model, Params
+from onestep_jax.source import DEFAULT, locate, read_object, shards
 
-DEFAULT = "default"
+STORED = ("float32", "float16", "bfloat16", "float64")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-_WANTED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt")
 
 
 def default_dtype() -> str:
@@ -47,81 +46,16 @@ def load_model(
     """
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
-    folder = locate(str(source), revision)
-    family, config = read_config(read_json(folder / "config.json"))
+    folder = locate(source, revision)
+    described = folder / "config.json"
+    try:
+        family, config = read_config(read_object(described))
+    except UserError as error:
+        where = "" if str(described) in str(error) else f"{described}: "
+        raise UserError(f"{where}{error}") from error
     params, fingerprint = load_params(folder, family, config, DTYPES[dtype])
     loaded = load_tokenizer(folder, config) if tokenizer else None
     return Model(config, params, loaded, str(source), fingerprint)
-
-
-def locate(source: str, revision: str | None = None) -> Path:
-    """Folder that holds the checkpoint `source`, downloading the needed files of a hub id.
-
-    Raises:
-      UserError: if there is no such folder or the hub does not give it.
-    """
-    if source == DEFAULT:
-        return Path(__file__).parent / "data" / "default"
-    if Path(source).is_dir():
-        return Path(source)
-    if source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).exists():
-        raise UserError(f"model {source!r}: no such folder; give a folder, a hub id like 'org/name', or 'default'")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(_WANTED)))
-    except GatedRepoError as error:
-        raise UserError(
-            f"model {source!r} is gated: accept its licence on the hub and log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"model {source!r}: no such repository on the hub, or no access to it; `hf auth login` if private"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"model {source!r}: not in the local cache and the hub cannot be reached ({type(error).__name__})"
-        ) from error
-
-
-def read_json(path: Path) -> Any:
-    """Contents of a JSON file.
-
-    Raises:
-      UserError: if it is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: no such file; a checkpoint folder needs config.json and safetensors weights"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-
-
-def shards(folder: Path) -> list[Path]:
-    """Weight files of a checkpoint folder, in order.
-
-    Raises:
-      UserError: if there are none, one that the index names is missing, or there are only pickles.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        for name in names:
-            if not (folder / name).exists():
-                raise UserError(f"{folder / name}: missing; {index.name} names it")
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    if list(folder.glob("*.bin")):
-        raise UserError(
-            f"{folder}: only pickled weights (.bin), which can run code when read; convert them once with "
-            "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)"
-        )
-    raise UserError(f"{folder}: no model.safetensors and no {index.name}")
 
 
 def load_params(folder: Path, family: Family, config: ModelConfig, dtype: Any) -> tuple[Params, str]:
@@ -139,22 +73,24 @@ def load_params(folder: Path, family: Family, config: ModelConfig, dtype: Any) -
     assert {row.path for row in rows} == set(shapes), "the weight table does not match the decoder"
 
     params: Params = {}
-    checks: dict[str, tuple[jax.Array, jax.Array]] = {}
+    checks: dict[str, tuple[jax.Array, jax.Array, jax.Array]] = {}
     with ExitStack() as stack:
         where = _open_all(stack, shards(folder), config, family, rows)
         for row in rows:
-            path, handle = where[row.name]
-            tensor = _read(handle, row.name, path)
+            path, tensor = where[row.name][0], _read(where, row.name)
             expected = shapes[row.path][::-1] if row.transposed else shapes[row.path]
             if tensor.shape != expected:
                 raise UserError(f"{path}: {row.name} has shape {tensor.shape}, expected {expected} from config.json")
             stored = jnp.asarray(tensor)
-            checks[row.name] = _check(stored)
-            _insert(params, row.path, _place(stored, dtype, row.transposed))
+            placed = _place(stored, dtype, row.transposed)
+            checks[row.name] = (*_check(stored), jnp.isfinite(placed).all())
+            _insert(params, row.path, placed)
     digest = hashlib.sha256(repr(config).encode())
-    for name, (finite, checksum) in sorted(checks.items()):
+    for name, (finite, checksum, fits) in sorted(checks.items()):
         if not finite:
-            raise UserError(f"{where[name][0]}: {name} holds a NaN or an infinity")
+            raise UserError(f"{where[name][0]}: {name} holds a NaN or an infinity; download or convert it again")
+        if not fits:
+            raise UserError(f"{where[name][0]}: {name} is too large for {jnp.dtype(dtype).name}; use float32")
         digest.update(f"{name}:{int(checksum)}".encode())
     return params, digest.hexdigest()[:16]
 
@@ -175,18 +111,27 @@ def _open_all(
             where[name] = (path, handle)
     names = {row.name for row in rows}
     for name in sorted(names - where.keys()):
-        raise UserError(f"{files[0].parent}: missing weight {name}{nearest(name, where)}")
-    for name, (path, _) in where.items():
-        if name not in names and not family.ignorable(config, name):
-            raise UserError(f"{path}: unknown weight {name}{nearest(name, names)}; {config.family} has no place for it")
+        cure = "complete the download, or correct config.json"
+        raise UserError(f"{files[0].parent}: missing weight {name}{nearest(name, where)}; {cure}")
+    for name in sorted(where.keys() - names):
+        path, original = where[name][0], family.ignorable(config, name)
+        if original is None:
+            reason = f"{config.family} as config.json describes it has no place for it"
+            raise UserError(f"{path}: unknown weight {name}{nearest(name, names)}; {reason}")
+        if original and not np.array_equal(_read(where, name), _read(where, original)):
+            raise UserError(f"{path}: {name} is no copy of {original}, though config.json has tie_word_embeddings")
     return where
 
 
-def _read(handle: Any, name: str, path: Path) -> np.ndarray:
+def _read(where: Mapping[str, tuple[Path, Any]], name: str) -> np.ndarray:
+    path, handle = where[name]
     try:
-        return handle.get_tensor(name)
-    except (SafetensorError, OSError, ValueError) as error:
+        tensor = handle.get_tensor(name)
+    except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: cannot read {name} ({error})") from error
+    if tensor.dtype.name not in STORED:
+        raise UserError(f"{path}: {name} is stored as {tensor.dtype.name}; expected one of {', '.join(STORED)}")
+    return tensor
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -197,10 +142,19 @@ def _place(tensor: jax.Array, dtype: Any, transposed: bool) -> jax.Array:
 
 @jax.jit
 def _check(tensor: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether all numbers are finite, and a checksum of their bits and places (uint32)."""
+    """Whether all numbers are finite, and a checksum of their bits and places (uint32).
+
+    Bits and place go through the finaliser of MurmurHash3 before they are summed, so that no pattern cancels.
+    """
     bits = jax.lax.bitcast_convert_type(tensor, jnp.uint32 if tensor.dtype.itemsize == 4 else jnp.uint16)
-    places = jax.lax.iota(jnp.uint32, tensor.size) * jnp.uint32(2654435761) | jnp.uint32(1)
-    return jnp.isfinite(tensor).all(), jnp.sum(bits.astype(jnp.uint32).ravel() * places, dtype=jnp.uint32)
+    mixed = bits.astype(jnp.uint32).ravel() ^ _mix(jax.lax.iota(jnp.uint32, tensor.size))
+    return jnp.isfinite(tensor).all(), jnp.sum(_mix(mixed), dtype=jnp.uint32)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def _insert(params: Params, path: str, leaf: jax.Array) -> None:

@@ -12,8 +12,8 @@ import optax
 from onestep_jax.config import UserError, check_known
 
 _OPTAX = """adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lbfgs lion
-nadam nadamw noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd sign_sgd
-sm3 yogi""".split()
+nadam nadamw noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd
+sign_sgd sm3 yogi""".split()
 _CONTRIB = """acprop ademamix adopt cocob dadapt_adamw dog dowg momo momo_adam muon prodigy schedule_free_adamw
 schedule_free_sgd simplified_ademamix""".split()
 _SCHEDULES = """constant_schedule cosine_decay_schedule cosine_onecycle_schedule exponential_decay linear_schedule
@@ -140,8 +140,8 @@ PRESETS = {
         "embedding",
         Optimizer(
             "adamw",
-            {"learning_rate": 0.03, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01},
-            Schedule("warmup_cosine_decay", {"warmup_steps": 20, "decay_steps": 400, "end_value": 0.2}),
+            {"learning_rate": 0.06, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01},
+            Schedule("warmup_cosine_decay", {"warmup_steps": 20, "decay_steps": 800, "end_value": 0.2}),
         ),
         scale=0.2,
         temperature=0.25,

@@ -404,3 +404,92 @@ def test_fingerprint_is_the_same_for_a_default_and_for_its_value(folder: Path):
     before = fingerprint(folder)
     change_config(folder, head_dim=..., mlp_bias=...)
     assert fingerprint(folder) == before
+
+
+def negate(name: str, count: int | None) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        tensors[name].reshape(-1)[:count] *= -1
+
+    return change
+
+
+@pytest.mark.parametrize("count", [2, None], ids=["two numbers", "all numbers"])
+def test_fingerprint_changes_with_signs(folder: Path, count: int | None):
+    before = fingerprint(folder)
+    change_weights(folder, negate(Q, count))
+    assert fingerprint(folder) != before
+
+
+def test_head_that_is_no_copy_of_the_tied_table(folder: Path):
+    change_weights(folder, lambda tensors: tensors.update({"lm_head.weight": 2 * tensors[TABLE]}))
+    assert_says(refusal(folder), folder / "model.safetensors", "lm_head.weight", "tie_word_embeddings")
+
+
+def test_two_spellings_of_rope_that_disagree(folder: Path):
+    change_config(folder, rope_scaling={"rope_type": "linear", "factor": 4.0})
+    assert_says(refusal(folder), "config.json", "rope_parameters", "rope_scaling")
+
+
+def test_one_file_and_shards(sharded: Path):
+    shutil.copy(GOLDEN / "full_untied" / "model.safetensors", sharded)
+    assert_says(refusal(sharded), sharded, "model.safetensors", "model.safetensors.index.json")
+
+
+def test_keys_of_smollm2_say_nothing(folder: Path):
+    change_config(folder, is_llama_config=True, rope_interleaved=False)
+    assert fingerprint(folder) == fingerprint(GOLDEN / "grouped_tied")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"llama"'])
+def test_config_that_is_no_object(folder: Path, text: str):
+    (folder / "config.json").write_text(text)
+    assert_says(refusal(folder), folder / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", ["llama"]),
+        ("hidden_size", "32"),
+        ("vocab_size", 97.0),
+        ("head_dim", 7),
+        ("num_attention_heads", 3),
+        ("rms_norm_eps", None),
+        ("rms_norm_eps", "1e-5"),
+        ("rope_parameters", "llama3"),
+        ("rope_parameters", {"rope_type": ["linear"]}),
+        ("rope_parameters", {"rope_type": "linear", "factor": "4"}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": "1e4x"}),
+    ],
+)
+def test_value_of_a_wrong_kind(folder: Path, key: str, value: Any):
+    change_config(folder, **{key: value})
+    assert_says(refusal(folder), "config.json", key)
+
+
+@pytest.mark.parametrize("stored", [np.int8, np.bool_, np.int32, ml_dtypes.float8_e4m3fn])
+def test_weights_that_are_no_floats(folder: Path, stored: Any):
+    change_weights(folder, lambda tensors: tensors.update({Q: tensors[Q].astype(stored)}))
+    assert_says(refusal(folder), folder / "model.safetensors", Q)
+
+
+def test_number_that_bfloat16_cannot_hold(folder: Path):
+    change_weights(folder, poke(UP, 3.4e38))
+    assert_says(refusal(folder, dtype="bfloat16"), folder / "model.safetensors", UP, "bfloat16")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"weight_map": {}}', '{"weight_map": {"a": null}}'])
+def test_index_without_a_weight_map(sharded: Path, text: str):
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(text)
+    assert_says(refusal(sharded), index)
+
+
+@pytest.mark.parametrize("source", ["org/na me", "org/name--x"])
+def test_hub_id_that_cannot_be_one(source: str):
+    assert_says(refusal(source), repr(source))
+
+
+def test_path_named_default_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.rename(folder.with_name("default")).parent)
+    assert load_model(Path("default"), tokenizer=False).config.vocab_size == 97

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import onestep_jax
 
-LINE = """config families layers model checkpoint texts schemes objective optimizers results decoding placement slots
-engine inflight files store sweep fitting exporting report demo __init__ commands cli""".split()
+LINE = """config families layers model source checkpoint texts schemes objective optimizers results decoding placement
+slots engine inflight files store sweep fitting exporting report demo __init__ commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 

@@ -25,11 +25,10 @@ def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
     Raises:
       UserError: for an architecture, key or value that is not supported.
     """
-    model_type = need(config, "model_type")
+    model_type = str(need(config, "model_type"))
     if model_type not in FAMILIES:
-        raise UserError(
-            f"unsupported architecture {model_type!r}{nearest(model_type, FAMILIES)}; supported: {', '.join(FAMILIES)}"
-        )
+        hint = nearest(model_type, FAMILIES)
+        raise UserError(f"model_type: unsupported architecture {model_type!r}{hint}; supported: {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     check_keys(family, config)
     return family, family.read(config)

@@ -27,19 +27,20 @@ class Family(NamedTuple):
 
     Attributes:
       model_type: the value of config.json's `model_type`.
-      handled: keys that `read` looks at.
+      handled: key that `read` looks at → the kind of its value ("count", "number", "flag" or "object"), null aside.
       required: key → the only value whose mathematics is implemented.
       read: config.json → ModelConfig.
       weights: ModelConfig → weight table, one row for each of our params.
-      ignorable: predicate of checkpoint tensors that carry nothing (buffers, copies of a tied head).
+      ignorable: checkpoint tensor without a row → None if it must not be there, "" if it carries nothing (a buffer), or
+        the name of the tensor that it must be a copy of (a tied head).
     """
 
     model_type: str
-    handled: frozenset[str]
+    handled: Mapping[str, str]
     required: Mapping[str, Any]
     read: Callable[[Mapping[str, Any]], ModelConfig]
     weights: Callable[[ModelConfig], list[Weight]]
-    ignorable: Callable[[ModelConfig, str], bool]
+    ignorable: Callable[[ModelConfig, str], str | None]
 
 
 # Keys of every transformers config that say nothing about the forward pass at inference.
@@ -47,8 +48,16 @@ IGNORED = frozenset(
     """architectures attention_dropout auto_map bos_token_id dtype eos_token_id id2label initializer_range label2id
     model_type name_or_path _name_or_path output_attentions output_hidden_states pad_token_id pretraining_tp
     problem_type return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers_version
-    use_cache _attn_implementation attn_implementation chunk_size_feed_forward""".split()
+    use_cache _attn_implementation attn_implementation chunk_size_feed_forward is_llama_config max_sequence_length
+    transformers.js_config _attn_implementation_autoset use_bfloat16""".split()
 )
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "count": lambda value: type(value) is int and value > 0,
+    "number": lambda value: type(value) in (int, float) and value > 0,
+    "flag": lambda value: type(value) is bool,
+    "object": lambda value: isinstance(value, Mapping),
+}
 
 # Keys of every transformers config that would change it.
 REQUIRED: dict[str, Any] = {
@@ -67,19 +76,18 @@ def check_keys(family: Family, config: Mapping[str, Any]) -> None:
       UserError: naming the key, its value and the value that would be accepted.
     """
     if config.get("quantization_config") is not None:
-        raise UserError("config.json: quantised checkpoints are not supported; use the unquantised weights")
+        raise UserError("quantised checkpoints are not supported; use the unquantised weights")
     required = REQUIRED | dict(family.required)
     for key, value in config.items():
         if key in required and value is not None and value != required[key]:
-            raise UserError(
-                f"config.json: {key} = {value!r} is not supported for {family.model_type}; expected {required[key]!r}"
-            )
-        known = key in family.handled or key in IGNORED or key in required
+            raise UserError(f"{key} = {value!r} is not supported for {family.model_type}; expected {required[key]!r}")
+        kind = family.handled.get(key)
+        if kind is not None and value is not None and not KINDS[kind](value):
+            raise UserError(f"{key} = {value!r}: expected a {kind}")
+        known = kind is not None or key in IGNORED or key in required
         if not known and value is not None:
-            hint = nearest(key, family.handled | required.keys())
-            raise UserError(
-                f"config.json: unknown key {key!r} = {value!r}{hint}; {family.model_type} does not handle it"
-            )
+            hint = nearest(key, family.handled.keys() | required.keys())
+            raise UserError(f"unknown key {key!r} = {value!r}{hint}; {family.model_type} does not handle it")
 
 
 def need(config: Mapping[str, Any], key: str) -> Any:
@@ -89,5 +97,5 @@ def need(config: Mapping[str, Any], key: str) -> Any:
       UserError: if it is absent.
     """
     if config.get(key) is None:
-        raise UserError(f"config.json: the key {key!r} is missing")
+        raise UserError(f"the key {key!r} is missing")
     return config[key]

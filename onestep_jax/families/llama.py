@@ -5,33 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onestep_jax.config import ModelConfig
+from onestep_jax.config import ModelConfig, UserError
 from onestep_jax.families.base import Family, Weight, need
 from onestep_jax.families.rope import KEYS as ROPE_KEYS
 from onestep_jax.families.rope import read_rope
 
-HANDLED = frozenset(
-    """attention_bias head_dim hidden_size intermediate_size max_position_embeddings mlp_bias num_attention_heads
-    num_hidden_layers num_key_value_heads rms_norm_eps tie_word_embeddings vocab_size""".split()
-)
+_COUNTS = """head_dim hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers
+num_key_value_heads vocab_size""".split()
+_FLAGS = "attention_bias mlp_bias tie_word_embeddings".split()
+HANDLED = {**dict.fromkeys(_COUNTS, "count"), **dict.fromkeys(_FLAGS, "flag"), "rms_norm_eps": "number", **ROPE_KEYS}
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
     heads, width = need(config, "num_attention_heads"), need(config, "hidden_size")
+    kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or width // heads
+    if heads % kv_heads:
+        raise UserError(f"num_attention_heads = {heads}: expected a multiple of num_key_value_heads = {kv_heads}")
+    if head_dim % 2:
+        raise UserError(f"head_dim = {head_dim}: expected an even number, which rotary positions need")
     return ModelConfig(
         family="llama",
         vocab_size=need(config, "vocab_size"),
         width=width,
         layers=need(config, "num_hidden_layers"),
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or width // heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         ffn=need(config, "intermediate_size"),
         context=need(config, "max_position_embeddings"),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        tied=config.get("tie_word_embeddings", False),
-        attention_bias=config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
+        norm_eps=need(config, "rms_norm_eps"),
+        tied=bool(config.get("tie_word_embeddings")),
+        attention_bias=bool(config.get("attention_bias")),
+        mlp_bias=bool(config.get("mlp_bias")),
         rope=read_rope(config),
     )
 
@@ -57,8 +62,11 @@ def weights(config: ModelConfig) -> list[Weight]:
     return rows
 
 
-def ignorable(config: ModelConfig, name: str) -> bool:
-    return name.endswith("rotary_emb.inv_freq") or (config.tied and name == "lm_head.weight")
+def ignorable(config: ModelConfig, name: str) -> str | None:
+    if name.endswith("rotary_emb.inv_freq"):
+        return ""
+    return "model.embed_tokens.weight" if config.tied and name == "lm_head.weight" else None
 
 
-FAMILY = Family("llama", HANDLED | ROPE_KEYS, {"hidden_act": "silu"}, read, weights, ignorable)
+REQUIRED = {"hidden_act": "silu", "rope_interleaved": False}
+FAMILY = Family("llama", HANDLED, REQUIRED, read, weights, ignorable)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from onestep_jax.config import Rope, UserError, check_known
+from onestep_jax.config import Rope, UserError, nearest
+from onestep_jax.families.base import KINDS
 
-KEYS = frozenset({"rope_parameters", "rope_scaling", "rope_theta"})
+KEYS = {"rope_parameters": "object", "rope_scaling": "object", "rope_theta": "number"}
 
 # What each kind needs beside the base.
 _ARGUMENTS = {
@@ -26,20 +27,30 @@ def read_rope(config: Mapping[str, Any], default_theta: float = 10000.0) -> Rope
     Raises:
       UserError: for a kind that is not implemented, or a missing or unknown argument of one that is.
     """
-    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    new, old_style = config.get("rope_parameters"), config.get("rope_scaling")
+    if new and old_style and new != old_style:
+        raise UserError(f"rope_parameters = {new!r} and rope_scaling = {old_style!r} disagree; keep the right one")
+    spelling = "rope_parameters" if new else "rope_scaling"
+    given = dict(new or old_style or {})
     theta = given.pop("rope_theta", None) or config.get("rope_theta") or default_theta
     old, kind = given.pop("type", None), given.pop("rope_type", None)
     kind = kind or old or "default"
-    if kind not in _ARGUMENTS:
-        raise UserError(f"config.json: RoPE type {kind!r} is not supported; supported: {', '.join(_ARGUMENTS)}")
+    if not isinstance(kind, str) or kind not in _ARGUMENTS:
+        raise UserError(f"{spelling}: RoPE type {kind!r} is not supported; supported: {', '.join(_ARGUMENTS)}")
     if given.get("partial_rotary_factor") == 1.0:
         given.pop("partial_rotary_factor")
     given = {key: value for key, value in given.items() if value is not None}
     if kind == "default":
         given.pop("factor", None)
-    check_known(f"argument of RoPE type {kind!r}", given, _ARGUMENTS[kind])
+    for key, value in ({"rope_theta": theta} | given).items():
+        if not KINDS["number"](value):
+            raise UserError(f"{spelling}: {key} = {value!r}: expected a number")
+        if key != "rope_theta" and key not in _ARGUMENTS[kind]:
+            expected = ", ".join(sorted(_ARGUMENTS[kind])) or "none but rope_theta"
+            hint = nearest(key, _ARGUMENTS[kind])
+            raise UserError(f"{spelling}: unknown argument {key!r}{hint} of RoPE type {kind!r}; expected {expected}")
     missing = sorted(_ARGUMENTS[kind] - given.keys())
     if missing:
-        raise UserError(f"config.json: RoPE type {kind!r} lacks {', '.join(missing)}")
+        raise UserError(f"{spelling}: RoPE type {kind!r} lacks {', '.join(missing)}")
     original = given.pop("original_max_position_embeddings", 0)
     return Rope(theta=float(theta), kind=kind, original_context=original, **given)
