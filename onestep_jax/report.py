@@ -19,7 +19,7 @@ def plot_curves(results: Results, path: Path, labels: Sequence[str]) -> None:
         steps, loss, accuracy = trial.trace.T
         line = left.plot(steps, loss, label=f"{label} ({text.accuracy:.0%})", linewidth=1.4)[0]
         right.plot(steps, accuracy, color=line.get_color(), linewidth=1.4)
-    left.set(xlabel="gradient evaluations", ylabel="loss (nats per token)", yscale="log")
+    left.set(xlabel="gradient evaluations", ylabel="training loss (nats per token)", yscale="log")
     right.set(xlabel="gradient evaluations", ylabel="accuracy", ylim=(-0.02, 1.02))
     for axis in (left, right):
         axis.grid(alpha=0.25)

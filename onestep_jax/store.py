@@ -32,6 +32,8 @@ COMPACT_AT = 16  # small parts that are merged into one
 READ_ATTEMPTS = 3  # a reader starts again when parts were merged under it
 SMALL = 1024  # rows below which a part counts as small
 
+_PARTS = ("embeddings", "results", "traces")
+_OURS = {*_PARTS, "config.json", "lock", "state", "texts.parquet"}
 _ROW = (
     "index",
     "text_id",
@@ -155,16 +157,13 @@ def open_run(
       UserError: if another process works on it, it belongs to a run of another identity, or it cannot be written.
     """
     config_file = folder / "config.json"
-    if (
-        folder.exists()
-        and not config_file.exists()
-        and any(path.name not in ("lock", "texts.parquet") for path in folder.iterdir())
-    ):
+    foreign = {path.name.removesuffix(".tmp") for path in folder.iterdir()} - _OURS if folder.is_dir() else set()
+    if foreign and not config_file.exists():
         raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
     if config_file.exists():
         check_identity(folder, read_config(folder)["identity"], identity)
     with writing(folder):
-        for part in ("", "embeddings", "results", "traces"):
+        for part in _PARTS:
             (folder / part).mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder / "lock")
     try:

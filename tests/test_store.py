@@ -158,6 +158,23 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_kill_while_creating_is_no_obstacle(tmp_path, monkeypatch):
+    texts = results(2)
+    for victim in ("write_rows", "replace"):
+
+        def die(path, _content):
+            path.with_suffix(path.suffix + ".tmp").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(store, victim, die)
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path / "run", texts)
+        monkeypatch.undo()
+    with opened(tmp_path / "run", texts) as run:
+        run.append(texts)
+    same(read_results(tmp_path / "run"), texts)
+
+
 def test_full_disk_leaves_what_was_recorded(tmp_path, monkeypatch):
     texts = results(4)
     with opened(tmp_path / "run", texts) as run:
