@@ -20,7 +20,7 @@ from onestep_jax.families import Family, Weight, read_config
 from onestep_jax.model import Decoder, Model, Params
 from onestep_jax.source import DEFAULT, locate, read_object, shards
 
-STORED = ("float32", "float16", "bfloat16", "float64")
+_STORED = ("F32", "F16", "BF16", "F64")  # as safetensors names them
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -47,12 +47,12 @@ def load_model(
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
     folder = locate(source, revision)
-    described = folder / "config.json"
+    path = folder / "config.json"
+    described = read_object(path)
     try:
-        family, config = read_config(read_object(described))
+        family, config = read_config(described)
     except UserError as error:
-        where = "" if str(described) in str(error) else f"{described}: "
-        raise UserError(f"{where}{error}") from error
+        raise UserError(f"{path}: {error}") from error
     params, fingerprint = load_params(folder, family, config, DTYPES[dtype])
     loaded = load_tokenizer(folder, config) if tokenizer else None
     return Model(config, params, loaded, str(source), fingerprint)
@@ -126,11 +126,12 @@ def _open_all(
 def _read(where: Mapping[str, tuple[Path, Any]], name: str) -> np.ndarray:
     path, handle = where[name]
     try:
-        tensor = handle.get_tensor(name)
-    except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
+        stored = handle.get_slice(name).get_dtype()
+        tensor = handle.get_tensor(name) if stored in _STORED else None
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read {name} ({error})") from error
-    if tensor.dtype.name not in STORED:
-        raise UserError(f"{path}: {name} is stored as {tensor.dtype.name}; expected one of {', '.join(STORED)}")
+    if tensor is None:
+        raise UserError(f"{path}: {name} is stored as {stored}; expected one of {', '.join(_STORED)}")
     return tensor
 
 

@@ -79,14 +79,14 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn a refusal of the storage into one clear line."""
     try:
         yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+        number = error.errno if isinstance(error, OSError) else None
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        reason = "the disk is full" if full else str(error).splitlines()[0]
         cure = "everything recorded before is intact; free the path and run the same command again"
         raise UserError(f"{folder}: cannot write ({reason}); {cure}") from error
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder}: cannot write ({str(error).splitlines()[0]})") from error
 
 
 def take_lock(path: Path) -> int:

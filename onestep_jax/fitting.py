@@ -88,26 +88,11 @@ def fit(
     steps = steps or chosen.steps
     placement = placement or Pmap()
     ids = text_ids(tokens)
-    identity = {
-        "model": model.fingerprint,
-        "dtype": str(model.dtype),
-        "texts": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
-        "length": length,
-        "scheme": scheme.describe() | ({"start": _digest(scheme.start)} if scheme.start else {}),
-        **chosen.describe(),
-        "optimizer": described,
-        "steps": steps,
-        "seed": seed,
-        "seeds": seeds,
-    }
+    protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
+    identity = _identity(model, ids, length, scheme) | protocol
     count = _slot_count(slots, model, tokens, scheme)
-    settings = {
-        "model": model.source,
-        "preset": preset if isinstance(preset, str) else "given",
-        "slots": count,
-        "chunk": chunk,
-        "save_every": save_every,
-    }
+    settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given"}
+    settings |= {"slots": count, "chunk": chunk, "save_every": save_every}
     settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **_versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
     unit = 1.0 if chosen.start == "normal" else input_scale(model)
@@ -138,6 +123,18 @@ def prepare(model: Model, texts: Sequence[str] | Sequence[Sequence[int]], length
     else:
         tokens = [np.asarray(ids, np.int32)[:length] for ids in texts]
     return check_tokens(tokens, model.config.vocab_size, context)
+
+
+def _identity(model: Model, ids: Sequence[str], length: int | None, scheme: Scheme) -> dict[str, Any]:
+    """What a run is about; with the protocol, all that must not change between its sessions."""
+    return {
+        "model": model.fingerprint,
+        "dtype": str(model.dtype),
+        "texts": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
+        "length": length,
+        "scheme": scheme.describe(),
+        "start vectors": _digest(scheme.start) if scheme.start else None,
+    }
 
 
 def _optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     """
     if source == DEFAULT:
         return Path(__file__).parent / "data" / "default"
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # unlike Path.is_dir, no exception for a name that no file can have
         return Path(source)
     name = str(source)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(source).exists():
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or os.path.exists(source):
         raise UserError(f"model {name!r}: no such folder; give a folder, a hub id like 'org/name', or 'default'")
     return _download(name, revision)
 
@@ -63,7 +64,7 @@ def read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         cure = "a checkpoint folder needs config.json and safetensors weights"
         raise UserError(f"{path}: no such file; {cure}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
@@ -86,7 +87,7 @@ def shards(folder: Path) -> list[Path]:
             raise UserError(f"{index}: no weight_map from tensor names to file names; download it again")
         names = sorted(set(places.values()))
         for name in names:
-            if not (folder / name).exists():
+            if not (folder / name).is_file():
                 raise UserError(f"{folder / name}: missing, though {index.name} names it; complete the download")
         return [folder / name for name in names]
     if single.exists():

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from huggingface_hub.errors import RevisionNotFoundError
 from llama_cases import BASE, GOLDEN, LLAMA3
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -80,7 +82,7 @@ def poke(name: str, value: float) -> Callable[[Tensors], None]:
 
 def test_missing_weight(folder: Path):
     change_weights(folder, lambda tensors: tensors.pop(Q))
-    assert_says(refusal(folder), folder, f"missing weight {Q}")
+    assert_says(refusal(folder), folder, f"missing weight {Q}", "complete the download, or correct config.json")
 
 
 def test_missing_head_of_an_untied_model(folder: Path):
@@ -96,7 +98,9 @@ def test_misspelt_weight_names_the_nearest(folder: Path):
 def test_extra_weight(folder: Path):
     name = "model.layers.0.self_attn.q_proj.bias"
     change_weights(folder, lambda tensors: tensors.update({name: np.zeros(32, np.float32)}))
-    assert_says(refusal(folder), folder / "model.safetensors", f"unknown weight {name}", "llama")
+    assert_says(
+        refusal(folder), folder / "model.safetensors", f"unknown weight {name}", "llama as config.json describes it"
+    )
 
 
 def test_weight_of_a_layer_that_config_does_not_have(folder: Path):
@@ -137,6 +141,33 @@ def test_half_precision_files(folder: Path, stored: Any):
     assert kernel.dtype == jnp.float32
     rounded = load_file(GOLDEN / "grouped_tied" / "model.safetensors")[Q].astype(stored)
     np.testing.assert_array_equal(kernel, rounded.astype(np.float32).T)
+
+
+def test_head_that_is_no_copy_of_the_tied_table(folder: Path):
+    change_weights(folder, lambda tensors: tensors.update({"lm_head.weight": 2 * tensors[TABLE]}))
+    assert_says(refusal(folder), folder / "model.safetensors", "lm_head.weight", "tie_word_embeddings")
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [(np.int8, "I8"), (np.bool_, "BOOL"), (np.int32, "I32"), (ml_dtypes.float8_e4m3fn, "F8_E4M3")],
+    ids=str,
+)
+def test_weights_that_are_no_floats(folder: Path, stored: Any, name: str):
+    change_weights(folder, lambda tensors: tensors.update({Q: tensors[Q].astype(stored)}))
+    assert_says(
+        refusal(folder), folder / "model.safetensors", Q, f"stored as {name};", "expected one of F32, F16, BF16, F64"
+    )
+
+
+def test_double_precision_is_cast(folder: Path):
+    change_weights(folder, lambda tensors: tensors.update({Q: tensors[Q].astype(np.float64)}))
+    assert fingerprint(folder) == fingerprint(GOLDEN / "grouped_tied")
+
+
+def test_number_that_bfloat16_cannot_hold(folder: Path):
+    change_weights(folder, poke(UP, 3.4e38))
+    assert_says(refusal(folder, dtype="bfloat16"), folder / "model.safetensors", UP, "bfloat16")
 
 
 # Files
@@ -184,6 +215,24 @@ def test_no_weights(folder: Path):
     assert_says(refusal(folder), folder, "no model.safetensors", "no model.safetensors.index.json")
 
 
+def test_one_file_and_shards(sharded: Path):
+    shutil.copy(GOLDEN / "full_untied" / "model.safetensors", sharded)
+    assert_says(refusal(sharded), sharded, "model.safetensors", "model.safetensors.index.json")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"weight_map": {}}', '{"weight_map": {"a": null}}', "null"])
+def test_index_without_a_weight_map(sharded: Path, text: str):
+    index = sharded / "model.safetensors.index.json"
+    index.write_text(text)
+    assert_says(refusal(sharded), index)
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_index_that_names_no_file(sharded: Path, name: str):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {TABLE: name}}))
+    assert_says(refusal(sharded), sharded, "missing", "model.safetensors.index.json names it")
+
+
 # config.json
 
 
@@ -199,6 +248,7 @@ def test_config_that_is_not_json(folder: Path):
 
 def test_unsupported_architecture_lists_the_supported(folder: Path):
     change_config(folder, model_type="llava")
+    assert_says(refusal(folder), folder / "config.json")
     assert_says(refusal(folder), "unsupported architecture 'llava'", "did you mean 'llama'?", "supported: llama")
 
 
@@ -235,6 +285,62 @@ def test_refused_value(folder: Path, key: str, value: Any, expected: Any):
 def test_quantised(folder: Path):
     change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     assert_says(refusal(folder), "config.json", "quantised", "use the unquantised weights")
+
+
+def test_keys_of_smollm2_say_nothing(folder: Path):
+    keys: dict[str, Any] = {"is_llama_config": True, "rope_interleaved": False, "max_sequence_length": 2048}
+    keys |= {"transformers.js_config": {"dtype": "q4"}, "_attn_implementation_autoset": True, "use_bfloat16": True}
+    change_config(folder, **keys)
+    assert fingerprint(folder) == fingerprint(GOLDEN / "grouped_tied")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"llama"'])
+def test_config_that_is_no_object(folder: Path, text: str):
+    (folder / "config.json").write_text(text)
+    assert_says(refusal(folder), folder / "config.json")
+
+
+def test_config_that_is_a_folder(folder: Path):
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    assert_says(refusal(folder), folder / "config.json", "directory")
+
+
+def test_config_nested_too_deeply(folder: Path):
+    (folder / "config.json").write_text("[" * 100_000)
+    assert_says(refusal(folder), folder / "config.json", "not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", ["llama"]),
+        ("hidden_size", "32"),
+        ("vocab_size", 97.0),
+        ("head_dim", 7),
+        ("num_attention_heads", 3),
+        ("tie_word_embeddings", 1),
+        ("rms_norm_eps", None),
+        ("rms_norm_eps", float("inf")),
+        ("rms_norm_eps", "1e-5"),
+        ("rope_parameters", "llama3"),
+        ("rope_parameters", {"rope_type": ["linear"]}),
+        ("rope_parameters", {"rope_type": "linear", "factor": "4"}),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": "1e4x"}),
+        ("rope_parameters", LLAMA3 | {"original_max_position_embeddings": 32.5}),
+        ("rope_parameters", LLAMA3 | {"high_freq_factor": LLAMA3["low_freq_factor"]}),
+    ],
+)
+def test_value_of_a_wrong_kind(folder: Path, key: str, value: Any):
+    change_config(folder, **{key: value})
+    assert_says(refusal(folder), f"{folder / 'config.json'}: ", key)
+
+
+@pytest.mark.parametrize("heads", [3, 64])
+def test_width_that_heads_do_not_divide(folder: Path, heads: int):
+    change_config(folder, num_attention_heads=heads, num_key_value_heads=..., head_dim=...)
+    message = f"num_attention_heads = {heads}: expected a divisor of hidden_size = 32"
+    assert_says(refusal(folder), folder / "config.json", message)
 
 
 # RoPE
@@ -284,6 +390,21 @@ def test_both_spellings_of_rope_mean_the_same(new: dict[str, Any], old: dict[str
     assert (from_new.rope.kind, from_new.rope.theta) == (new["rope_type"], new["rope_theta"])
 
 
+def test_two_spellings_of_rope_that_disagree(folder: Path):
+    change_config(folder, rope_scaling={"rope_type": "linear", "factor": 4.0})
+    assert_says(refusal(folder), "config.json", "rope_parameters", "rope_scaling")
+
+
+def test_two_spellings_of_rope_that_agree(folder: Path):
+    change_config(folder, rope_scaling={"type": "default"}, rope_theta=10000)
+    assert fingerprint(folder) == fingerprint(GOLDEN / "grouped_tied")
+
+
+def test_unknown_argument_of_the_default_rope(folder: Path):
+    change_config(folder, rope_parameters={"rope_type": "default", "beta_fast": 32.0})
+    assert_says(refusal(folder), folder / "config.json", "'beta_fast' of RoPE type 'default'; expected rope_theta")
+
+
 # Source and dtype
 
 
@@ -309,6 +430,28 @@ def test_hub_id_while_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     message = refusal("some-org/some-model")
     assert_says(message, "'some-org/some-model'", "not in the local cache", "cannot be reached")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("source", ["org/na me", "org/name--x"])
+def test_hub_id_that_cannot_be_one(source: str):
+    assert_says(refusal(source), repr(source))
+
+
+def test_path_named_default_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.rename(folder.with_name("default")).parent)
+    assert load_model(Path("default"), tokenizer=False).config.vocab_size == 97
+
+
+def test_name_longer_than_any_file_may_have():
+    assert_says(refusal("a" * 5000), "no such folder")
+
+
+def test_revision_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch):
+    def download(*args: Any, **options: Any) -> None:
+        raise RevisionNotFoundError("404 Client Error", response=MagicMock())
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert_says(refusal("org/name", revision="v9"), "'org/name'", "no revision 'v9'")
 
 
 # Tokenizer
@@ -418,78 +561,3 @@ def test_fingerprint_changes_with_signs(folder: Path, count: int | None):
     before = fingerprint(folder)
     change_weights(folder, negate(Q, count))
     assert fingerprint(folder) != before
-
-
-def test_head_that_is_no_copy_of_the_tied_table(folder: Path):
-    change_weights(folder, lambda tensors: tensors.update({"lm_head.weight": 2 * tensors[TABLE]}))
-    assert_says(refusal(folder), folder / "model.safetensors", "lm_head.weight", "tie_word_embeddings")
-
-
-def test_two_spellings_of_rope_that_disagree(folder: Path):
-    change_config(folder, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    assert_says(refusal(folder), "config.json", "rope_parameters", "rope_scaling")
-
-
-def test_one_file_and_shards(sharded: Path):
-    shutil.copy(GOLDEN / "full_untied" / "model.safetensors", sharded)
-    assert_says(refusal(sharded), sharded, "model.safetensors", "model.safetensors.index.json")
-
-
-def test_keys_of_smollm2_say_nothing(folder: Path):
-    change_config(folder, is_llama_config=True, rope_interleaved=False)
-    assert fingerprint(folder) == fingerprint(GOLDEN / "grouped_tied")
-
-
-@pytest.mark.parametrize("text", ["[]", "null", '"llama"'])
-def test_config_that_is_no_object(folder: Path, text: str):
-    (folder / "config.json").write_text(text)
-    assert_says(refusal(folder), folder / "config.json")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("model_type", ["llama"]),
-        ("hidden_size", "32"),
-        ("vocab_size", 97.0),
-        ("head_dim", 7),
-        ("num_attention_heads", 3),
-        ("rms_norm_eps", None),
-        ("rms_norm_eps", "1e-5"),
-        ("rope_parameters", "llama3"),
-        ("rope_parameters", {"rope_type": ["linear"]}),
-        ("rope_parameters", {"rope_type": "linear", "factor": "4"}),
-        ("rope_parameters", {"rope_type": "default", "rope_theta": "1e4x"}),
-    ],
-)
-def test_value_of_a_wrong_kind(folder: Path, key: str, value: Any):
-    change_config(folder, **{key: value})
-    assert_says(refusal(folder), "config.json", key)
-
-
-@pytest.mark.parametrize("stored", [np.int8, np.bool_, np.int32, ml_dtypes.float8_e4m3fn])
-def test_weights_that_are_no_floats(folder: Path, stored: Any):
-    change_weights(folder, lambda tensors: tensors.update({Q: tensors[Q].astype(stored)}))
-    assert_says(refusal(folder), folder / "model.safetensors", Q)
-
-
-def test_number_that_bfloat16_cannot_hold(folder: Path):
-    change_weights(folder, poke(UP, 3.4e38))
-    assert_says(refusal(folder, dtype="bfloat16"), folder / "model.safetensors", UP, "bfloat16")
-
-
-@pytest.mark.parametrize("text", ["{}", "[]", '{"weight_map": {}}', '{"weight_map": {"a": null}}'])
-def test_index_without_a_weight_map(sharded: Path, text: str):
-    index = sharded / "model.safetensors.index.json"
-    index.write_text(text)
-    assert_says(refusal(sharded), index)
-
-
-@pytest.mark.parametrize("source", ["org/na me", "org/name--x"])
-def test_hub_id_that_cannot_be_one(source: str):
-    assert_says(refusal(source), repr(source))
-
-
-def test_path_named_default_is_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(folder.rename(folder.with_name("default")).parent)
-    assert load_model(Path("default"), tokenizer=False).config.vocab_size == 97

@@ -129,11 +129,21 @@ def test_a_failed_text_leaves_the_others_alone(tiny, token_lists, one_device, so
     assert run.solved >= 8
 
 
-def test_given_start_vectors_are_where_it_starts(tiny, token_lists, solved):
-    chosen = [text for text in solved if text.status == "solved"]
-    start = {name: np.stack([text.vectors[name] for text in chosen]) for name in ("e", "m")}
-    run = fit(tiny, [text.tokens.tolist() for text in chosen], scheme=OneStep(start=start))
-    assert run.steps.tolist() == [1] * len(chosen)
+def test_given_start_vectors_are_where_it_starts(tiny, token_lists, solved, tmp_path):
+    scheme = OneStep(start=solved.vectors)
+    run = fit(tiny, token_lists, scheme=scheme, run=tmp_path / "run")
+    assert run.steps.tolist() == [1] * 12
+    assert [text.accuracy for text in decode(tiny, run)] == [1.0] * 12
+    with pytest.raises(UserError, match=r"start vectors: '[0-9a-f]{16}' there, None here"):
+        fit(tiny, token_lists, run=tmp_path / "run")
+
+
+def test_an_optimizer_object_needs_a_name_to_be_recorded(tiny, token_lists, tmp_path):
+    with pytest.raises(UserError, match="needs optimizer_name"):
+        fit(tiny, token_lists, optimizer=optax.adam(0.01), run=tmp_path / "run")
+    fit(tiny, token_lists[:1], optimizer=optax.adam(0.01), optimizer_name="mine", run=tmp_path / "run", steps=1)
+    with pytest.raises(UserError, match=r"optimizer: .*'mine'.* there, .*'other'"):
+        fit(tiny, token_lists[:1], optimizer=optax.adam(0.01), optimizer_name="other", run=tmp_path / "run", steps=1)
 
 
 def test_shared_leaf_is_one_vector_a_group(tiny, token_lists, one_device):

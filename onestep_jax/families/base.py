@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Family(NamedTuple):
 
     Attributes:
       model_type: the value of config.json's `model_type`.
-      handled: key that `read` looks at → the kind of its value ("count", "number", "flag" or "object"), null aside.
+      handled: key that `read` looks at → the kind of its value (a key of `KINDS`), null aside.
       required: key → the only value whose mathematics is implemented.
       read: config.json → ModelConfig.
       weights: ModelConfig → weight table, one row for each of our params.
@@ -52,11 +53,13 @@ IGNORED = frozenset(
     transformers.js_config _attn_implementation_autoset use_bfloat16""".split()
 )
 
+# Kinds of value, in the words of the message that asks for one.
+COUNT, NUMBER, FLAG, OBJECT = "a positive integer", "a positive finite number", "true or false", "an object"
 KINDS: dict[str, Callable[[Any], bool]] = {
-    "count": lambda value: type(value) is int and value > 0,
-    "number": lambda value: type(value) in (int, float) and value > 0,
-    "flag": lambda value: type(value) is bool,
-    "object": lambda value: isinstance(value, Mapping),
+    COUNT: lambda value: type(value) is int and value > 0,
+    NUMBER: lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    FLAG: lambda value: type(value) is bool,
+    OBJECT: lambda value: isinstance(value, Mapping),
 }
 
 # Keys of every transformers config that would change it.
@@ -83,7 +86,7 @@ def check_keys(family: Family, config: Mapping[str, Any]) -> None:
             raise UserError(f"{key} = {value!r} is not supported for {family.model_type}; expected {required[key]!r}")
         kind = family.handled.get(key)
         if kind is not None and value is not None and not KINDS[kind](value):
-            raise UserError(f"{key} = {value!r}: expected a {kind}")
+            raise UserError(f"{key} = {value!r}: expected {kind}")
         known = kind is not None or key in IGNORED or key in required
         if not known and value is not None:
             hint = nearest(key, family.handled.keys() | required.keys())

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from onestep_jax.config import ModelConfig, UserError
-from onestep_jax.families.base import Family, Weight, need
+from onestep_jax.families.base import COUNT, FLAG, NUMBER, Family, Weight, need
 from onestep_jax.families.rope import KEYS as ROPE_KEYS
 from onestep_jax.families.rope import read_rope
 
 _COUNTS = """head_dim hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers
 num_key_value_heads vocab_size""".split()
 _FLAGS = "attention_bias mlp_bias tie_word_embeddings".split()
-HANDLED = {**dict.fromkeys(_COUNTS, "count"), **dict.fromkeys(_FLAGS, "flag"), "rms_norm_eps": "number", **ROPE_KEYS}
+HANDLED = {**dict.fromkeys(_COUNTS, COUNT), **dict.fromkeys(_FLAGS, FLAG), "rms_norm_eps": NUMBER, **ROPE_KEYS}
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
     heads, width = need(config, "num_attention_heads"), need(config, "hidden_size")
     kv_heads, head_dim = config.get("num_key_value_heads") or heads, config.get("head_dim") or width // heads
+    if config.get("head_dim") is None and width % heads:
+        raise UserError(f"num_attention_heads = {heads}: expected a divisor of hidden_size = {width}, or a head_dim")
     if heads % kv_heads:
         raise UserError(f"num_attention_heads = {heads}: expected a multiple of num_key_value_heads = {kv_heads}")
     if head_dim % 2:

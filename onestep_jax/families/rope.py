@@ -6,15 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from onestep_jax.config import Rope, UserError, nearest
-from onestep_jax.families.base import KINDS
+from onestep_jax.families.base import COUNT, KINDS, NUMBER, OBJECT
 
-KEYS = {"rope_parameters": "object", "rope_scaling": "object", "rope_theta": "number"}
+KEYS = {"rope_parameters": OBJECT, "rope_scaling": OBJECT, "rope_theta": NUMBER}
 
-# What each kind needs beside the base.
-_ARGUMENTS = {
-    "default": frozenset[str](),
-    "linear": frozenset({"factor"}),
-    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
+# What each type needs beside the base.
+_ARGUMENTS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": NUMBER},
+    "llama3": {
+        "factor": NUMBER,
+        "low_freq_factor": NUMBER,
+        "high_freq_factor": NUMBER,
+        "original_max_position_embeddings": COUNT,
+    },
 }
 
 
@@ -25,32 +30,40 @@ def read_rope(config: Mapping[str, Any], default_theta: float = 10000.0) -> Rope
     and `rope_scaling: {rope_type or type, …}` or null.
 
     Raises:
-      UserError: for a kind that is not implemented, or a missing or unknown argument of one that is.
+      UserError: for a type that is not implemented, a missing, unknown or wrong argument of one that is, or two
+        spellings that do not mean the same.
     """
-    new, old_style = config.get("rope_parameters"), config.get("rope_scaling")
-    if new and old_style and new != old_style:
-        raise UserError(f"rope_parameters = {new!r} and rope_scaling = {old_style!r} disagree; keep the right one")
-    spelling = "rope_parameters" if new else "rope_scaling"
-    given = dict(new or old_style or {})
-    theta = given.pop("rope_theta", None) or config.get("rope_theta") or default_theta
-    old, kind = given.pop("type", None), given.pop("rope_type", None)
-    kind = kind or old or "default"
+    theta = config.get("rope_theta") or default_theta
+    spellings = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)}
+    meant = {_read_spelling(key, given, theta) for key, given in spellings.items()}
+    if len(meant) > 1:
+        both = " and ".join(f"{key} = {given!r}" for key, given in spellings.items())
+        raise UserError(f"{both} disagree; keep the right one")
+    return meant.pop() if meant else Rope(theta=float(theta))
+
+
+def _read_spelling(spelling: str, given: Mapping[str, Any], theta: float) -> Rope:
+    given = {key: value for key, value in given.items() if value is not None}
+    old, kind = given.pop("type", "default"), given.pop("rope_type", None)
+    kind = kind or old
     if not isinstance(kind, str) or kind not in _ARGUMENTS:
         raise UserError(f"{spelling}: RoPE type {kind!r} is not supported; supported: {', '.join(_ARGUMENTS)}")
     if given.get("partial_rotary_factor") == 1.0:
         given.pop("partial_rotary_factor")
-    given = {key: value for key, value in given.items() if value is not None}
     if kind == "default":
         given.pop("factor", None)
-    for key, value in ({"rope_theta": theta} | given).items():
-        if not KINDS["number"](value):
-            raise UserError(f"{spelling}: {key} = {value!r}: expected a number")
-        if key != "rope_theta" and key not in _ARGUMENTS[kind]:
-            expected = ", ".join(sorted(_ARGUMENTS[kind])) or "none but rope_theta"
-            hint = nearest(key, _ARGUMENTS[kind])
+    kinds = {"rope_theta": NUMBER} | _ARGUMENTS[kind]
+    for key, value in given.items():
+        if key not in kinds:
+            hint, expected = nearest(key, kinds), ", ".join(sorted(kinds))
             raise UserError(f"{spelling}: unknown argument {key!r}{hint} of RoPE type {kind!r}; expected {expected}")
-    missing = sorted(_ARGUMENTS[kind] - given.keys())
+        if not KINDS[kinds[key]](value):
+            raise UserError(f"{spelling}: {key} = {value!r}: expected {kinds[key]}")
+    missing = sorted(_ARGUMENTS[kind].keys() - given.keys())
     if missing:
         raise UserError(f"{spelling}: RoPE type {kind!r} lacks {', '.join(missing)}")
     original = given.pop("original_max_position_embeddings", 0)
-    return Rope(theta=float(theta), kind=kind, original_context=original, **given)
+    rope = Rope(theta=float(given.pop("rope_theta", theta)), kind=kind, original_context=original, **given)
+    if kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise UserError(f"{spelling}: high_freq_factor = {rope.high_freq_factor}: expected more than low_freq_factor")
+    return rope
