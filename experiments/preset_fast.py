@@ -1,10 +1,14 @@
 """Why the preset `fast` is what it is: work per solved text of its parts, one change at a time, against `paper`.
 
-    python experiments/preset_fast.py --texts books/validation.jsonl.xz --length 32 --count 16 --steps 2000 \
+    python experiments/preset_fast.py --texts books/validation.jsonl.xz --length 32 --count 8 --steps 1500 \
         --out experiments/results/preset_fast.csv
 
-Texts are pieces of the books at evenly spaced places. Work is counted in gradient evaluations, so the
-figures do not depend on the machine; an unsolved text counts with its whole budget.
+Texts are pieces of the books at evenly spaced places. Work is counted in gradient evaluations, so the figures do not
+depend on the machine; an unsolved text counts with its whole budget, and where no text is solved the last column holds
+the work of all of them. `experiments/results/preset_fast.csv` has the rows of `--only paper fast "fast, temperature 1"
+"fast, start at the embeddings' own scale" "fast, constant learning rate 0.01" "paper, temperature of fast"` on the
+packaged model: the temperature of the loss is what matters most. The peak and horizon of `fast` were chosen on these
+eight pieces, so its own row flatters it a little.
 """
 
 from __future__ import annotations
