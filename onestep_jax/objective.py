@@ -6,7 +6,6 @@ are at hand: the forward pass keeps dLoss/dh, (positions, D), and no array is ev
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from onestep_jax.model import Model, Params
 from onestep_jax.schemes import Array, Leaves, Scheme, axes
 
+TEXTS_AT_A_TIME = 16  # of one group, in a forward and backward pass
 LOGITS_BYTES = 2**25  # float32 logits held at a time for one text: 2048 positions at V = 4096, 65 at V = 128256
 
 
@@ -111,9 +111,22 @@ def score_group(
     lengths_G: Array,
     temperature: float = 1.0,
 ) -> Score:
-    """`score_text` over the texts of a group, shared leaves going to each of them."""
-    one = functools.partial(score_text, model, scheme, params, temperature=temperature)
-    return Score(*jax.vmap(one, in_axes=(axes(scheme), 0, 0))(leaves, tokens_GT, lengths_G))
+    """`score_text` over the texts of a group, shared leaves going to each of them.
+
+    A group of more than `TEXTS_AT_A_TIME` is walked in micro-batches; the gradient of a shared leaf is their sum,
+    and what the backward pass needs of a micro-batch is computed again instead of kept.
+    """
+    own = {name: leaf for name, leaf in leaves.items() if axes(scheme)[name] == 0}
+    shared = {name: leaf for name, leaf in leaves.items() if name not in own}
+
+    def one(text: tuple[Leaves, Array, Array]) -> tuple[Array, Array, Array]:
+        own, tokens_T, length = text
+        return score_text(model, scheme, params, {**own, **shared}, tokens_T, length, temperature)
+
+    texts = (own, tokens_GT, lengths_G)
+    if len(tokens_GT) <= TEXTS_AT_A_TIME:
+        return Score(*jax.vmap(one)(texts))
+    return Score(*jax.lax.map(jax.checkpoint(one), texts, batch_size=TEXTS_AT_A_TIME))
 
 
 def group_loss(nats_G: Array, lengths_G: Array) -> Array:

@@ -92,6 +92,27 @@ def test_group_is_its_texts(tiny):
     assert group_loss(empty.nats_G, jnp.array([5, 0])) == pytest.approx(float(score.nats_G[0]), rel=1e-6)
 
 
+@pytest.mark.parametrize("share", [None, "e", "m"])
+def test_micro_batches_change_nothing(tiny, monkeypatch, share):
+    scheme = OneStep(share=share, group=5)
+    leaves = draw(scheme, jnp.stack([id_words(f"{i:016x}", 0) for i in range(5)]), 32, 1.0)
+    tokens, lengths = jax.random.randint(jax.random.key(1), (5, 6), 0, 61), jnp.array([6, 4, 6, 1, 0])
+
+    def loss(leaves):
+        score = score_group(tiny, scheme, tiny.params, leaves, tokens, lengths)
+        return group_loss(score.nats_G, lengths), score
+
+    (whole, score), gradient = jax.value_and_grad(loss, has_aux=True)(leaves)
+    monkeypatch.setattr(objective, "TEXTS_AT_A_TIME", 2)
+    assert "scan" in str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(leaves))
+    (walked, again), other = jax.value_and_grad(loss, has_aux=True)(leaves)
+    assert walked == pytest.approx(float(whole), rel=1e-6)
+    np.testing.assert_array_equal(score.predicted_GT, again.predicted_GT)
+    np.testing.assert_array_equal(score.hits_GT, again.hits_GT)
+    for name in ("e", "m"):
+        assert np.linalg.norm(gradient[name] - other[name]) <= 1e-5 * np.linalg.norm(gradient[name])
+
+
 def test_arrangement_is_e_then_m():
     x = OneStep().inputs({"e": jnp.zeros(4), "m": jnp.ones(4)}, 5)
     np.testing.assert_array_equal(x, np.r_[np.zeros((1, 4)), np.ones((4, 4))])
