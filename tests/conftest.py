@@ -85,13 +85,3 @@ def tiny_folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def lines_file(tmp_path: Path) -> Path:
-    """Forty texts of eight words, one a line."""
-    rng = np.random.default_rng(7)
-    lines = [" ".join(f"w{i}" for i in row) for row in rng.integers(60, size=(40, 8))]
-    path = tmp_path / "lines.txt"
-    path.write_text("\n".join(lines) + "\n")
-    return path
