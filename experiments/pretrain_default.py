@@ -28,15 +28,16 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import optax
 from jax.custom_batching import custom_vmap
 from orbax.checkpoint import v1 as ocp
 from rich.progress import Progress
 
+from onestep_jax.checkpoint import save_model
 from onestep_jax.config import ModelConfig
-from onestep_jax.model import Decoder
+from onestep_jax.families import read_config
+from onestep_jax.model import Decoder, Model
 
 END = "<|endoftext|>"
 Array: TypeAlias = jax.Array
@@ -69,20 +70,29 @@ class Recipe:
     weight_decay: float = 0.01
     seed: int = 0
 
+    def described(self) -> dict[str, Any]:
+        """The config.json of the model."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.width // self.heads,
+            "max_position_embeddings": self.context,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": True,
+        }
+
     def model_config(self) -> ModelConfig:
-        return ModelConfig(
-            family="llama",
-            vocab_size=self.vocab_size,
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.width // self.heads,
-            ffn=self.ffn,
-            context=self.context,
-            norm_eps=1e-5,
-            tied=True,
-        )
+        return read_config(self.described())[1]
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -174,7 +184,8 @@ def _fold_texts(_size: int, batched: list[bool], x_BTK: Array, w_KN: Array) -> t
 def dot_general(x: Array, w: Array, dimension_numbers: Any, **_unused: Any) -> Array:
     """Stand-in for lax.dot_general inside the decoder."""
     ((_, (contracted,)), _) = dimension_numbers
-    return matmul_over_texts(x, w if contracted == 0 else w.T)
+    assert contracted == 1, "kernels are (out, in)"
+    return matmul_over_texts(x, w.T)
 
 
 def window_loss(decoder: Decoder, params: Any, window_T1: Array) -> Array:
@@ -182,6 +193,9 @@ def window_loss(decoder: Decoder, params: Any, window_T1: Array) -> Array:
     x_TD = decoder.apply({"params": params}, window_T1[:-1], method="embed")
     logits_TV: Any = decoder.apply({"params": params}, x_TD)
     return optax.softmax_cross_entropy_with_integer_labels(logits_TV, window_T1[1:]).mean()
+
+
+KERNEL = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=0)  # (out, in)
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
@@ -194,7 +208,9 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         return "muon" if inside_block and leaf.ndim == 2 else "adam"
 
     parts: dict[Hashable, optax.GradientTransformation] = {
-        "muon": optax.contrib.muon(schedule(recipe.muon_lr), weight_decay=recipe.weight_decay),
+        "muon": optax.contrib.muon(
+            schedule(recipe.muon_lr), weight_decay=recipe.weight_decay, muon_weight_dimension_numbers=KERNEL
+        ),
         "adam": optax.adamw(schedule(recipe.adam_lr), b1=0.9, b2=0.95, weight_decay=recipe.weight_decay),
     }
     partition = optax.partition(parts, lambda params: jax.tree_util.tree_map_with_path(label, params))
@@ -237,7 +253,7 @@ def train(
     """Train from the newest saved step in `work`; returns (params, updates made, seconds spent in all sessions)."""
     decoder, optimizer = Decoder(recipe.model_config(), dot_general), make_optimizer(recipe)
     dummy = jnp.zeros((8, recipe.width))
-    params = Decoder(recipe.model_config()).init(jax.random.key(recipe.seed), dummy)["params"]
+    params = dict(Decoder(recipe.model_config()).init(jax.random.key(recipe.seed), dummy)["params"])
     table = jax.random.normal(jax.random.key(recipe.seed + 1), (recipe.vocab_size, recipe.width))
     params["embed"] = {"embedding": table / math.sqrt(recipe.width)}
     opt_state = optimizer.init(params)
@@ -286,54 +302,14 @@ def train(
 
 
 def save_hugging_face(recipe: Recipe, params: Any, tokenizer: Any, out: Path) -> None:
-    """config.json, bf16 model.safetensors and the tokenizer, as transformers writes them for LlamaForCausalLM."""
-    from safetensors.numpy import save_file
-
-    names = {"attention/q": "self_attn.q_proj", "attention/k": "self_attn.k_proj", "attention/v": "self_attn.v_proj"}
-    names |= {
-        "attention/o": "self_attn.o_proj",
-        "mlp/gate": "mlp.gate_proj",
-        "mlp/up": "mlp.up_proj",
-        "mlp/down": "mlp.down_proj",
-    }
-    tensors = {"model.embed_tokens.weight": params["embed"]["embedding"], "model.norm.weight": params["norm"]["scale"]}
-    for i in range(recipe.layers):
-        block, prefix = params[f"block_{i}"], f"model.layers.{i}"
-        for ours, theirs in names.items():
-            part, name = ours.split("/")
-            tensors[f"{prefix}.{theirs}.weight"] = block[part][name]["kernel"].T
-        tensors[f"{prefix}.input_layernorm.weight"] = block["norm_1"]["scale"]
-        tensors[f"{prefix}.post_attention_layernorm.weight"] = block["norm_2"]["scale"]
-    out.mkdir(parents=True, exist_ok=True)
-    bf16 = {name: np.ascontiguousarray(np.asarray(value).astype(ml_dtypes.bfloat16)) for name, value in tensors.items()}
-    save_file(bf16, out / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(out)
+    """The checkpoint in bf16, as transformers writes it for LlamaForCausalLM."""
+    end = tokenizer.convert_tokens_to_ids(END)
+    described = {**recipe.described(), "bos_token_id": end, "eos_token_id": end}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    save_model(Model(recipe.model_config(), rounded, tokenizer, described=described), out)
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
     about |= {"model_max_length": recipe.context, "clean_up_tokenization_spaces": False}
     (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
-    end = tokenizer.convert_tokens_to_ids(END)
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": recipe.vocab_size,
-        "hidden_size": recipe.width,
-        "intermediate_size": recipe.ffn,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
-        "num_key_value_heads": recipe.kv_heads,
-        "head_dim": recipe.width // recipe.heads,
-        "max_position_embeddings": recipe.context,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": True,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "torch_dtype": "bfloat16",
-    }
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 CARD = """---

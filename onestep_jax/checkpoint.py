@@ -1,28 +1,33 @@
-"""A Hugging Face checkpoint, from a folder or the hub, as a frozen `Model`: strict about weights, no torch."""
+"""A Hugging Face checkpoint, from a folder or the hub, as a frozen `Model`, and back; strict, and without torch."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
+import json
 import os
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+import xxhash
+from jax.sharding import Mesh
 
-from onestep_jax.config import ModelConfig, UserError, check_known, nearest
+from onestep_jax.config import ModelConfig, UserError, check_known, nearest, stated
 from onestep_jax.families import Family, Weight, read_config
-from onestep_jax.model import Decoder, Model, Params
+from onestep_jax.model import Model, Params, parameter_shapes
+from onestep_jax.partition import weight_sharding
 from onestep_jax.source import DEFAULT, locate, read_object, shards
+from onestep_jax.tensors import StoredTensor, stored_tensors
 
-_STORED = ("F32", "F16", "BF16", "F64")  # as safetensors names them
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and in all."""
 
 
 def default_dtype() -> str:
@@ -31,7 +36,13 @@ def default_dtype() -> str:
 
 
 def load_model(
-    source: str | Path = DEFAULT, *, dtype: str | None = None, revision: str | None = None, tokenizer: bool = True
+    source: str | Path = DEFAULT,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    tokenizer: bool = True,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Load a checkpoint as frozen params.
 
@@ -40,6 +51,8 @@ def load_model(
       dtype: "float32" or "bfloat16", of weights and activations; None for `default_dtype()`.
       revision: branch, tag or commit on the hub.
       tokenizer: load the tokenizer too, where the checkpoint has one.
+      mesh: split the weights over its axis "model": each device gets its part and no more (`partition`).
+      progress: called as the weights are read.
 
     Raises:
       UserError: if the checkpoint cannot be had, is damaged, or describes a model that is not supported.
@@ -47,115 +60,151 @@ def load_model(
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
     folder = locate(source, revision)
+    described, family, config = describe(folder)
+    params, fingerprint = load_params(folder, family, config, DTYPES[dtype], mesh, progress)
+    loaded = load_tokenizer(folder, config) if tokenizer else None
+    return Model(config, params, loaded, str(source), fingerprint, described, _stop_tokens(folder, described))
+
+
+def describe(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
+    """A folder's config.json, its family and its architecture.
+
+    Raises:
+      UserError: if it is missing, damaged or describes a model that is not supported.
+    """
     path = folder / "config.json"
     described = read_object(path)
     try:
-        family, config = read_config(described)
+        return described, *read_config(described)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    params, fingerprint = load_params(folder, family, config, DTYPES[dtype])
-    loaded = load_tokenizer(folder, config) if tokenizer else None
-    return Model(config, params, loaded, str(source), fingerprint)
 
 
-def load_params(folder: Path, family: Family, config: ModelConfig, dtype: Any) -> tuple[Params, str]:
-    """Params of a checkpoint, tensor by tensor in the wanted dtype, and the model's fingerprint.
+def load_params(
+    folder: Path,
+    family: Family,
+    config: ModelConfig,
+    dtype: Any,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> tuple[Params, str]:
+    """Params of a checkpoint, tensor by tensor in the wanted dtype and place, and the model's fingerprint.
 
     Raises:
       UserError: for a damaged file, a missing, unknown, duplicate or wrong-shaped weight, or a NaN or infinity.
     """
-    template = jax.eval_shape(Decoder(config).init, jax.random.key(0), jnp.zeros((1, config.width)))["params"]
-    template["embed"] = {"embedding": jax.ShapeDtypeStruct((config.vocab_size, config.width), jnp.float32)}
-    shapes = {
-        "/".join(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template)
-    }
-    rows = family.weights(config)
-    assert {row.path for row in rows} == set(shapes), "the weight table does not match the decoder"
+    shapes, rows = parameter_shapes(config), family.weights(config)
+    assert sorted(row.path for row in rows) == sorted(shapes), "the weight table does not match the decoder"
+    table: dict[str, list[Weight]] = {}
+    for row in rows:
+        table.setdefault(row.name, []).append(row)
+    stored = _match(folder, family, config, table)
 
     params: Params = {}
-    checks: dict[str, tuple[jax.Array, jax.Array, jax.Array]] = {}
-    with ExitStack() as stack:
-        where = _open_all(stack, shards(folder), config, family, rows)
-        for row in rows:
-            path, tensor = where[row.name][0], _read(where, row.name)
-            expected = shapes[row.path][::-1] if row.transposed else shapes[row.path]
-            if tensor.shape != expected:
-                raise UserError(f"{path}: {row.name} has shape {tensor.shape}, expected {expected} from config.json")
-            stored = jnp.asarray(tensor)
-            placed = _place(stored, dtype, row.transposed)
-            checks[row.name] = (*_check(stored), jnp.isfinite(placed).all())
+    finite: dict[str, jax.Array] = {}
+    digest = hashlib.sha256(_statement(config).encode())
+    checksums: dict[str, str] = {}
+    done, total = 0, sum(tensor.nbytes for tensor in stored.values())
+    for name, tensor in stored.items():
+        expected = _stored_shape(table[name][0], shapes)
+        if tensor.shape != expected:
+            reason = f"{tensor.name} has shape {tensor.shape}, expected {expected} from config.json"
+            raise UserError(f"{tensor.path}: {reason}")
+        host = tensor.read()
+        checksums[name] = xxhash.xxh3_64_hexdigest(host.view(np.uint8).data)
+        for row in table[name]:
+            placed = _place(_take(host, row), dtype, mesh, row.path)
+            finite[row.path] = _all_finite(placed)
             _insert(params, row.path, placed)
-    digest = hashlib.sha256(repr(config).encode())
-    for name, (finite, checksum, fits) in sorted(checks.items()):
-        if not finite:
-            raise UserError(f"{where[name][0]}: {name} holds a NaN or an infinity; download or convert it again")
-        if not fits:
-            raise UserError(f"{where[name][0]}: {name} is too large for {jnp.dtype(dtype).name}; use float32")
-        digest.update(f"{name}:{int(checksum)}".encode())
+        done += tensor.nbytes
+        if progress is not None:
+            progress(done, total)
+    for name, tensor in stored.items():
+        if not all(finite[row.path] for row in table[name]):
+            raise UserError(_not_finite(tensor, dtype))
+        digest.update(f"{name} {tensor.dtype} {checksums[name]}\n".encode())
     return params, digest.hexdigest()[:16]
 
 
-def _open_all(
-    stack: ExitStack, files: list[Path], config: ModelConfig, family: Family, rows: list[Weight]
-) -> Mapping[str, tuple[Path, Any]]:
-    """Tensor name → (file, open handle), after checking the names against the weight table."""
-    where: dict[str, tuple[Path, Any]] = {}
-    for path in files:
-        try:
-            handle = stack.enter_context(safe_open(path, framework="numpy"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: damaged or truncated safetensors file ({error})") from error
-        for name in handle.keys():  # noqa: SIM118 (not a dict)
-            if name in where:
-                raise UserError(f"{path}: duplicate weight {name}, also in {where[name][0]}")
-            where[name] = (path, handle)
-    names = {row.name for row in rows}
-    for name in sorted(names - where.keys()):
+def _statement(config: ModelConfig) -> str:
+    """An architecture in words that do not change when a later version knows more options."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {"": type(value).__name__} | {name: plain(inner) for name, inner in stated(value).items()}
+        return [plain(inner) for inner in value] if isinstance(value, tuple) else value
+
+    return json.dumps(plain(config), sort_keys=True)
+
+
+def _match(
+    folder: Path, family: Family, config: ModelConfig, table: Mapping[str, list[Weight]]
+) -> dict[str, StoredTensor]:
+    """Name in the weight table → tensor, by name, after checking that the files hold just those."""
+    found: dict[str, StoredTensor] = {}
+    for path in shards(folder):
+        for tensor in stored_tensors(path):
+            if tensor.name in found:
+                raise UserError(f"{path}: duplicate weight {tensor.name}, also in {found[tensor.name].path}")
+            found[tensor.name] = tensor
+    bare = not any(name.startswith(family.prefix) for name in found)
+    names = {name.removeprefix(family.prefix) if bare else name: name for name in sorted(table)}
+    for name in sorted(names.keys() - found.keys()):
         cure = "complete the download, or correct config.json"
-        raise UserError(f"{files[0].parent}: missing weight {name}{nearest(name, where)}; {cure}")
-    for name in sorted(where.keys() - names):
-        path, original = where[name][0], family.ignorable(config, name)
-        if original is None:
+        raise UserError(f"{folder}: missing weight {name}{nearest(name, found)}; {cure}")
+    for name in sorted(found.keys() - names.keys()):
+        tensor = found[name]
+        if name.endswith(family.buffers):
+            continue
+        if not (config.tied and name == family.head):
             reason = f"{config.family} as config.json describes it has no place for it"
-            raise UserError(f"{path}: unknown weight {name}{nearest(name, names)}; {reason}")
-        if original and not np.array_equal(_read(where, name), _read(where, original)):
-            raise UserError(f"{path}: {name} is no copy of {original}, though config.json has tie_word_embeddings")
-    return where
+            raise UserError(f"{tensor.path}: unknown weight {name}{nearest(name, names)}; {reason}")
+        original = next(ours for ours, theirs in names.items() if table[theirs][0].path == "embed/embedding")
+        if not np.array_equal(tensor.read(), found[original].read()):
+            raise UserError(
+                f"{tensor.path}: {name} is no copy of {original}, though config.json has tie_word_embeddings"
+            )
+    return {theirs: found[ours] for ours, theirs in names.items()}
 
 
-def _read(where: Mapping[str, tuple[Path, Any]], name: str) -> np.ndarray:
-    path, handle = where[name]
-    try:
-        stored = handle.get_slice(name).get_dtype()
-        tensor = handle.get_tensor(name) if stored in _STORED else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read {name} ({error})") from error
-    if tensor is None:
-        raise UserError(f"{path}: {name} is stored as {stored}; expected one of {', '.join(_STORED)}")
-    return tensor
+def _stored_shape(row: Weight, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of a row's tensor in the checkpoint."""
+    features, *rest = shapes[row.path]
+    if row.part is not None:
+        features = features // row.part.size * row.part.of
+    return (*rest, features) if row.transposed else (features, *rest)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _place(tensor: jax.Array, dtype: Any, transposed: bool) -> jax.Array:
-    tensor = tensor.astype(dtype)
-    return tensor.T if transposed else tensor
+def _take(host: np.ndarray, row: Weight) -> np.ndarray:
+    """A row's part of its tensor, output features first."""
+    host = host.T if row.transposed else host
+    if row.part is None:
+        return host
+    first, size, of = row.part
+    return host.reshape(-1, of, *host.shape[1:])[:, first : first + size].reshape(-1, *host.shape[1:])
+
+
+def _place(host: np.ndarray, dtype: Any, mesh: Mesh | None, path: str) -> jax.Array:
+    if host.dtype == np.float64:
+        with np.errstate(over="ignore"):  # found out by `_all_finite`
+            host = host.astype(np.float32)
+    if mesh is None:
+        placed = jax.device_put(host)
+    else:
+        sharding = weight_sharding(mesh, path, host.shape)
+        placed = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return placed if placed.dtype == dtype else placed.astype(dtype)
 
 
 @jax.jit
-def _check(tensor: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether all numbers are finite, and a checksum of their bits and places (uint32).
-
-    Bits and place go through the finaliser of MurmurHash3 before they are summed, so that no pattern cancels.
-    """
-    bits = jax.lax.bitcast_convert_type(tensor, jnp.uint32 if tensor.dtype.itemsize == 4 else jnp.uint16)
-    mixed = bits.astype(jnp.uint32).ravel() ^ _mix(jax.lax.iota(jnp.uint32, tensor.size))
-    return jnp.isfinite(tensor).all(), jnp.sum(_mix(mixed), dtype=jnp.uint32)
+def _all_finite(tensor: jax.Array) -> jax.Array:
+    return jnp.isfinite(tensor).all()
 
 
-def _mix(x: jax.Array) -> jax.Array:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
+def _not_finite(tensor: StoredTensor, dtype: Any) -> str:
+    if np.isfinite(tensor.read().astype(np.float64)).all():
+        return f"{tensor.path}: {tensor.name} is too large for {jnp.dtype(dtype).name}; use float32"
+    return f"{tensor.path}: {tensor.name} holds a NaN or an infinity; download or convert it again"
 
 
 def _insert(params: Params, path: str, leaf: jax.Array) -> None:
@@ -163,6 +212,54 @@ def _insert(params: Params, path: str, leaf: jax.Array) -> None:
     for branch in branches:
         params = params.setdefault(branch, {})
     params[name] = leaf
+
+
+def save_model(model: Model, folder: str | Path) -> None:
+    """Write a model back as a checkpoint folder that transformers opens: config.json, weights and tokenizer.
+
+    Args:
+      model: with the config.json that it was loaded with.
+      folder: created if need be; files of these names in it are replaced.
+    """
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(_stored_arrays(model))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    described = {**model.described, "dtype": jnp.dtype(model.dtype).name}
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+
+
+def _stored_arrays(model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor of the checkpoint by name, fused ones put together again."""
+    family, _ = read_config(model.described)
+    table: dict[str, list[tuple[Weight, np.ndarray]]] = {}
+    for row in family.weights(model.config):
+        leaf: Any = model.params
+        for key in row.path.split("/"):
+            leaf = leaf[key]
+        table.setdefault(row.name, []).append((row, np.asarray(leaf)))
+    for name, parts in table.items():
+        row, array = parts[0]
+        if row.part is not None:
+            of, rest = row.part.of, array.shape[1:]
+            whole = np.empty((len(array) // row.part.size, of, *rest), array.dtype)
+            for one, piece in parts:
+                assert one.part is not None
+                whole[:, one.part.first : one.part.first + one.part.size] = piece.reshape(-1, one.part.size, *rest)
+            array = whole.reshape(-1, *rest)
+        yield name, np.ascontiguousarray(array.T if row.transposed else array)
+
+
+def _stop_tokens(folder: Path, described: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end a generated text: of generation_config.json, or else of config.json."""
+    path = folder / "generation_config.json"
+    generation = read_object(path) if path.exists() else {}
+    ids = generation.get("eos_token_id", described.get("eos_token_id"))
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:

@@ -52,11 +52,20 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     export.add_argument("--json", action="store_true", help="print JSON")
 
-    info = command("info", commands.info, "Describe a model: architecture, sizes, work a step.")
+    info = command("info", commands.info, "Describe a model: architecture, sizes, memory and work of a fit.")
     info.add_argument("model", nargs="?", default="default", metavar="MODEL", help="default, a folder or a hub id")
     info.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    info.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text, for the work a step")
+    info.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16)")
+    info.add_argument("--slots", type=int, default=8, metavar="S", help="texts at a time on one device (default: 8)")
+    info.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
+    info.add_argument("--preset", default="fast", metavar="NAME", help="optimiser of the fit (default: fast)")
+    info.add_argument("--weights", action="store_true", help="read the weights too: fingerprint, scale of the inputs")
     info.add_argument("--json", action="store_true", help="print JSON")
+    info.epilog = (
+        "Only config.json is read (and fetched, for a hub id) unless --weights is given. Memory is XLA's own account "
+        "of the step, compiled for this machine's device and not run; on a CPU, bfloat16 includes float32 copies of "
+        "the weights that accelerators do not make."
+    )
     return parser
 
 

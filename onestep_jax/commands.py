@@ -8,19 +8,18 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.config import UserError, check_known, nearest
+from onestep_jax import looks
+from onestep_jax.config import UserError, check_known, nearest, stated
 
 
 def demo(args: argparse.Namespace) -> int:
     from onestep_jax.demo import run_demo
 
     run = args.run or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
-    with _progress_bar() as progress:
+    with looks.fitting_bar() as progress:
         demo = run_demo(run, progress)
     if args.json:
         rows = [
@@ -42,7 +41,7 @@ def demo(args: argparse.Namespace) -> int:
     )
     for kind, text, result in zip(demo.kinds, demo.decoded, demo.results, strict=True):
         table.add_row(kind, text.expected, text.text, f"{text.accuracy:.0%}", str(result.steps))
-    console = _console()
+    console = looks.console()
     console.print(table)
     exact = sum(text.accuracy == 1 for text in demo.decoded)
     console.print(f"{exact} of {len(demo.decoded)} texts exact in {demo.seconds:.0f} s.")
@@ -63,7 +62,8 @@ def fit(args: argparse.Namespace) -> int:
     from onestep_jax import fitting
     from onestep_jax.checkpoint import load_model
 
-    model = load_model(args.model, dtype=args.dtype, revision=args.revision)
+    with looks.loading_bar() as loading:
+        model = load_model(args.model, dtype=args.dtype, revision=args.revision, progress=loading)
     tokens = fitting.prepare(model, texts, args.length)
     short = sum(len(ids) < args.length for ids in tokens)
     if short:
@@ -75,7 +75,7 @@ def fit(args: argparse.Namespace) -> int:
         key: getattr(args, key) for key in ("length", "run", "preset", "steps", "seed", "seeds", "chunk", "save_every")
     }
     began = time.perf_counter()
-    with _progress_bar() as progress:
+    with looks.fitting_bar() as progress:
         results = fitting.fit(
             model, [ids.tolist() for ids in tokens], optimizer=optimizer, slots=slots, progress=progress, **options
         )
@@ -160,7 +160,9 @@ def decode(args: argparse.Namespace) -> int:
     from onestep_jax import decoding
     from onestep_jax.checkpoint import load_model
 
-    model = load_model(args.model or settings["model"], dtype=args.dtype or identity["dtype"], revision=args.revision)
+    with looks.loading_bar() as loading:
+        source, dtype = args.model or settings["model"], args.dtype or identity["dtype"]
+        model = load_model(source, dtype=dtype, revision=args.revision, progress=loading)
     decoded = decoding.decode(model, results, batch=args.batch)
 
     def name(token: int) -> Any:
@@ -196,58 +198,56 @@ def export(args: argparse.Namespace) -> int:
 
 
 def info(args: argparse.Namespace) -> int:
-    from onestep_jax.checkpoint import load_model
-    from onestep_jax.model import input_scale, parameter_counts
+    import jax.numpy as jnp
 
-    model = load_model(args.model, dtype="float32", revision=args.revision, tokenizer=False)
-    counts = parameter_counts(model)
-    facts = {
+    from onestep_jax.checkpoint import DTYPES, default_dtype, describe, load_model
+    from onestep_jax.footprint import fit_memory, step_flops
+    from onestep_jax.model import input_scale, parameter_counts
+    from onestep_jax.optimizers import PRESETS
+    from onestep_jax.source import locate
+
+    dtype = args.dtype or default_dtype()
+    check_known("dtype", [dtype], DTYPES)
+    check_known("preset", [args.preset], PRESETS)
+    for name in ("slots", "length"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
+    _, _, config = describe(locate(args.model, args.revision, weights=False))
+    if args.length > config.context:
+        raise UserError(f"--length {args.length} is beyond the model's context of {config.context} positions")
+    counts = parameter_counts(config)
+    sizes = {"slots": args.slots, "length": args.length}
+    memory = fit_memory(config, DTYPES[dtype], preset=PRESETS[args.preset], **sizes)
+    facts: dict[str, Any] = {
         "model": args.model,
-        "fingerprint": model.fingerprint,
-        "architecture": dataclasses.asdict(model.config),
-        "input width": model.embed_width,
-        "input scale": input_scale(model),
-        "parameters": counts["total"],
-        "parameters touched by a step": counts["touched"],
-        "bytes in float32": 4 * counts["total"],
-        "bytes in bfloat16": 2 * counts["total"],
-        f"FLOPs of a text-step at {args.length} tokens": 4 * counts["touched"] * args.length,
+        "architecture": _architecture(config),
+        "context": config.context,
+        "input_width": config.embed_width or config.width,
+        "parameters": counts,
+        "bytes": {name: jnp.dtype(kind).itemsize * counts["total"] for name, kind in DTYPES.items()},
+        "fit": {**sizes, "dtype": dtype, "preset": args.preset, **_device()},
+        "fit_memory_bytes": {**memory._asdict(), "total": memory.total},
+        "flops_per_text_step": step_flops(config, args.length),
     }
-    if args.json:
-        print(json.dumps(facts))
-        return 0
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for inner, detail in value.items():
-                print(f"    {inner}: {detail}")
-        else:
-            print(f"{key}: {value:,}" if isinstance(value, int) else f"{key}: {value}")
+    if args.weights:
+        with looks.loading_bar() as progress:
+            model = load_model(args.model, dtype=dtype, revision=args.revision, tokenizer=False, progress=progress)
+        facts |= {"fingerprint": model.fingerprint, "input_scale": input_scale(model)}
+    print(json.dumps(facts)) if args.json else looks.print_facts(facts)
     return 0
 
 
-# --- looks ---
+def _architecture(config: Any) -> dict[str, Any]:
+    """The fields of a model, and of its layers, that are not the usual ones."""
+    layers = [stated(layer) | {"rope": layer.rope and _rope(layer.rope)} for layer in config.pattern]
+    return stated(config) | {"pattern": layers}
 
 
-def _console(**options: Any) -> Any:
-    from rich.console import Console
-
-    return Console(**options)
+def _rope(rope: Any) -> dict[str, Any]:
+    return {"theta": rope.theta} | stated(rope)
 
 
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[Any], None]]:
-    """A bar on standard error; yields the callback that `fit` calls."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _device() -> dict[str, str]:
+    import jax
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console(stderr=True)) as bar:
-        task = bar.add_task("preparing", total=None)
-
-        def show(state: Any) -> None:
-            left = "?" if state.seconds_left is None else f"{state.seconds_left:.0f} s"
-            counts = f"solved {state.solved} running {state.running} waiting {state.waiting}"
-            words = f"{counts}, {state.steps_per_second:.0f} steps/s, left {left}"
-            bar.update(task, description=words, completed=state.finished, total=state.texts)
-
-        yield show
+    return {"device": jax.devices()[0].device_kind}

@@ -77,7 +77,7 @@ def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int 
     texts = list(results)
     program = _program(model, scheme)
     predicted: dict[int, np.ndarray] = {}
-    padded = np.array(buckets([len(text.tokens) for text in texts]), int)
+    padded = np.array(buckets([len(text.tokens) for text in texts], model.config.boundary), int)
     for positions in np.unique(padded):
         members = np.flatnonzero(padded == positions)
         for first in range(0, len(members), batch):

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from onestep_jax.config import UserError, check_known
+from onestep_jax.likelihood import beginning
 from onestep_jax.model import Model, input_scale
 from onestep_jax.optimizers import PRESETS, Optimizer, Preset
 from onestep_jax.placement import Pmap
@@ -93,6 +94,7 @@ def fit(
     count = _slot_count(slots, model, tokens, scheme)
     settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given"}
     settings |= {"slots": count, "chunk": chunk, "save_every": save_every}
+    settings["h_lm of the first token"] = "left out" if beginning(model) is None else "given BOS"
     settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **_versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
     unit = 1.0 if chosen.start == "normal" else input_scale(model)

@@ -8,124 +8,207 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax.linen.dtypes import promote_dtype
 
-from onestep_jax.config import ModelConfig, Rope
+from onestep_jax.config import Layer, ModelConfig
+from onestep_jax.rotary import rope_frequencies, rotate
 
 Array: TypeAlias = jax.Array
 DotGeneral: TypeAlias = Callable[..., Array]
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"silu": nn.silu}
+INIT: Any = nn.initializers.normal(0.02)
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "relu": nn.relu,
+}
 
 
-def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Angular frequency of each rotated pair, radians per position, shape (C/2,), float32.
+class NormKind(NamedTuple):
+    """A norm: whether the mean is taken off, whether it has learned scales and biases, what is added to a scale."""
 
-    The "llama3" ramp follows the reference of Llama 3.1: wavelengths above original_context / low_freq_factor are
-    stretched by `factor`, those below original_context / high_freq_factor are kept, those between are blended.
-    """
-    inverse = 1.0 / (rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)))
-    inverse = inverse.astype(np.float32)
-    if rope.kind == "linear":
-        return inverse / np.float32(rope.factor)
-    if rope.kind == "llama3":
-        turns = rope.original_context * inverse / (2 * math.pi)
-        ramp = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        kept = np.clip(ramp, 0.0, 1.0)
-        return (kept * inverse + (1 - kept) * inverse / rope.factor).astype(np.float32)
-    assert rope.kind == "default", rope.kind
-    return inverse
+    centred: bool
+    scaled: bool
+    biased: bool
+    offset: float = 0.0
 
 
-def rotate(x_HTC: Array, positions_T: Array, frequencies: np.ndarray) -> Array:
-    """Turn each pair (i, i + C/2) of a head by position × frequency; float32 inside, dtype of `x` outside."""
-    angles_TC = positions_T[:, None].astype(jnp.float32) * frequencies[None, :]
-    cos, sin = jnp.cos(angles_TC)[None], jnp.sin(angles_TC)[None]
-    first, second = jnp.split(x_HTC.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_HTC.dtype)
+NORMS = {
+    "rms": NormKind(centred=False, scaled=True, biased=False),
+    "rms_plus_one": NormKind(centred=False, scaled=True, biased=False, offset=1.0),
+    "layer": NormKind(centred=True, scaled=True, biased=True),
+    "layer_plain": NormKind(centred=True, scaled=False, biased=False),
+}
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · scale, in float32, returned in the dtype of `x`."""
+class Norm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · scale + bias over the last axis, in float32, returned in the dtype of `x`."""
 
+    kind: str
     eps: float
 
     @nn.compact
-    def __call__(self, x_TD: Array) -> Array:
-        scale_D = self.param("scale", nn.initializers.ones, (x_TD.shape[-1],))
-        x32 = x_TD.astype(jnp.float32)
+    def __call__(self, x: Array) -> Array:
+        kind, width = NORMS[self.kind], x.shape[-1:]
+        x32 = x.astype(jnp.float32)
+        if kind.centred:
+            x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x_TD.dtype) * scale_D.astype(x_TD.dtype)[None, :]
+        shape = (1,) * (x.ndim - 1) + width
+        if kind.scaled:
+            scale = self.param("scale", nn.initializers.constant(1.0 - kind.offset), width)
+            normed = normed * (kind.offset + scale.astype(jnp.float32)).reshape(shape)
+        if kind.biased:
+            normed = normed + self.param("bias", nn.initializers.zeros, width).astype(jnp.float32).reshape(shape)
+        return normed.astype(x.dtype)
 
 
-class Attention(nn.Module):
-    """Causal grouped-query self-attention with rotary positions."""
+class Linear(nn.Module):
+    """x · kernelᵀ + bias, with the kernel as checkpoints keep it, (out, in)."""
 
-    config: ModelConfig
+    features: int
+    use_bias: bool = False
     dot_general: DotGeneral = jax.lax.dot_general
 
     @nn.compact
     def __call__(self, x_TD: Array) -> Array:
-        c = self.config
-        T, D = x_TD.shape
+        kernel = self.param("kernel", INIT, (self.features, x_TD.shape[-1]))
+        y = matmul_transposed(x_TD, kernel, self.dot_general)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)[None, :]
+        return y
 
-        def project(x: Array, features: int, name: str) -> Array:
-            return nn.Dense(features, c.attention_bias, dot_general=self.dot_general, kernel_init=INIT, name=name)(x)
 
-        def heads(count: int, name: str) -> Array:
-            return project(x_TD, count * c.head_dim, name).reshape(T, count, c.head_dim).swapaxes(0, 1)
+def matmul_transposed(x_TD: Array, kernel_FD: Array, dot_general: DotGeneral = jax.lax.dot_general) -> Array:
+    """(T, D) and (F, D) → (T, F)."""
+    return dot_general(*promote_dtype(x_TD, kernel_FD), (((1,), (1,)), ((), ())))
 
-        frequencies, positions_T = rope_frequencies(c.rope, c.head_dim), jnp.arange(T)
-        q_HTC = rotate(heads(c.heads, "q"), positions_T, frequencies)
-        k_KSC = rotate(heads(c.kv_heads, "k"), positions_T, frequencies)
-        v_KSC = heads(c.kv_heads, "v")
+
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """cap · tanh(x / cap), or x if there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention.
+
+    Where the variable collection "cache" holds "k" and "v", each (K, S, C), the new keys and values are written into it
+    from row `start` on and all rows up to a query's position are attended to; without it, `start` is 0.
+    """
+
+    config: ModelConfig
+    layer: Layer
+    dot_general: DotGeneral = jax.lax.dot_general
+
+    @nn.compact
+    def __call__(self, x_TD: Array, start: Array | int = 0) -> Array:
+        c, T = self.config, x_TD.shape[0]
+        q_HTC, k_KSC, v_KSC = self.heads(x_TD, start)
+        k_KSC, v_KSC = self.remember("k", k_KSC, start), self.remember("v", v_KSC, start)
+        S = k_KSC.shape[1]
 
         # Heads lead and the queries that share a key head are stacked along T: plain batched matrix products.
         q_KTC = q_HTC.reshape(c.kv_heads, -1, c.head_dim)
         scores_KTS = jnp.einsum("ktc,ksc->kts", q_KTC, k_KSC, preferred_element_type=jnp.float32)
-        scores_HTS = scores_KTS.reshape(c.heads, T, T) / math.sqrt(c.head_dim)
-        causal_1TS = (positions_T[:, None] >= positions_T[None, :])[None]
-        weights_HTS = jax.nn.softmax(jnp.where(causal_1TS, scores_HTS, -jnp.inf), axis=-1)
+        scale = 1 / math.sqrt(c.head_dim) if self.layer.scale is None else self.layer.scale
+        scores_HTS = soft_cap(scores_KTS.reshape(c.heads, T, S) * scale, c.score_cap)
+        distance_TS = start + jnp.arange(T)[:, None] - jnp.arange(S)[None, :]
+        seen_TS = distance_TS >= 0
+        if self.layer.window is not None:
+            seen_TS &= distance_TS < self.layer.window
+        weights_HTS = jax.nn.softmax(jnp.where(seen_TS[None], scores_HTS, -jnp.inf), axis=-1)
         self.sow("intermediates", "attention", weights_HTS)
-        weights_KTS = weights_HTS.astype(x_TD.dtype).reshape(c.kv_heads, -1, T)
+
+        weights_KTS = weights_HTS.astype(x_TD.dtype).reshape(c.kv_heads, -1, S)
         mixed_HTC = jnp.einsum("kts,ksc->ktc", weights_KTS, v_KSC).reshape(c.heads, T, c.head_dim)
-        return project(mixed_HTC.swapaxes(0, 1).reshape(T, -1), D, "o")
+        mixed_TD = mixed_HTC.swapaxes(0, 1).reshape(T, -1)
+        return Linear(x_TD.shape[1], c.out_bias, self.dot_general, name="o")(mixed_TD)
+
+    def heads(self, x_TD: Array, start: Array | int) -> tuple[Array, Array, Array]:
+        """Queries (H, T, C), keys and values (K, T, C): projected, clipped, normed and turned."""
+        c, T = self.config, x_TD.shape[0]
+        made: dict[str, Array] = {}
+        for name, count in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
+            y = Linear(count * c.head_dim, c.qkv_bias, self.dot_general, name=name)(x_TD)
+            if c.clip_qkv is not None:
+                y = jnp.clip(y, -c.clip_qkv, c.clip_qkv)
+            normed = c.qk_norm if name != "v" else None
+            norm = Norm(c.norm, c.norm_eps, name=f"{name}_norm") if normed else None
+            y = norm(y) if norm and normed == "all" else y
+            y = y.reshape(T, count, c.head_dim).swapaxes(0, 1)
+            made[name] = norm(y) if norm and normed == "head" else y
+        if (rope := self.layer.rope) is not None:
+            reach = self.get_variable("cache", "k").shape[1] if self.has_variable("cache", "k") else T
+            frequencies = rope_frequencies(rope, c.head_dim, reach)
+            for name in "qk":
+                made[name] = rotate(made[name], start + jnp.arange(T), frequencies, rope.magnitude)
+        return made["q"], made["k"], made["v"]
+
+    def remember(self, name: str, new_KTC: Array, start: Array | int) -> Array:
+        """The cached rows (K, S, C) with the new ones among them; only the new ones if there is no cache."""
+        if not self.has_variable("cache", name):
+            return new_KTC
+        kept_KSC = self.get_variable("cache", name)
+        kept_KSC = jax.lax.dynamic_update_slice(kept_KSC, new_KTC.astype(kept_KSC.dtype), (0, start, 0))
+        self.put_variable("cache", name, kept_KSC)
+        return kept_KSC
 
 
-class GatedMLP(nn.Module):
-    """down(act(gate(x)) · up(x))."""
+class MLP(nn.Module):
+    """down(act(gate(x)) · up(x)), or down(act(up(x))) without a gate."""
 
     config: ModelConfig
     dot_general: DotGeneral = jax.lax.dot_general
 
     @nn.compact
     def __call__(self, x_TD: Array) -> Array:
-        c = self.config
+        c, act = self.config, ACTIVATIONS[self.config.activation]
 
-        def project(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, c.mlp_bias, dot_general=self.dot_general, kernel_init=INIT, name=name)
+        def project(features: int, name: str) -> Linear:
+            return Linear(features, c.mlp_bias, self.dot_general, name=name)
 
-        gated_TF = ACTIVATIONS[c.activation](project(c.ffn, "gate")(x_TD)) * project(c.ffn, "up")(x_TD)
-        return project(c.width, "down")(gated_TF)
+        gate_TF = project(c.ffn, "gate")(x_TD) if c.gated else None
+        up_TF = project(c.ffn, "up")(x_TD)
+        return project(x_TD.shape[1], "down")(act(up_TF) if gate_TF is None else act(gate_TF) * up_TF)
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward."""
+    """Attention, then feed-forward, each added to the residual; the norms stand where `norm_at` says."""
 
     config: ModelConfig
+    layer: Layer
     dot_general: DotGeneral = jax.lax.dot_general
 
-    @nn.compact
-    def __call__(self, x_TD: Array) -> Array:
-        eps = self.config.norm_eps
-        x_TD = x_TD + Attention(self.config, self.dot_general, name="attention")(RMSNorm(eps, name="norm_1")(x_TD))
-        return x_TD + GatedMLP(self.config, self.dot_general, name="mlp")(RMSNorm(eps, name="norm_2")(x_TD))
+    def setup(self) -> None:
+        c, at = self.config, self.config.norm_at
+        self.attention = Attention(c, self.layer, self.dot_general)
+        self.mlp = MLP(c, self.dot_general)
+        self.norm_1, self.norm_2 = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)
+        if at == "both":
+            self.norm_1_out, self.norm_2_out = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)
 
-
-INIT: Any = nn.initializers.normal(0.02)
+    def __call__(self, x_TD: Array, start: Array | int = 0) -> Array:
+        attend = partial(self.attention, start=start)
+        if self.config.parallel:
+            return x_TD + attend(self.norm_1(x_TD)) + self.mlp(self.norm_2(x_TD))
+        at = self.config.norm_at
+        if at == "both":
+            x_TD = x_TD + self.norm_1_out(attend(self.norm_1(x_TD)))
+            return x_TD + self.norm_2_out(self.mlp(self.norm_2(x_TD)))
+        for part, norm in ((attend, self.norm_1), (self.mlp, self.norm_2)):
+            if at == "input":
+                x_TD = x_TD + part(norm(x_TD))
+            elif at == "output":
+                x_TD = x_TD + norm(part(x_TD))
+            else:
+                x_TD = norm(x_TD + part(x_TD))
+        return x_TD

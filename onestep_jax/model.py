@@ -12,6 +12,9 @@ XLA sees the weights as an input and not as a constant, and it is never differen
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -20,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.config import ModelConfig
-from onestep_jax.layers import INIT, Array, Block, DotGeneral, RMSNorm
+from onestep_jax.layers import INIT, Array, Block, DotGeneral, Linear, Norm, matmul_transposed, soft_cap
 
 Params: TypeAlias = dict[str, Any]
 
@@ -29,8 +32,9 @@ class States(NamedTuple):
     """What a forward pass went through.
 
     Attributes:
-      hidden_LTD: (L + 1, T, D): the input vectors, the output of every block but the last, and the final norm's
-        output (the convention of transformers' `hidden_states`).
+      hidden_LTD: (L + 1, T, D): what enters the first block (the input vectors, projected and with learned positions
+        where the architecture has them), the output of every block but the last, and the final norm's output (the
+        convention of transformers' `hidden_states`).
       attention_LHTS: (L, H, T, S) attention weights, each row summing to one.
     """
 
@@ -46,29 +50,57 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.table = nn.Embed(c.vocab_size, c.width, embedding_init=INIT, name="embed")
-        self.blocks = [Block(c, self.dot_general, name=f"block_{i}") for i in range(c.layers)]
-        self.norm = RMSNorm(c.norm_eps, name="norm")
+        self.table = nn.Embed(c.vocab_size, c.embed_width or c.width, embedding_init=INIT, name="embed")
+        if c.position_rows is not None:
+            self.positions = nn.Embed(c.position_rows, c.width, embedding_init=INIT)
+        if c.embed_width is not None:
+            self.project_in = Linear(c.width, dot_general=self.dot_general)
+            self.project_out = Linear(c.embed_width, dot_general=self.dot_general)
+        self.blocks = [Block(c, c.layer(i), self.dot_general, name=f"block_{i}") for i in range(c.layers)]
+        if c.final_norm:
+            self.norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
-            self.unembed = nn.Dense(c.vocab_size, False, dot_general=self.dot_general, kernel_init=INIT, name="head")
+            self.unembed = Linear(c.vocab_size, dot_general=self.dot_general, name="head")
 
     def embed(self, tokens_T: Array) -> Array:
-        return self.table(tokens_T)
+        x_TD = self.table(tokens_T)
+        return x_TD * jnp.asarray(self.config.embed_scale, x_TD.dtype)
 
-    def hidden(self, x_TD: Array) -> Array:
+    def hidden(self, x_TD: Array, start: Array | int = 0) -> Array:
+        c = self.config
+        if c.embed_width is not None:
+            x_TD = self.project_in(x_TD)
+        if c.position_rows is not None:
+            x_TD = x_TD + self.positions(start + c.position_offset + jnp.arange(x_TD.shape[0]))
         for block in self.blocks:
             self.sow("intermediates", "hidden", x_TD)
-            x_TD = block(x_TD)
-        return self.norm(x_TD)
+            x_TD = block(x_TD, start)
+        return self.norm(x_TD) if c.final_norm else x_TD
 
     def head(self, h_TD: Array) -> Array:
-        if not self.config.tied:
-            return self.unembed(h_TD)
-        contract_last = (((1,), (1,)), ((), ()))
-        return self.dot_general(h_TD, self.table.embedding, contract_last)
+        c = self.config
+        if c.embed_width is not None:
+            h_TD = self.project_out(h_TD)
+        if c.tied:
+            logits_TV = matmul_transposed(h_TD, self.table.embedding, self.dot_general)
+        else:
+            logits_TV = self.unembed(h_TD)
+        return soft_cap(logits_TV, c.logit_cap)
 
     def __call__(self, x_TD: Array) -> Array:
         return self.head(self.hidden(x_TD))
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight of a decoder, by path ("block_0/attention/q/kernel"), without making any."""
+
+    def all_parts(decoder: Decoder, tokens_T: Array) -> Array:
+        return decoder(decoder.embed(tokens_T))
+
+    init = functools.partial(Decoder(config).init, method=all_parts)
+    tree = jax.eval_shape(init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +113,8 @@ class Model:
       tokenizer: a transformers tokenizer, or None if the checkpoint has none (token ids still work).
       source: where it was loaded from: a folder, a hub id or "default".
       fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
+      described: the config.json that it was loaded with.
+      stop_tokens: ids that end a generated text.
     """
 
     config: ModelConfig
@@ -88,11 +122,13 @@ class Model:
     tokenizer: Any = dataclasses.field(default=None, repr=False)
     source: str = ""
     fingerprint: str = ""
+    described: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    stop_tokens: tuple[int, ...] = ()
 
     @property
     def embed_width(self) -> int:
         """Width of an input vector (D)."""
-        return self.config.width
+        return self.config.embed_width or self.config.width
 
     @property
     def dtype(self) -> Any:
@@ -104,7 +140,7 @@ class Model:
         return Decoder(self.config).apply({"params": params}, tokens_T, method="embed")  # pyright: ignore[reportReturnType]
 
     def hidden(self, params: Params, x_TD: Array) -> Array:
-        """Output of the final norm: (T, D) → (T, D)."""
+        """Output of the last block and of the final norm, if there is one: (T, D) → (T, D)."""
         return Decoder(self.config).apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
 
     def head(self, params: Params, h_TD: Array) -> Array:
@@ -123,14 +159,14 @@ class Model:
         return States(jnp.stack([*record["hidden"], last_TD]), jnp.stack(blocks))
 
 
-def parameter_counts(model: Model) -> dict[str, int]:
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Numbers of weights: "total", and "touched" by one optimisation step.
 
     The embedding table is touched only where it is also the output head: input vectors are trained, not looked up.
     """
-    total = sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    table = model.params["embed"]["embedding"].size
-    return {"total": total, "touched": total if model.config.tied else total - table}
+    sizes = {path: math.prod(shape) for path, shape in parameter_shapes(config).items()}
+    total = sum(sizes.values())
+    return {"total": total, "touched": total if config.tied else total - sizes["embed/embedding"]}
 
 
 def input_scale(model: Model) -> float:

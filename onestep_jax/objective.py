@@ -21,10 +21,10 @@ LOGITS_BYTES = 2**25  # float32 logits held at a time for one text: 2048 positio
 class Score(NamedTuple):
     """What a group of texts scores.
 
-        Attributes:
-    X
-          hits_GT: (G, T) whether a token is the argmax; False beyond the end of a text.
-          predicted_GT: (G, T) the argmax token ids.
+    Attributes:
+      nats_G: (G,) mean nats per token under softmax(logits / temperature).
+      hits_GT: (G, T) whether a token is the argmax; False beyond the end of a text.
+      predicted_GT: (G, T) the argmax token ids.
     """
 
     nats_G: Array

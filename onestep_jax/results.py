@@ -52,7 +52,8 @@ class TextResult:
       seed: of the best trial.
       status: of the best trial.
       trials: every seed that was tried.
-      h_lm: nats of the text under the model run autoregressively (Eq. 3), or None if not computed.
+      h_lm: nats of the text under the model run autoregressively (Eq. 3), by `likelihood.text_nats`; None in runs of
+        versions that did not compute it.
     """
 
     index: int

@@ -12,6 +12,7 @@ import numpy as np
 from onestep_jax.config import Interrupted
 from onestep_jax.engine import Engine, Outcome, Task
 from onestep_jax.inflight import pack, unpack
+from onestep_jax.likelihood import text_nats
 from onestep_jax.model import Model
 from onestep_jax.placement import Pmap
 from onestep_jax.results import TextResult, Trial
@@ -70,6 +71,7 @@ class Sweep:
         self.stopping = False
         self.last_save = self.last_flush = self.last_tick = self.started = time.monotonic()
         self.finished_here = 0
+        self.h_lm: dict[int, float] = {}
 
     # --- order of work ---
 
@@ -81,7 +83,7 @@ class Sweep:
         """
         params = placement.replicate(self.model.params)
         longest = [max(len(self.tokens[i]) for i in group) for group in self.groups]
-        padded = buckets(longest)
+        padded = buckets(longest, self.model.config.boundary)
         for positions in sorted(set(padded), reverse=True):
             members = [group for group, bucket in zip(self.groups, padded, strict=True) if bucket == positions]
             members = [group for group in members if group not in self.done]
@@ -90,6 +92,7 @@ class Sweep:
             self.waiting.extend(self._task(group) for group in members if group not in resumed)
             if not self.waiting:
                 continue
+            self._count_nats([i for group in members for i in group])
             width = min(slots, len(self.waiting))
             engine = Engine(problem, params, placement, positions=positions, slots=width, chunk=chunk)
             if not engine.run(self):
@@ -111,6 +114,11 @@ class Sweep:
             start = {name: array[rows] for name, array in self.scheme.start.items()}
             start |= {name: start[name][0] for name in self.scheme.shared}
         return Task(group, seed, [self.tokens[i] for i in group], ids, start)
+
+    def _count_nats(self, texts: list[int]) -> None:
+        """H_LM (Eq. 3) of texts that are going to be fitted: one forward pass each."""
+        found = text_nats(self.model, [self.tokens[i] for i in texts])
+        self.h_lm |= {i: nats.total for i, nats in zip(texts, found, strict=True)}
 
     def take(self) -> Task | None:
         if not self.waiting:
@@ -163,6 +171,7 @@ class Sweep:
                 seed=best.task.seed,
                 status=best.status,
                 trials=tuple(trials),
+                h_lm=self.h_lm[i],
             )
 
     # --- survival ---

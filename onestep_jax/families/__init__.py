@@ -3,6 +3,7 @@
 A family is one small file: a `Family` value with the keys it handles, a function from config.json to `ModelConfig`, and
 a function from `ModelConfig` to the weight table. Every key of config.json is handled, ignored on purpose, or refused
 if it differs from the value that the family's mathematics assumes; a key that nobody knows is refused unless null.
+docs/families.md says how to add one.
 """
 
 from __future__ import annotations
@@ -11,12 +12,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from onestep_jax.config import ModelConfig, UserError, nearest
-from onestep_jax.families import llama
-from onestep_jax.families.base import Family, Weight, check_keys, need
+from onestep_jax.families import (
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    llama,
+    mistral,
+    olmo,
+    olmo2,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+)
+from onestep_jax.families.base import Family, Part, Weight, check_keys, need
 
-__all__ = ["FAMILIES", "Family", "Weight", "read_config"]
+__all__ = ["FAMILIES", "Family", "Part", "Weight", "read_config"]
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (llama.FAMILY,)}
+_MODULES = (gpt_neox, llama, mistral, qwen2, qwen3, gemma2, gemma3, gpt2, gpt_neo, opt, olmo, olmo2, phi3)
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
