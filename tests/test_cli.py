@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from onestep_jax import files, read_results
+from onestep_jax import files, load_model, read_results
 from onestep_jax.cli import main
 
 
@@ -137,7 +137,7 @@ def test_bad_checkpoints(fitted, home, tiny_folder, tmp_path, capsys):
     assert "model.safetensors" in broken(truncate)
     assert ".bin" in broken(pickle)
     assert "unsupported architecture 'lama'" in broken(config(model_type="lama"))
-    assert "RoPE type 'yarn'" in broken(config(rope_scaling={"rope_type": "yarn", "factor": 2.0}))
+    assert "RoPE type 'dynamic'" in broken(config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
     assert contents(home / "run") == before
 
 
@@ -218,13 +218,32 @@ def test_export(fitted, home, tmp_path, capsys):
 
 
 def test_info(tiny_folder, capsys):
-    assert main(["info", str(tiny_folder), "--json"]) == 0
+    options = [str(tiny_folder), "--slots", "3", "--length", "8", "--dtype", "bfloat16"]
+    assert main(["info", *options, "--weights", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     weights = sum(tensor.size for tensor in load_file(tiny_folder / "model.safetensors").values())
-    assert facts["parameters"] == weights
-    assert facts["parameters touched by a step"] == weights - 61 * 32
+    assert facts["parameters"] == {"total": weights, "touched": weights - 61 * 32}
+    assert facts["bytes"] == {"float32": 4 * weights, "bfloat16": 2 * weights}
+    assert (facts["context"], facts["input_width"], facts["architecture"]["family"]) == (64, 32, "llama")
+    assert (facts["fit"]["slots"], facts["fit"]["length"], facts["fit"]["dtype"]) == (3, 8, "bfloat16")
+    memory = facts["fit_memory_bytes"]
+    assert memory["weights"] == 2 * weights
+    assert memory["total"] == memory["weights"] + memory["state"] + memory["working"]
+    assert facts["flops_per_text_step"] > 8 * 4 * (weights - 61 * 32 - 5 * 32)
+    assert facts["fingerprint"] == load_model(tiny_folder).fingerprint
     assert main(["info", str(tiny_folder)]) == 0
-    assert f"parameters: {weights:,}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{weights:,}; touched by a step {weights - 61 * 32:,}" in said
+    assert "fingerprint" not in said
+
+
+def test_info_needs_no_weights(tiny_folder, tmp_path, capsys):
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    capsys.readouterr()
+    assert "no model.safetensors" in refused(["info", str(tmp_path), "--weights"], capsys)
+    assert "beyond the model's context of 64" in refused(["info", str(tmp_path), "--length", "65"], capsys)
+    assert "did you mean 'bfloat16'" in refused(["info", str(tmp_path), "--dtype", "bfloat61"], capsys)
 
 
 def test_misspelt_arguments_elsewhere(capsys):

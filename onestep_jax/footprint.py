@@ -1,0 +1,86 @@
+"""What a fit needs: memory, from XLA's own account of the compiled step, and floating-point operations."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from onestep_jax import slots as device
+from onestep_jax.config import ModelConfig
+from onestep_jax.model import Model, Params, parameter_shapes
+from onestep_jax.optimizers import Preset
+from onestep_jax.schemes import OneStep
+from onestep_jax.slots import Problem
+
+
+class Memory(NamedTuple):
+    """Bytes on one device while slots of texts are being optimised.
+
+    Attributes:
+      weights: the frozen params.
+      state: vectors, optimiser state and bookkeeping of the slots.
+      working: activations and everything else that XLA sets aside within a step.
+    """
+
+    weights: int
+    state: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.state + self.working
+
+
+def abstract_params(config: ModelConfig, dtype: Any) -> Params:
+    """The params of a model as shapes and types, without an array."""
+    params: Params = {}
+    for path, shape in parameter_shapes(config).items():
+        *branches, name = path.split("/")
+        place = params
+        for branch in branches:
+            place = place.setdefault(branch, {})
+        place[name] = jax.ShapeDtypeStruct(shape, dtype)
+    return params
+
+
+def fit_memory(config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset) -> Memory:
+    """Memory of optimising `slots` texts of `length` tokens on one device of the default backend.
+
+    The step is compiled and not run; no weight is needed. Compiling takes seconds, for a large model up to a minute.
+    """
+    model = Model(config, abstract_params(config, dtype))
+    problem = Problem(model, OneStep(), preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
+
+    def start() -> device.Slot:
+        tokens_GT, lengths_G = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
+        one = device.fresh(problem, tokens_GT, lengths_G, jnp.zeros((1, 4), jnp.uint32))
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), one)
+
+    state = jax.eval_shape(start)
+    program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
+    account: Any = program.lower(model.params, state).compile().memory_analysis()
+    return Memory(_bytes(model.params), _bytes(state), int(account.temp_size_in_bytes))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def step_flops(config: ModelConfig, length: int) -> int:
+    """Floating-point operations of one step of one text: forward, and backward to the input vectors only.
+
+    A weight of a matrix costs 2 a position forward and 2 backward (the weights themselves get no gradient). Attention
+    scores and mixing cost 4 · H · C for each pair of positions forward and twice that backward; all pairs are counted,
+    since the masked ones are computed too. Norms, activations and softmax are left out.
+    """
+    shapes = parameter_shapes(config)
+    if not config.tied:
+        shapes.pop("embed/embedding")
+    shapes.pop("positions/embedding", None)
+    matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+    attention = 12 * config.layers * config.heads * config.head_dim * length
+    return length * (4 * matrices + attention)

@@ -1,0 +1,88 @@
+"""What the commands look like: tables and progress bars on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def console(**options: Any) -> Any:
+    from rich.console import Console
+
+    return Console(**options)
+
+
+@contextmanager
+def fitting_bar() -> Iterator[Callable[[Any], None]]:
+    """A bar on standard error; yields the callback that `fit` calls."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console(stderr=True)) as bar:
+        task = bar.add_task("preparing", total=None)
+
+        def show(state: Any) -> None:
+            left = "?" if state.seconds_left is None else f"{state.seconds_left:.0f} s"
+            counts = f"solved {state.solved} running {state.running} waiting {state.waiting}"
+            words = f"{counts}, {state.steps_per_second:.0f} steps/s, left {left}"
+            bar.update(task, description=words, completed=state.finished, total=state.texts)
+
+        yield show
+
+
+@contextmanager
+def loading_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, gone when the weights are there; yields the callback that `load_model` calls."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """What `onestep info` says of a model, with what a reader needs to know beside each number."""
+    from rich.table import Table
+
+    fit, memory, counts = facts["fit"], facts["fit_memory_bytes"], facts["parameters"]
+    table = Table(show_header=False, title=f"{facts['model']}: {facts['architecture']['family']}", title_justify="left")
+    for name, value in facts["architecture"].items():
+        if name not in ("family", "pattern"):
+            table.add_row(name, str(value))
+    table.add_row("input vector", f"{facts['input_width']} wide")
+    pattern = [", ".join(_flat(layer)) for layer in facts["architecture"]["pattern"]]
+    for layer in dict.fromkeys(pattern):
+        count = f"{pattern.count(layer)} of {len(pattern)} layers" if len(pattern) > 1 else "every layer"
+        table.add_row(count, layer)
+    table.add_section()
+    table.add_row("parameters", f"{counts['total']:,}; touched by a step {counts['touched']:,}")
+    table.add_row("size", ", ".join(f"{_size(count)} in {name}" for name, count in facts["bytes"].items()))
+    parts = " + ".join(f"{name} {_size(memory[name])}" for name in ("weights", "state", "working"))
+    where = f"{fit['slots']} slots of {fit['length']} tokens in {fit['dtype']} on one {fit['device']}"
+    table.add_row("memory of a fit", f"{_size(memory['total'])} ({parts}) for {where}")
+    flops = f"{facts['flops_per_text_step'] / 1e9:,.3g} GFLOP at {fit['length']} tokens"
+    table.add_row("work of a text-step", flops)
+    for name in ("fingerprint", "input_scale"):
+        if name in facts:
+            table.add_row(name.replace("_", " "), str(facts[name]))
+    console().print(table)
+
+
+def _flat(layer: dict[str, Any]) -> Iterator[str]:
+    """The facts of a layer that are not the usual ones."""
+    for name, value in layer.items():
+        if name == "rope":
+            rope = None if value is None else " ".join(f"{key} {number}" for key, number in value.items())
+            yield "no RoPE" if rope is None else f"RoPE {rope}".strip()
+        else:
+            yield f"{name} {value}"
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:,.0f} {name}" if count >= 100 * unit else f"{count / unit:,.3g} {name}"
+    return f"{count} bytes"
