@@ -1,6 +1,6 @@
 """safetensors files, read tensor by tensor straight into the memory that the arrays will live in.
 
-A tensor is read (not mapped) into a buffer of its own, aligned so that JAX on a CPU takes it over without a copy: while
+A tensor is read (not mapped) into pages of its own, aligned so that JAX on a CPU takes it over without a copy: while
 a checkpoint loads, the process holds the tensors it has read, and no page of the files.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,6 @@ from onestep_jax.config import UserError
 
 # As safetensors names them.
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
-_ALIGNMENT = 64  # bytes; XLA's for a CPU buffer
 
 
 class StoredTensor(NamedTuple):
@@ -49,9 +49,9 @@ class StoredTensor(NamedTuple):
         if self.dtype not in DTYPES:
             expected = ", ".join(DTYPES)
             raise UserError(f"{self.path}: {self.name} is stored as {self.dtype}; expected one of {expected}")
-        block = np.empty(self.nbytes + _ALIGNMENT, np.uint8)
-        start = -block.ctypes.data % _ALIGNMENT
-        block = block[start : start + self.nbytes]
+        # not np.empty, which asks for huge pages: a fragmented or virtual machine is slow to find them
+        pages = mmap.mmap(-1, max(1, self.nbytes), access=mmap.ACCESS_COPY)
+        block = np.frombuffer(pages, np.uint8, self.nbytes)
         done = 0
         try:
             with open(self.path, "rb", buffering=0) as file:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import onestep_jax
 
-LINE = """config families layers model source checkpoint texts schemes objective optimizers results decoding placement
-slots engine inflight files store sweep fitting exporting report demo __init__ commands cli""".split()
+LINE = """config rotary families layers model partition source tensors checkpoint texts schemes objective likelihood
+generation optimizers results decoding placement slots engine inflight footprint files store sweep fitting exporting
+report demo __init__ looks commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 
