@@ -48,9 +48,7 @@ def test_a_window_changes_the_tokens(tiny: Model):
 
 def test_vectors_of_tokens_go_on_like_the_tokens(tiny: Model):
     vectors = [np.asarray(tiny.embed(tiny.params, np.array(prompt))) for prompt in PROMPTS]
-    for from_ids, from_vectors in zip(
-        generate(tiny, PROMPTS, count=9), generate(tiny, vectors, count=9), strict=True
-    ):
+    for from_ids, from_vectors in zip(generate(tiny, PROMPTS, count=9), generate(tiny, vectors, count=9), strict=True):
         np.testing.assert_array_equal(from_ids.tokens, from_vectors.tokens)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from onestep_jax.config import ModelConfig, UserError
+from onestep_jax.config import ModelConfig
 from onestep_jax.families import llama, windows
 from onestep_jax.families.base import Family, Weight, given, keys, need
 
@@ -18,21 +18,15 @@ NORMS = {
 }
 
 
-def common(config: Mapping[str, Any], sliding: list[bool]) -> dict[str, Any]:
-    """Arguments of `read_like_llama` that Gemma 2 and Gemma 3 share, given which layers slide.
-
-    Raises:
-      UserError: if layers slide over a window of no size.
-    """
-    bias, window = given(config, "attention_bias", False), config.get("sliding_window", 4096)
-    if window is None and any(sliding):
-        raise UserError(f"sliding_window = None: expected the size of the windows of {windows.SLIDING} layers")
+def common(config: Mapping[str, Any], slides: Callable[[int], bool]) -> dict[str, Any]:
+    """Arguments of `read_like_llama` that Gemma 2 and Gemma 3 share, given which layers slide by default."""
+    bias = given(config, "attention_bias", False)
     return {
         "head_dim": 256,
         "kv_heads": 4,
         "tied": True,
         "activation_key": ("hidden_activation", "gelu_pytorch_tanh"),
-        "windows": [window if slides else None for slides in sliding],
+        "windows": windows.layer_windows(config, config.get("sliding_window", 4096), slides),
         "scale": given(config, "query_pre_attn_scalar", 256) ** -0.5,
         "embed_scale": math.sqrt(need(config, "hidden_size")),
         "norm": "rms_plus_one",
@@ -43,7 +37,7 @@ def common(config: Mapping[str, Any], sliding: list[bool]) -> dict[str, Any]:
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
-    arguments = common(config, windows.sliding_layers(config, lambda i: i % 2 == 0))
+    arguments = common(config, lambda i: i % 2 == 0)
     score_cap = config.get("attn_logit_softcapping", 50.0)  # null means none
     logit_cap = config.get("final_logit_softcapping", 30.0)
     return llama.read_like_llama(config, "gemma2", score_cap=score_cap, logit_cap=logit_cap, **arguments)

@@ -35,7 +35,7 @@ def read_ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
     period = given(config, "sliding_window_pattern", 6)
-    arguments = gemma2.common(config, windows.sliding_layers(config, lambda i: (i + 1) % period != 0))
+    arguments = gemma2.common(config, lambda i: (i + 1) % period != 0)
     ropes = read_ropes(config)
     arguments |= {"rope": ropes[windows.FULL], "local_rope": ropes[windows.SLIDING], "qk_norm": "head"}
     logit_cap = config.get("final_logit_softcapping")

@@ -11,11 +11,10 @@ from onestep_jax.families.base import Family, given, keys
 
 
 def read_windows(config: Mapping[str, Any]) -> list[int | None]:
-    """The window of each layer; without `use_sliding_window` there are none, whatever `layer_types` says."""
+    """The window of each layer; without `use_sliding_window` there is none."""
     window = config.get("sliding_window", 4096) if given(config, "use_sliding_window", False) else None
     first = given(config, "max_window_layers", 28)
-    sliding = windows.sliding_layers(config, lambda i: window is not None and i >= first)
-    return [window if slides else None for slides in sliding]
+    return windows.layer_windows(config, window, lambda i: window is not None and i >= first)
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:

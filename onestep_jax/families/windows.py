@@ -12,18 +12,21 @@ KEYS = {"layer_types": LIST}
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
-def sliding_layers(config: Mapping[str, Any], default: Callable[[int], bool]) -> list[bool]:
-    """Whether block i is a sliding one: as `layer_types` says, or by `default` if it is absent.
+def layer_windows(config: Mapping[str, Any], window: int | None, default: Callable[[int], bool]) -> list[int | None]:
+    """The window of each block: `window` where `layer_types`, or `default` in its absence, says that it slides.
 
     Raises:
-      UserError: for a kind of layer that is not implemented, or a list of another length than the decoder.
+      UserError: for a kind of layer that is not implemented, a list of another length than the decoder, or layers that
+        slide without a window.
     """
     layers, kinds = need(config, "num_hidden_layers"), config.get("layer_types")
     if kinds is None:
-        return [default(i) for i in range(layers)]
+        kinds = [SLIDING if default(i) else FULL for i in range(layers)]
     for kind in kinds:
         if kind not in (SLIDING, FULL):
             raise UserError(f"layer_types: {kind!r} is not supported; supported: {FULL}, {SLIDING}")
     if len(kinds) != layers:
         raise UserError(f"layer_types: {len(kinds)} entries; expected one for each of {layers} layers")
-    return [kind == SLIDING for kind in kinds]
+    if window is None and SLIDING in kinds:
+        raise UserError(f"sliding_window: {SLIDING} layers (layer_types) have no window; set it, or make them {FULL}")
+    return [window if kind == SLIDING else None for kind in kinds]
