@@ -21,7 +21,7 @@ from onestep_jax.families import Family, Weight, read_config
 from onestep_jax.model import Model, Params, parameter_shapes
 from onestep_jax.partition import weight_sharding
 from onestep_jax.source import DEFAULT, locate, read_object, shards
-from onestep_jax.tensors import StoredTensor, stored_tensors
+from onestep_jax.tensors import StoredTensor, read_in_turn, stored_tensors
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -100,17 +100,19 @@ def load_params(
     for row in rows:
         table.setdefault(row.name, []).append(row)
     stored = _match(folder, family, config, table)
-
-    params: Params = {}
-    digest = hashlib.sha256(_statement(config).encode())
-    checksums: dict[str, str] = {}
-    done, total = 0, sum(tensor.nbytes for tensor in stored.values())
     for name, tensor in stored.items():
         expected = _stored_shape(table[name][0], shapes)
         if tensor.shape != expected:
             reason = f"{tensor.name} has shape {tensor.shape}, expected {expected} from config.json"
             raise UserError(f"{tensor.path}: {reason}")
-        host = tensor.read()
+
+    params: Params = {}
+    digest = hashlib.sha256(_statement(config).encode())
+    checksums: dict[str, str] = {}
+    done, total = 0, sum(tensor.nbytes for tensor in stored.values())
+    names = {tensor: name for name, tensor in stored.items()}
+    for tensor, host in read_in_turn(sorted(names, key=lambda tensor: (tensor.path, tensor.offset))):
+        name = names[tensor]
         checksums[name] = xxhash.xxh3_64_hexdigest(host.view(np.uint8).data)
         if host.dtype == np.float64:
             with np.errstate(over="ignore"):  # found out by `_all_finite`

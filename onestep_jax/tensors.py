@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +67,19 @@ class StoredTensor(NamedTuple):
         except OSError as error:
             raise UserError(f"{self.path}: cannot read {self.name} ({error})") from error
         return block.view(DTYPES[self.dtype]).reshape(self.shape)
+
+
+def read_in_turn(tensors: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, np.ndarray]]:
+    """Each tensor with its content; the next one is read while the caller is busy with this one."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: deque[tuple[StoredTensor, Future[np.ndarray]]] = deque()
+        for tensor in tensors:
+            ahead.append((tensor, reader.submit(tensor.read)))
+            if len(ahead) > 1:
+                before, content = ahead.popleft()
+                yield before, content.result()
+        for before, content in ahead:
+            yield before, content.result()
 
 
 def stored_tensors(path: Path) -> list[StoredTensor]:
