@@ -26,7 +26,7 @@ class Errors(NamedTuple):
     """Relative errors ‖a − b‖ / ‖b‖ against transformers in float32.
 
     Attributes:
-      embed: of the input vectors of all token ids.
+      embed: of the input vectors of all token ids, the worse of float32 and bfloat16, each against transformers' own.
       logits, hidden, gradient: in float32, the worst of `TEXTS` texts; the worst hidden state of all; with respect to
         the input vectors.
       bf16_logits, bf16_gradient: ours in bfloat16, the median of the texts.
@@ -100,20 +100,26 @@ def by_text(a_GTX: np.ndarray, b_GTX: np.ndarray) -> list[float]:
     return [relative(a, b) for a, b in zip(a_GTX, b_GTX, strict=True)]
 
 
+def embed_error(ours: Model, theirs: Any) -> float:
+    """Relative error of the input vectors of all token ids, both models in one dtype."""
+    tokens = np.arange(ours.config.vocab_size)
+    embedded = theirs.get_input_embeddings()(torch.from_numpy(tokens)).float().numpy()
+    return relative(np.asarray(jax.jit(ours.embed)(ours.params, tokens), np.float32), embedded)
+
+
 def measure(theirs: Any, folder: Path) -> Errors:
     """Errors of the checkpoint in `folder`, which `theirs` was saved to, loaded here; leaves `theirs` in bfloat16."""
     ours, rounded = load_model(folder, dtype="float32"), load_model(folder, dtype="bfloat16")
     x_GTD, cotangent_GTV = inputs(theirs)
     reference, here = run_theirs(theirs, x_GTD, cotangent_GTV), run_ours(ours, x_GTD, cotangent_GTV)
-    tokens = np.arange(ours.config.vocab_size)
-    embedded = theirs.get_input_embeddings()(torch.from_numpy(tokens)).numpy()
+    embed = embed_error(ours, theirs)
     pairs = list(zip(here.hidden, reference.hidden, strict=True))
     if ours.config.embed_width is not None:  # transformers' last state is already projected to the input width
         pairs.pop()
     low = run_ours(rounded, x_GTD, cotangent_GTV)
     their_low = run_theirs(theirs.to(torch.bfloat16), x_GTD, cotangent_GTV)
     return Errors(
-        embed=relative(jax.jit(ours.embed)(ours.params, tokens), embedded),
+        embed=max(embed, embed_error(rounded, theirs)),
         logits=max(by_text(here.logits, reference.logits)),
         hidden=max(max(by_text(a, b)) for a, b in pairs),
         gradient=max(by_text(here.gradient, reference.gradient)),

@@ -25,7 +25,7 @@ Each row is one tiny checkpoint with random weights (standard deviation {STD}, n
 transformers, saved, and loaded here. Both then run forward and backward over the same {TEXTS} texts of {POSITIONS}
 random input vectors on a CPU. Errors are relative, ‖a − b‖ / ‖b‖, where b is transformers in float32:
 
-* **embed**: of the input vectors of all token ids; "exact" where they are equal bit for bit.
+* **embed**: of the input vectors of all token ids, in float32 and in bfloat16; "exact" where equal bit for bit.
 * **logits**, **hidden**, **gradient**: in float32; logits, hidden states (the worst layer) and the gradient of a random
   combination of the logits with respect to the input vectors; the worst text. The tests allow {TOLERANCE:.0e}.
 * **bf16**: in bfloat16; here and, for comparison, in transformers itself ("theirs"); the median text.

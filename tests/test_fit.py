@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from family_cases import GOLDEN_FOLDER
 
-from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, fit, slots
+from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, fit, load_model, slots
 from onestep_jax.model import input_scale
 from onestep_jax.objective import Score, group_loss, score_group
 from onestep_jax.optimizers import PRESETS, optimizer_names
@@ -277,3 +278,15 @@ def test_bad_input_is_refused(tiny, arguments, message):
     texts = arguments.pop("texts")
     with pytest.raises(UserError, match=message):
         fit(tiny, texts, **arguments)
+
+
+@pytest.mark.parametrize("family", ["opt_350m", "gemma3_text", "gpt_neox", "gpt2"])
+def test_other_families_are_fitted_alike(family, one_device):
+    model = load_model(GOLDEN_FOLDER / family, dtype="float32", tokenizer=False)
+    texts = np.random.default_rng(2).integers(97, size=(3, 6)).tolist()
+    results = fit(model, texts, steps=120, placement=one_device)
+    assert results.vectors["e"].shape == (3, model.embed_width)
+    for result, decoded in zip(results, decode(model, results), strict=True):
+        assert decoded.accuracy == result.accuracy
+        assert result.loss < result.trials[0].trace[0, 1]
+        assert result.h_lm > 0
