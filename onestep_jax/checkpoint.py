@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xxhash
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from onestep_jax.config import ModelConfig, UserError, check_known, nearest, stated
@@ -106,7 +107,7 @@ def load_params(
             reason = f"{tensor.name} has shape {tensor.shape}, expected {expected} from config.json"
             raise UserError(f"{tensor.path}: {reason}")
 
-    params: Params = {}
+    params: dict[str, jax.Array] = {}
     digest = hashlib.sha256(_statement(config).encode())
     checksums: dict[str, str] = {}
     done, total = 0, sum(tensor.nbytes for tensor in stored.values())
@@ -120,13 +121,13 @@ def load_params(
         if not _all_finite(host, dtype):
             raise UserError(_not_finite(tensor, dtype))
         for row in table[name]:
-            _insert(params, row.path, _place(_take(host, row), dtype, mesh, row.path))
+            params[row.path] = _place(_take(host, row), dtype, mesh, row.path)
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
     for name, tensor in stored.items():
         digest.update(f"{name} {tensor.dtype} {checksums[name]}\n".encode())
-    return params, digest.hexdigest()[:16]
+    return unflatten_dict(params, sep="/"), digest.hexdigest()[:16]
 
 
 def _statement(config: ModelConfig) -> str:
@@ -217,13 +218,6 @@ def _not_finite(tensor: StoredTensor, dtype: Any) -> str:
     return f"{tensor.path}: {tensor.name} holds a NaN or an infinity; download or convert it again"
 
 
-def _insert(params: Params, path: str, leaf: jax.Array) -> None:
-    *branches, name = path.split("/")
-    for branch in branches:
-        params = params.setdefault(branch, {})
-    params[name] = leaf
-
-
 def save_model(model: Model, folder: str | Path) -> None:
     """Write a model back as a checkpoint folder that transformers opens: config.json, weights and tokenizer.
 
@@ -246,12 +240,10 @@ def save_model(model: Model, folder: str | Path) -> None:
 def _stored_arrays(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """Each tensor of the checkpoint by name, fused ones put together again."""
     family, _ = read_config(model.described)
+    leaves = flatten_dict(model.params, sep="/")
     table: dict[str, list[tuple[Weight, np.ndarray]]] = {}
     for row in family.weights(model.config):
-        leaf: Any = model.params
-        for key in row.path.split("/"):
-            leaf = leaf[key]
-        table.setdefault(row.name, []).append((row, np.asarray(leaf)))
+        table.setdefault(row.name, []).append((row, np.asarray(leaves[row.path])))
     for name, parts in table.items():
         row, array = parts[0]
         if row.part is not None:

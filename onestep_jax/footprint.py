@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from onestep_jax import slots as device
 from onestep_jax.config import ModelConfig
@@ -37,14 +38,8 @@ class Memory(NamedTuple):
 
 def abstract_params(config: ModelConfig, dtype: Any) -> Params:
     """The params of a model as shapes and types, without an array."""
-    params: Params = {}
-    for path, shape in parameter_shapes(config).items():
-        *branches, name = path.split("/")
-        place = params
-        for branch in branches:
-            place = place.setdefault(branch, {})
-        place[name] = jax.ShapeDtypeStruct(shape, dtype)
-    return params
+    shapes = parameter_shapes(config).items()
+    return unflatten_dict({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes}, sep="/")
 
 
 def fit_memory(config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset) -> Memory:

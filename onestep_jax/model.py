@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from onestep_jax.config import ModelConfig
 from onestep_jax.layers import INIT, Array, Block, DotGeneral, Linear, Norm, matmul_transposed, soft_cap
@@ -99,8 +100,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     init = functools.partial(Decoder(config).init, method=all_parts)
     tree = jax.eval_shape(init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(key.key for key in path): leaf.shape for path, leaf in leaves}
+    leaves: dict[str, Any] = flatten_dict(tree, sep="/")
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,10 +35,9 @@ def locate(source: str | Path, revision: str | None = None, *, weights: bool = T
     name = str(source)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(source):
         raise UserError(f"model {name!r}: no such folder; give a folder, a hub id like 'org/name', or 'default'")
-    folder = _download(name, revision, _DESCRIPTION)
+    folder = _download(name, revision, (*_DESCRIPTION, *_TOKENIZER, INDEX) if weights else _DESCRIPTION)
     if weights:
         # Weights come in many formats side by side; only the safetensors that the index names are wanted.
-        folder = _download(name, revision, (*_DESCRIPTION, *_TOKENIZER, INDEX))
         index = folder / INDEX
         folder = _download(name, revision, _indexed(index) if index.exists() else [SINGLE])
         if not index.exists() and not (folder / SINGLE).exists():

@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onestep_jax.config import Layer, ModelConfig
-from onestep_jax.families.base import (
-    Family,
-    Part,
-    Weight,
-    activation,
-    given,
-    head_sizes,
-    keys,
-    linear,
-    need,
-    norm,
-)
+from onestep_jax.families.base import Family, Part, Weight, activation, given, head_sizes, keys, linear, need, norm
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
@@ -25,6 +14,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
     width, layers, positions = need(config, "n_embd"), need(config, "n_layer"), need(config, "n_positions")
     scale = sizes["head_dim"] ** -0.5 if given(config, "scale_attn_weights", True) else 1.0
     by_layer = given(config, "scale_attn_by_inverse_layer_idx", False)
+    scales = [scale / (i + 1) for i in range(layers)] if by_layer else [scale]
     return ModelConfig(
         family="gpt2",
         vocab_size=need(config, "vocab_size"),
@@ -35,9 +25,7 @@ def read(config: Mapping[str, Any]) -> ModelConfig:
         norm_eps=given(config, "layer_norm_epsilon", 1e-5),
         tied=given(config, "tie_word_embeddings", True),
         position_rows=positions,
-        pattern=tuple(Layer(None, scale=scale / (i + 1)) for i in range(layers))
-        if by_layer
-        else (Layer(None, scale=scale),),
+        pattern=tuple(Layer(None, scale=scale) for scale in scales),
         norm="layer",
         qkv_bias=True,
         out_bias=True,

@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onestep_jax.config import Layer, ModelConfig, Rope, UserError
-from onestep_jax.families.base import (
-    Family,
-    Part,
-    Weight,
-    activation,
-    given,
-    head_sizes,
-    keys,
-    linear,
-    need,
-    norm,
-)
+from onestep_jax.families.base import Family, Part, Weight, activation, given, head_sizes, keys, linear, need, norm
 from onestep_jax.families.rope import KEYS as ROPE_KEYS
 from onestep_jax.families.rope import read_rope
 

@@ -52,7 +52,8 @@ def weights(config: ModelConfig) -> list[Weight]:
         rows += norm(f"{ours}/norm_1", f"{theirs}.self_attn_layer_norm", config)
         rows += norm(f"{ours}/norm_2", f"{theirs}.final_layer_norm", config)
         for name, stored in {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}.items():
-            rows += linear(f"{ours}/attention/{name}", f"{theirs}.self_attn.{stored}", config.qkv_bias)
+            bias = config.out_bias if name == "o" else config.qkv_bias
+            rows += linear(f"{ours}/attention/{name}", f"{theirs}.self_attn.{stored}", bias)
         rows += linear(f"{ours}/mlp/up", f"{theirs}.fc1", config.mlp_bias)
         rows += linear(f"{ours}/mlp/down", f"{theirs}.fc2", config.mlp_bias)
     return rows

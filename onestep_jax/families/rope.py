@@ -62,7 +62,17 @@ def read_rope(config: Mapping[str, Any], head_dim: int, theta: float = 10000.0, 
 
 
 def parse_rope(spelling: str, given: Mapping[str, Any], context: int, head_dim: int, fraction: float | None) -> Rope:
-    """One object of rotary settings; `spelling` is the key that holds it."""
+    """One object of rotary settings.
+
+    Args:
+      spelling: the key that holds it, for messages.
+      given: type, base and arguments.
+      context: the model's longest input, in positions.
+      head_dim, fraction: see `read_rope`.
+
+    Raises:
+      UserError: see `read_rope`.
+    """
     given = {key: value for key, value in given.items() if value is not None}
     old, kind = given.pop("type", "default"), given.pop("rope_type", None)
     kind = kind or old
