@@ -231,7 +231,8 @@ def save_model(model: Model, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(_stored_arrays(model))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    described = {**model.described, "dtype": jnp.dtype(model.dtype).name}
+    described = {key: value for key, value in model.described.items() if key != "torch_dtype"}  # the older spelling
+    described["dtype"] = jnp.dtype(model.dtype).name
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)

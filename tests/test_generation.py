@@ -116,9 +116,9 @@ def test_refusals(tiny: Model, prompts, options, message: str):
         generate(tiny, prompts, **options)
 
 
-def longrope(tiny: Model) -> Model:
-    """The tiny model with rotary positions that change beyond position 8."""
-    rope = Rope(kind="longrope", original_context=8, short_factors=(1.0,) * 4, long_factors=(4.0,) * 4)
+def longrope(tiny: Model, original: int = 8) -> Model:
+    """The tiny model with rotary positions that change beyond the original context."""
+    rope = Rope(kind="longrope", original_context=original, short_factors=(1.0,) * 4, long_factors=(4.0,) * 4)
     return dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, pattern=(Layer(rope),)))
 
 
@@ -128,10 +128,11 @@ def test_generation_over_a_change_of_rotary_positions_is_refused(tiny: Model):
 
 
 def test_texts_on_both_sides_of_a_change_of_rotary_positions(tiny: Model):
-    model = longrope(tiny)
-    prompts = [[1, 2, 3], list(range(9)), list(range(20))]
-    for prompt, generated in zip(prompts, generate(model, prompts, count=5), strict=True):
-        assert generated.tokens.tolist() == without_cache(model, prompt, 5)
+    model = longrope(tiny, original=10)
+    prompts = [list(range(start, start + 9)) for start in range(12)]  # padded to 10, not over it to 16
+    prompts += [[1, 2, 3], list(range(11)), list(range(20))]
+    for prompt, generated in zip(prompts, generate(model, prompts, count=1), strict=True):
+        assert generated.tokens.tolist() == without_cache(model, prompt, 1)
 
 
 # H_LM
