@@ -2,19 +2,20 @@
 
 from onestep_jax.checkpoint import load_model, save_model
 from onestep_jax.config import Interrupted, UserError
-from onestep_jax.decoding import Decoded, decode
+from onestep_jax.decoding import Decoded, decode, regenerate
 from onestep_jax.fitting import fit
 from onestep_jax.generation import Generated, generate
 from onestep_jax.likelihood import TextNats, text_nats
 from onestep_jax.model import Model
 from onestep_jax.optimizers import PRESETS, Optimizer, Preset, Schedule
 from onestep_jax.results import Results, TextResult
-from onestep_jax.schemes import OneStep
+from onestep_jax.schemes import Cramming, OneStep
 from onestep_jax.store import read_results
 from onestep_jax.sweep import Progress
 
 __all__ = [
     "PRESETS",
+    "Cramming",
     "Decoded",
     "Generated",
     "Interrupted",
@@ -33,6 +34,7 @@ __all__ = [
     "generate",
     "load_model",
     "read_results",
+    "regenerate",
     "save_model",
     "text_nats",
 ]

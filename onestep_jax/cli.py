@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from onestep_jax import commands
 from onestep_jax.config import Interrupted, UserError, nearest
+from onestep_jax.optimizers import PRESETS
+from onestep_jax.schemes import ARRANGEMENTS
 
 RESUME = 75  # EX_TEMPFAIL: stopped by a signal with everything saved; run the same command again
 
@@ -45,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     decode.add_argument("run", type=Path, metavar="DIR", help="run directory")
     _add_model_options(decode, default=None, default_text="the run's")
     decode.add_argument("--batch", type=int, default=16, metavar="B", help="texts at a time (default: 16)")
+    decode.add_argument(
+        "--generate", action="store_true", help="of a cramming run: generate greedily from its vectors alone"
+    )
     decode.add_argument("--json", action="store_true", help="print JSON")
 
     export = command("export", commands.export, "Write the vectors of a run as one safetensors file.")
@@ -102,7 +107,7 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     how = parser.add_argument_group("optimisation")
-    how.add_argument("--preset", default="fast", metavar="NAME", help="fast (default) or paper")
+    how.add_argument("--preset", default="fast", metavar="NAME", help=f"{', '.join(PRESETS)} (default: fast)")
     how.add_argument("--optimizer", metavar="NAME", help="of optax or optax.contrib, such as adamw, lion, prodigy")
     how.add_argument("--lr", type=float, metavar="LR", help="learning rate, the peak of a schedule")
     how.add_argument(
@@ -110,9 +115,17 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:K=V,…]",
         help="optax schedule in units of --lr, such as cosine_decay:decay_steps=400",
     )
+    how.add_argument("--arrangement", default="one-step", metavar="NAME", help=f"{', '.join(ARRANGEMENTS)} or cramming")
+    how.add_argument("--share", metavar="LEAF", help="vector that the texts of a group share: e or m")
+    how.add_argument("--group", default="1", metavar="G", help="texts of a group, or all (default: 1)")
+    how.add_argument("--vectors", type=int, metavar="K", help="mem vectors of --arrangement cramming (default: 1)")
     how.add_argument("--steps", type=int, metavar="K", help="budget of a text and seed (default: the preset's)")
     how.add_argument("--seed", type=int, default=0, metavar="I", help="first seed (default: 0)")
     how.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds a text may use until solved (default: 1)")
+    how.add_argument(
+        "--copies", type=int, default=1, metavar="R", help="fit each text R times, every time recorded (default: 1)"
+    )
+    how.add_argument("--record", action="store_true", help="keep the vectors after each chunk (trajectories)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,21 +64,19 @@ def fit(args: argparse.Namespace) -> int:
 
     with looks.loading_bar() as loading:
         model = load_model(args.model, dtype=args.dtype, revision=args.revision, progress=loading)
-    tokens = fitting.prepare(model, texts, args.length)
+    scheme = _scheme(args, len(texts) * args.copies)
+    tokens = fitting.prepare(model, texts, args.length, scheme)
     short = sum(len(ids) < args.length for ids in tokens)
     if short:
         print(
             f"onestep: warning: {short} of {len(tokens)} texts have fewer than {args.length} tokens; kept whole",
             file=sys.stderr,
         )
-    options = {
-        key: getattr(args, key) for key in ("length", "run", "preset", "steps", "seed", "seeds", "chunk", "save_every")
-    }
+    names = "length run preset steps seed seeds chunk save_every copies record".split()
+    options = {"optimizer": optimizer, "slots": slots, "scheme": scheme} | {key: getattr(args, key) for key in names}
     began = time.perf_counter()
     with looks.fitting_bar() as progress:
-        results = fitting.fit(
-            model, [ids.tolist() for ids in tokens], optimizer=optimizer, slots=slots, progress=progress, **options
-        )
+        results = fitting.fit(model, [ids.tolist() for ids in tokens], progress=progress, **options)
     seconds = time.perf_counter() - began
     summary = {
         "run": str(args.run),
@@ -96,6 +94,23 @@ def fit(args: argparse.Namespace) -> int:
             f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {args.run}"
         )
     return 0
+
+
+def _scheme(args: argparse.Namespace, rows: int) -> Any:
+    """The scheme that the options describe, for so many texts and copies."""
+    from onestep_jax.schemes import Cramming, OneStep
+
+    if args.arrangement == "cramming":
+        if args.share or args.group != "1":
+            raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
+        return Cramming(1 if args.vectors is None else args.vectors)
+    if args.vectors is not None:
+        raise UserError("--vectors goes with --arrangement cramming")
+    if args.group != "all" and not args.group.isdigit():
+        raise UserError(f"--group {args.group}: expected a number of texts, or all")
+    if args.group != "1" and args.share is None:
+        raise UserError(f"--group {args.group} needs --share e or --share m")
+    return OneStep(args.arrangement, args.share, rows if args.group == "all" else int(args.group))
 
 
 def _optimizer(args: argparse.Namespace, preset: Any) -> Any:
@@ -163,7 +178,8 @@ def decode(args: argparse.Namespace) -> int:
     with looks.loading_bar() as loading:
         source, dtype = args.model or settings["model"], args.dtype or identity["dtype"]
         model = load_model(source, dtype=dtype, revision=args.revision, progress=loading)
-    decoded = decoding.decode(model, results, batch=args.batch)
+    how = decoding.regenerate if args.generate else decoding.decode
+    decoded = how(model, results, batch=args.batch)
 
     def name(token: int) -> Any:
         return token if model.tokenizer is None else model.tokenizer.decode([token])

@@ -1,4 +1,4 @@
-"""Reconstruction: the text of given proto-tokens from one forward pass."""
+"""Reconstruction: the text of given vectors from one forward pass, or token by token from the vectors alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from onestep_jax.config import UserError
+from onestep_jax.generation import generate
 from onestep_jax.model import Model, Params
 from onestep_jax.objective import score_text
 from onestep_jax.results import Results, TextResult
-from onestep_jax.schemes import Array, Leaves, Scheme, from_description
+from onestep_jax.schemes import Array, Leaves, OneStep, Scheme, axes, from_description
 from onestep_jax.texts import buckets
 
 BATCH = 16
@@ -35,7 +36,7 @@ class Wrong:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What one forward pass gave for one text.
+    """What came out for one text.
 
     Attributes:
       text_id: whose vectors they were.
@@ -57,6 +58,8 @@ class Decoded:
 def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int = BATCH) -> list[Decoded]:
     """Reconstruct every text of `results` from its vectors, one forward pass per batch.
 
+    Texts of the scheme `Cramming` are decoded with teacher forcing, as their accuracy is defined; see `regenerate`.
+
     Args:
       model: the model that the vectors were fitted on.
       results: of `fit`, or read from a run directory.
@@ -66,24 +69,20 @@ def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int 
       UserError: if the vectors belong to another model.
     """
     if isinstance(results, Results):
-        if results.model != model.fingerprint:
-            raise UserError(
-                f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "
-                f"({model.fingerprint}); load the model they were fitted on"
-            )
+        _check_model(model, results)
         scheme = from_description(results.scheme)
     else:
-        scheme = from_description({"arrangement": "one-step"})
+        scheme = OneStep()
     texts = list(results)
     program = _program(model, scheme)
     predicted: dict[int, np.ndarray] = {}
-    padded = np.array(buckets([len(text.tokens) for text in texts], model.config.boundary), int)
+    padded = np.array(buckets([len(text.tokens) for text in texts], model.config.boundary, scheme.extra), int)
     for positions in np.unique(padded):
         members = np.flatnonzero(padded == positions)
         for first in range(0, len(members), batch):
             chosen = members[first : first + batch]
             rows = np.resize(chosen, batch)
-            leaves = {name: np.stack([texts[i].vectors[name] for i in rows]) for name in scheme.leaf_names()}
+            leaves = {name: np.stack([texts[i].vectors[name] for i in rows]) for name in axes(scheme)}
             tokens = np.zeros((batch, positions), np.int32)
             for place, i in enumerate(rows):
                 tokens[place, : len(texts[i].tokens)] = texts[i].tokens
@@ -91,6 +90,43 @@ def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int 
             out = np.asarray(program(model.params, leaves, tokens, lengths))
             predicted |= {int(i): out[place, : len(texts[i].tokens)] for place, i in enumerate(chosen)}
     return [_compare(model, text, predicted[i]) for i, text in enumerate(texts)]
+
+
+def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[Decoded]:
+    """Generate every text of a `Cramming` run greedily from its `mem` vectors alone (Kuratov et al.).
+
+    An error early in a text derails what follows, which teacher-forced accuracy does not show: report both.
+
+    Args:
+      model: the model that the vectors were fitted on.
+      results: of `fit`, or read from a run directory.
+      batch: texts at a time.
+
+    Raises:
+      UserError: if the vectors belong to another model or another scheme.
+    """
+    _check_model(model, results)
+    scheme = from_description(results.scheme)
+    if not scheme.teacher_forced:
+        raise UserError(
+            f"{scheme.notation} is no autoregressive scheme: its vectors give the text in one pass (decode)"
+        )
+    lengths = np.array([len(text.tokens) for text in results], int)
+    made: dict[int, np.ndarray] = {}
+    for count in np.unique(lengths):
+        members = np.flatnonzero(lengths == count)
+        prompts = [results[int(i)].vectors["mem"] for i in members]
+        new = generate(model, prompts, count=int(count), stop=(), batch=batch)
+        made |= {int(i): text.tokens for i, text in zip(members, new, strict=True)}
+    return [_compare(model, text, made[i]) for i, text in enumerate(results)]
+
+
+def _check_model(model: Model, results: Results) -> None:
+    if results.model != model.fingerprint:
+        raise UserError(
+            f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "
+            f"({model.fingerprint}); load the model they were fitted on"
+        )
 
 
 def _program(model: Model, scheme: Scheme) -> Any:

@@ -31,9 +31,10 @@ class Task:
       seed: number of the seed.
       tokens: token ids of each text.
       ids: (texts, 4) uint32, see `schemes.draw`.
-      start: leaf → (texts, D), or (D,) where shared, or None to draw.
+      start: leaf → (texts, *shape), or its plain shape where shared, or None to draw.
       saved: the slot to go on from, as host arrays, or None to begin.
       trace: (steps, loss in nats per token, accuracy) after each chunk.
+      path: the vectors of each point of the trace, as in `Slot.leaves`, if the problem records them.
       seconds: share of the wall-clock spent so far: each chunk's time divided by the slots that were running.
     """
 
@@ -44,6 +45,7 @@ class Task:
     start: Mapping[str, np.ndarray] | None = None
     saved: Slot | None = None
     trace: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
+    path: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -57,7 +59,8 @@ class Outcome(NamedTuple):
       best_step: updates made before the vectors kept.
       loss: nats per token at the vectors kept, mean over the group.
       accuracy_G: accuracy of each text by the decode program.
-      leaves: leaf → (G, D), or (D,) where shared, float32.
+      predicted_GT: (G, T) int32, its argmax ids.
+      leaves: leaf → (G, *shape), or its plain shape where shared, float32.
       first_hit_GT: see `Slot`.
     """
 
@@ -67,6 +70,7 @@ class Outcome(NamedTuple):
     best_step: int
     loss: float
     accuracy_G: np.ndarray
+    predicted_GT: np.ndarray
     leaves: dict[str, np.ndarray]
     first_hit_GT: np.ndarray
 
@@ -163,7 +167,7 @@ class Engine:
 
     def _look(self, info: Info, busy: set[int], since: float) -> tuple[dict[int, Task], int]:
         """Read a chunk's numbers: extend the traces, share out the time; finished slots and steps made."""
-        host = jax.tree.map(lambda field: np.asarray(field).reshape(self.count), jax.device_get(info))
+        host = jax.tree.map(lambda field: field.reshape(self.count, *field.shape[2:]), jax.device_get(info))
         seen = {slot: task for slot, task in enumerate(self.tasks) if task is not None and slot not in busy}
         share = (time.perf_counter() - since) / max(1, len(seen))
         finished, steps = {}, 0
@@ -173,6 +177,8 @@ class Engine:
             if host.steps[slot] > before:
                 steps += int(host.steps[slot]) - before
                 task.trace.append((int(host.steps[slot]), float(host.loss[slot]), float(host.accuracy[slot])))
+                if host.leaves:
+                    task.path.append({name: leaf[slot].copy() for name, leaf in host.leaves.items()})
             if host.status[slot] != RUNNING:
                 finished[slot] = task
         return finished, steps
@@ -212,7 +218,8 @@ class Engine:
             self.tasks[slot] = None
             leaves = {name: np.asarray(leaf, np.float32) for name, leaf in row.best.items()}
             status, numbers = STATUS[int(row.status)], (int(row.steps), int(row.best_step), float(row.best_loss))
-            work.finished(Outcome(task, status, *numbers, np.asarray(harvest.accuracy_G), leaves, row.first_hit_GT))
+            decoded = (np.asarray(harvest.accuracy_G), np.asarray(harvest.predicted_GT))
+            work.finished(Outcome(task, status, *numbers, *decoded, leaves, row.first_hit_GT))
         if pending.taken is None:
             return
         taken = np.asarray(jax.device_get(pending.taken)).reshape(self.count)
@@ -231,7 +238,7 @@ class Engine:
             if task is not None:
                 place = divmod(slot, self.per_device)
                 row = jax.tree.map(lambda array, place=place: np.asarray(array[place]), host)
-                tasks.append(dataclasses.replace(task, saved=row, trace=list(task.trace)))
+                tasks.append(dataclasses.replace(task, saved=row, trace=list(task.trace), path=list(task.path)))
         return tasks
 
     # --- host arrays of the right shapes ---
@@ -266,8 +273,8 @@ class Engine:
         return self.placement.spread(Offer(offered, tokens, lengths, ids, start))
 
     def _leaf_shape(self, name: str) -> tuple[int, ...]:
-        width = self.problem.model.embed_width
-        return (width,) if name in self.problem.scheme.shared else (self.group, width)
+        shape = self.problem.scheme.leaf_shapes(self.problem.model.embed_width)[name]
+        return shape if name in self.problem.scheme.shared else (self.group, *shape)
 
     def _rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot]:
         """Mask and slots of tasks that go on from saved state."""

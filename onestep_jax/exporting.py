@@ -18,9 +18,9 @@ FORMAT = "1"
 def write_safetensors(results: Results, path: Path) -> None:
     """Write one row a text, in source order.
 
-    Tensors: each leaf by its name ("e", "m"), float32 (texts, D); `tokens` int32 (texts, longest) padded with −1;
-    `lengths` int32, `accuracy` float32 and `steps` int32 (texts,). Metadata: `format`, `model` (source),
-    `fingerprint`, `scheme` and `text_ids` (JSON).
+    Tensors: each leaf by its name, float32: "e" and "m" (texts, D), "mem" (texts, K, D); `tokens` int32
+    (texts, longest) padded with −1; `lengths` int32, `accuracy` float32 and `steps` int32 (texts,). Metadata: `format`,
+    `model` (source), `fingerprint`, `scheme` and `text_ids` (JSON).
 
     Raises:
       UserError: if there is nothing to export or the file cannot be written.

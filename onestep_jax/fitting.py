@@ -45,6 +45,8 @@ def fit(
     scheme: Scheme | None = None,
     chunk: int = 10,
     save_every: float = 60.0,
+    copies: int = 1,
+    record: bool = False,
     placement: Pmap | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
@@ -65,23 +67,27 @@ def fit(
       scheme: the arrangement, `OneStep()` by default.
       chunk: steps between looks of the host.
       save_every: seconds between saves of the slots in flight.
+      copies: how often each text is fitted, from start vectors of its own each time; every copy is a row of the
+        results, copies of a text following each other. In a sharing scheme the copies are texts of the group.
+      record: whether the vectors after each chunk are kept, see `Trial.path`.
       placement: the devices, all local ones by default.
       progress: called after each chunk.
 
     Returns:
-      One result a text, in source order.
+      One result a text (and copy), in source order.
 
     Raises:
       UserError: for input that cannot be fitted, or a run directory of another run.
       Interrupted: on SIGTERM or SIGINT with a run directory, after saving.
     """
     scheme = scheme or OneStep()
-    for name, value in (("steps", steps), ("seeds", seeds), ("chunk", chunk)):
+    for name, value in (("steps", steps), ("seeds", seeds), ("chunk", chunk), ("copies", copies)):
         if value is not None and value < 1:
             raise UserError(f"{name} = {value}: expected at least 1")
     if seed < 0:
         raise UserError(f"seed = {seed}: expected at least 0")
-    tokens = prepare(model, texts, length)
+    tokens = [ids for ids in prepare(model, texts, length, scheme) for _ in range(copies)]
+    _check_start(scheme, model, len(tokens))
     if isinstance(preset, str):
         check_known("preset", [preset], PRESETS)
     chosen = PRESETS[preset] if isinstance(preset, str) else preset
@@ -90,15 +96,16 @@ def fit(
     placement = placement or Pmap()
     ids = text_ids(tokens)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
-    identity = _identity(model, ids, length, scheme) | protocol
+    identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
     count = _slot_count(slots, model, tokens, scheme)
-    settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given"}
+    settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given", "copies": copies}
     settings |= {"slots": count, "chunk": chunk, "save_every": save_every}
     settings["h_lm of the first token"] = "left out" if beginning(model) is None else "given BOS"
     settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **_versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
     unit = 1.0 if chosen.start == "normal" else input_scale(model)
-    problem = Problem(model, scheme, transformation, chosen.scale * unit, steps, chosen.temperature)
+    how = {"temperature": chosen.temperature, "patience": chosen.patience, "record": record}
+    problem = Problem(model, scheme, transformation, chosen.scale * unit, steps, **how)
     if run is None:
         sweep.optimise(problem, placement, count, chunk)
         return Results(tuple(sweep.results), scheme.describe(), model.fingerprint, model.source)
@@ -109,13 +116,16 @@ def fit(
     return read_results(folder)
 
 
-def prepare(model: Model, texts: Sequence[str] | Sequence[Sequence[int]], length: int | None) -> list[np.ndarray]:
-    """Token ids of texts given as strings or ids, cut to `length` and checked against the model."""
-    context = model.config.context
+def prepare(
+    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], length: int | None, scheme: Scheme
+) -> list[np.ndarray]:
+    """Token ids of texts given as strings or ids, cut to `length` and checked against the model and the scheme."""
+    context = model.config.context - scheme.extra
     if length is not None and length < 1:
         raise UserError(f"length = {length}: expected at least 1")
     if length is not None and length > context:
-        raise UserError(f"length {length} is beyond the model's context of {context} positions")
+        room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
+        raise UserError(f"length {length} is beyond the model's context of {model.config.context} positions{room}")
     if len(texts) == 0:
         raise UserError("no texts: expected at least one")
     if isinstance(texts[0], str):
@@ -168,6 +178,13 @@ def _slot_count(slots: int | str, model: Model, tokens: Sequence[np.ndarray], sc
     free -= sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     fitting = int(free // text_bytes)
     return max(1, min(fitting, 2**17 // positions)) * jax.local_device_count()
+
+
+def _check_start(scheme: Scheme, model: Model, rows: int) -> None:
+    for name, shape in scheme.leaf_shapes(model.embed_width).items():
+        given = None if scheme.start is None else np.shape(scheme.start[name])
+        if given not in (None, (rows, *shape)):
+            raise UserError(f"start vectors of {name!r} have shape {given}; expected {(rows, *shape)}, a row a text")
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

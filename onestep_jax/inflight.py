@@ -15,7 +15,7 @@ from onestep_jax.engine import Outcome, Task
 from onestep_jax.slots import Problem
 
 _PLAIN = ("status", "steps", "best_step", "loss")
-_ARRAYS = ("accuracy_G", "first_hit_GT")
+_ARRAYS = ("accuracy_G", "predicted_GT", "first_hit_GT")
 
 
 def pack(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> tuple[dict[str, np.ndarray], Any]:
@@ -31,6 +31,10 @@ def pack(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> tuple[dict[str, 
             arrays[f"leaf_{name}"] = np.stack([outcome.leaves[name] for outcome in outcomes])
         for name in _ARRAYS:
             arrays[name] = np.stack([getattr(outcome, name) for outcome in outcomes])
+    for kind, of_kind in (("task", tasks), ("outcome", [outcome.task for outcome in outcomes])):
+        for number, task in enumerate(of_kind):
+            for name in task.path[0] if task.path else ():
+                arrays[f"{kind}_{number}_path_{name}"] = np.stack([point[name] for point in task.path])
     record = {
         "tasks": [_about(task) for task in tasks],
         "outcomes": [_about(one.task) | {key: getattr(one, key) for key in _PLAIN} for one in outcomes],
@@ -47,8 +51,10 @@ def unpack(
 ) -> tuple[list[Task], list[Outcome]]:
     """What `pack` was given; `make_task` makes a task of (texts, seed) as at its beginning."""
 
-    def task_of(about: Any) -> Task:
+    def task_of(about: Any, kind: str, number: int) -> Task:
         task = make_task(tuple(about["texts"]), about["seed"])
+        path = {name: arrays[key] for name in shapes_of if (key := f"{kind}_{number}_path_{name}") in arrays}
+        task.path = [{name: leaf[i] for name, leaf in path.items()} for i in range(len(about["trace"]))] if path else []
         task.trace = [(steps, loss, accuracy) for steps, loss, accuracy in about["trace"]]
         task.seconds = about["seconds"]
         return task
@@ -56,6 +62,7 @@ def unpack(
     if not record:
         return [], []
     group = problem.scheme.group
+    shapes_of = problem.scheme.leaf_shapes(problem.model.embed_width)
     shapes = [
         jax.ShapeDtypeStruct(shape, kind)
         for shape, kind in (((group, 1), jnp.int32), ((group,), jnp.int32), ((group, 4), jnp.uint32))
@@ -64,7 +71,7 @@ def unpack(
     tasks = []
     for number, about in enumerate(record["tasks"]):
         leaves = [arrays[f"slot_{place:03d}"][number] for place in range(treedef.num_leaves)]
-        task = task_of(about)
+        task = task_of(about, "task", number)
         task.saved = jax.tree.unflatten(treedef, leaves)
         tasks.append(task)
     names = [key.removeprefix("leaf_") for key in arrays if key.startswith("leaf_")]
@@ -72,5 +79,5 @@ def unpack(
     for number, about in enumerate(record["outcomes"]):
         leaves = {name: arrays[f"leaf_{name}"][number] for name in names}
         fields = {key: about[key] for key in _PLAIN} | {name: arrays[name][number] for name in _ARRAYS}
-        outcomes.append(Outcome(task=task_of(about), leaves=leaves, **fields))
+        outcomes.append(Outcome(task=task_of(about, "outcome", number), leaves=leaves, **fields))
     return tasks, outcomes

@@ -94,7 +94,9 @@ def score_text(
 ) -> tuple[Array, Array, Array]:
     """(mean nats, hits (T,), argmax (T,)) of one text of `length` tokens, padded to T."""
     T = tokens_T.shape[0]
-    x_TD = scheme.inputs(leaves, T).astype(model.dtype)
+    # A scheme that is not teacher-forced never sees the text.
+    text_TD = model.embed(params, tokens_T) if scheme.teacher_forced else jnp.zeros((T, model.embed_width))
+    x_TD = scheme.inputs(leaves, text_TD, length).astype(model.dtype)
     h_TD = model.hidden(params, x_TD)[scheme.reads(T)]
     nats_T, predicted_T = token_losses(model, params, h_TD, tokens_T, temperature)
     real_T = jnp.arange(T) < length

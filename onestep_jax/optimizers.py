@@ -121,6 +121,7 @@ class Preset:
       scale: standard deviation of a start vector's components, in that unit.
       temperature: of the softmax in the loss (1 is Eq. 1), see `objective.token_losses`.
       steps: budget of one text and seed, in gradient evaluations.
+      patience: gradient evaluations without a better accuracy after which a text is given up; None for never.
     """
 
     start: str
@@ -128,14 +129,20 @@ class Preset:
     scale: float = 1.0
     temperature: float = 1.0
     steps: int = 5000
+    patience: int | None = None
 
     def describe(self) -> dict[str, Any]:
         """What a run's identity keeps of it beside the optimiser and the budget."""
-        return {"start": self.start, "scale": self.scale, "temperature": self.temperature}
+        described = {"start": self.start, "scale": self.scale, "temperature": self.temperature}
+        return described | {"patience": self.patience}
 
 
+_PAPER = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})
+
+# "paper" is the protocol of Mezentsev and Oseledets (§2), "cramming" that of Kuratov et al.
 PRESETS = {
-    "paper": Preset("normal", Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})),
+    "paper": Preset("normal", _PAPER),
+    "cramming": Preset("embedding", _PAPER, patience=2000),
     "fast": Preset(
         "embedding",
         Optimizer(

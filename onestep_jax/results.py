@@ -22,6 +22,7 @@ class Trial:
       best_step: updates made before the kept vectors.
       trace: (points, 3) float64: steps, loss, accuracy (mean over the group) after each chunk.
       first_hit: (tokens,) int32, the gradient evaluation at which a token was first right, −1 for never.
+      path: leaf → (points, *shape) float32, the vectors at each point of `trace`, if recording was asked for.
     """
 
     seed: int
@@ -32,6 +33,7 @@ class Trial:
     best_step: int
     trace: np.ndarray = dataclasses.field(repr=False)
     first_hit: np.ndarray = dataclasses.field(repr=False)
+    path: Mapping[str, np.ndarray] | None = dataclasses.field(default=None, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,10 @@ class TextResult:
       index: place in the source.
       text_id: hash of the token ids, see `texts.text_ids`.
       tokens: (N,) int32 target ids.
-      vectors: leaf → (D,) float32.
+      vectors: leaf → (D,) float32, or (K, D) for the `mem` of `schemes.Cramming`.
+      predicted: (N,) int32, the argmax ids at the kept vectors, by the decode program.
+      nats: (N,) float32, −ln P(t_i | t_<i) under the model run autoregressively; NaN for the first token where the
+        tokenizer has no BOS.
       accuracy: C_tokens / N by the decode program (Eq. 2).
       c_tokens: number of exact tokens.
       loss: nats per token at the kept vectors, mean over the group.
@@ -51,15 +56,16 @@ class TextResult:
       seconds: share of the wall-clock, over all seeds (chunk time divided by the slots running).
       seed: of the best trial.
       status: of the best trial.
+      h_lm: H_LM (Eq. 3), the sum of `nats` without the NaN.
       trials: every seed that was tried.
-      h_lm: nats of the text under the model run autoregressively (Eq. 3), by `likelihood.text_nats`; None in runs of
-        versions that did not compute it.
     """
 
     index: int
     text_id: str
     tokens: np.ndarray = dataclasses.field(repr=False)
     vectors: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    predicted: np.ndarray = dataclasses.field(repr=False)
+    nats: np.ndarray = dataclasses.field(repr=False)
     accuracy: float
     c_tokens: int
     loss: float
@@ -68,8 +74,8 @@ class TextResult:
     seconds: float
     seed: int
     status: str
+    h_lm: float
     trials: tuple[Trial, ...] = dataclasses.field(default=(), repr=False)
-    h_lm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +105,7 @@ class Results:
 
     @property
     def vectors(self) -> dict[str, np.ndarray]:
-        """leaf → (texts, D) float32; a shared leaf is repeated."""
+        """leaf → (texts, *shape) float32; a shared leaf is repeated."""
         names = self.texts[0].vectors if self.texts else ()
         return {name: np.stack([text.vectors[name] for text in self.texts]) for name in names}
 

@@ -36,6 +36,7 @@ class Slot(NamedTuple):
       best_accuracy: () float32, mean accuracy over the group (ties are broken by the lower loss).
       best_loss: () float32, nats per token at that step.
       best_step: () int32, updates made before that step.
+      improved_step: () int32, updates made before the best accuracy was first reached.
       first_hit_GT: (G, T) int32, gradient evaluation at which a token was first right, counted from 0; −1 for never.
     """
 
@@ -49,6 +50,7 @@ class Slot(NamedTuple):
     best_accuracy: Array
     best_loss: Array
     best_step: Array
+    improved_step: Array
     first_hit_GT: Array
 
 
@@ -60,12 +62,14 @@ class Info(NamedTuple):
       steps: () int32.
       loss: () float32, nats per token at the last step made.
       accuracy: () float32, mean over the group at the last step made.
+      leaves: leaf → (G, D) or (D,), the vectors that scored so, if the problem asks to record them; else empty.
     """
 
     status: Array
     steps: Array
     loss: Array
     accuracy: Array
+    leaves: Leaves
 
 
 class Harvest(NamedTuple):
@@ -73,11 +77,11 @@ class Harvest(NamedTuple):
 
     Attributes:
       accuracy_G: (G,) float32, the accuracy that is recorded.
-      hits_GT: (G, T) bool.
+      predicted_GT: (G, T) int32, the argmax token ids.
     """
 
     accuracy_G: Array
-    hits_GT: Array
+    predicted_GT: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Problem:
       scale: standard deviation of the components of a start vector.
       steps: budget of a group, in gradient evaluations.
       temperature: of the softmax in the loss, see `objective.token_losses`.
+      patience: gradient evaluations without a better accuracy after which a group is given up; None for never.
+      record: whether the vectors of each chunk's last step are handed to the host.
     """
 
     model: Model
@@ -96,6 +102,8 @@ class Problem:
     scale: float
     steps: int
     temperature: float = 1.0
+    patience: int | None = None
+    record: bool = False
 
 
 def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, start: Leaves | None = None) -> Slot:
@@ -114,6 +122,7 @@ def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, s
         best_accuracy=jnp.float32(-1),
         best_loss=jnp.float32(jnp.inf),
         best_step=jnp.int32(0),
+        improved_step=jnp.int32(0),
         first_hit_GT=jnp.full(tokens_GT.shape, -1, jnp.int32),
     )
 
@@ -141,7 +150,10 @@ def step(problem: Problem, params: Params, slot: Slot) -> tuple[Slot, Info]:
     leaves: Any = optax.apply_updates(slot.leaves, updates)
 
     steps = slot.steps + 1
-    status = jnp.where(steps >= problem.steps, EXHAUSTED, RUNNING)
+    improved_step = jnp.where(better & (accuracy > slot.best_accuracy), slot.steps, slot.improved_step)
+    patience = problem.steps if problem.patience is None else problem.patience
+    given_up = (steps >= problem.steps) | (slot.steps - improved_step >= patience)
+    status = jnp.where(given_up, EXHAUSTED, RUNNING)
     status = jnp.where(jnp.all(accuracy_G == 1), SOLVED, status)
     status = jnp.where(jnp.isfinite(loss), status, FAILED).astype(jnp.int32)
     moved = slot._replace(
@@ -153,11 +165,12 @@ def step(problem: Problem, params: Params, slot: Slot) -> tuple[Slot, Info]:
         best_accuracy=jnp.where(better, accuracy, slot.best_accuracy),
         best_loss=jnp.where(better, loss, slot.best_loss),
         best_step=jnp.where(better, slot.steps, slot.best_step),
+        improved_step=improved_step,
         first_hit_GT=jnp.where(hits_GT & (slot.first_hit_GT < 0), slot.steps, slot.first_hit_GT),
     )
     running = slot.status == RUNNING
     after = jax.tree.map(lambda new, old: jnp.where(running, new, old), moved, slot)
-    return after, Info(after.status, after.steps, loss, accuracy)
+    return after, Info(after.status, after.steps, loss, accuracy, slot.leaves if problem.record else {})
 
 
 def _mean_over_texts(accuracy_G: Array, lengths_G: Array) -> Array:
@@ -166,7 +179,7 @@ def _mean_over_texts(accuracy_G: Array, lengths_G: Array) -> Array:
 
 
 def chunk(problem: Problem, length: int, params: Params, slots: Slot) -> tuple[Slot, Info]:
-    """Up to `length` steps of all slots, fewer once none is running; loss and accuracy are each slot's last."""
+    """Up to `length` steps of all slots, fewer once none is running; the info is of each slot's last."""
 
     def unfinished(carry: tuple[Array, Slot, Info]) -> Array:
         return (carry[0] < length) & jnp.any(carry[1].status == RUNNING)
@@ -175,11 +188,14 @@ def chunk(problem: Problem, length: int, params: Params, slots: Slot) -> tuple[S
         done, slots, info = carry
         running = slots.status == RUNNING
         slots, new = jax.vmap(lambda slot: step(problem, params, slot))(slots)
-        loss, accuracy = jnp.where(running, new.loss, info.loss), jnp.where(running, new.accuracy, info.accuracy)
-        return done + 1, slots, Info(slots.status, slots.steps, loss, accuracy)
+        seen = jax.vmap(lambda ran, new, old: jax.tree.map(lambda a, b: jnp.where(ran, a, b), new, old))(
+            running, new, info
+        )
+        return done + 1, slots, seen._replace(status=slots.status, steps=slots.steps)
 
     nothing = jnp.full(slots.status.shape, jnp.nan, jnp.float32)
-    start = (jnp.int32(0), slots, Info(slots.status, slots.steps, nothing, nothing))
+    leaves = slots.leaves if problem.record else {}
+    start = (jnp.int32(0), slots, Info(slots.status, slots.steps, nothing, nothing, leaves))
     _, slots, info = jax.lax.while_loop(unfinished, body, start)
     return slots, info
 
@@ -200,7 +216,7 @@ def harvest(problem: Problem, params: Params, slots: Slot) -> tuple[Slot, Harves
             status=jnp.where(refuted, resumed, slot.status),
             best_accuracy=jnp.where(refuted, accuracy, slot.best_accuracy),
         )
-        return slot, Harvest(accuracy_G, score.hits_GT)
+        return slot, Harvest(accuracy_G, score.predicted_GT)
 
     return jax.vmap(one)(slots)
 

@@ -2,8 +2,8 @@
 
     config.json          identity and settings of the run, library versions, commit
     texts.parquet        index, text_id, tokens
-    embeddings/NNNNNN/   Orbax, leaf → (rows, D): a row a text, or a row a group for a shared leaf
-    traces/NNNNNN.parquet    a row a text and seed: curves, and when each token first became right
+    embeddings/NNNNNN/   Orbax, leaf → (rows, *shape): a row a text, or a row a group for a shared leaf
+    traces/NNNNNN.parquet    a row a text and seed: curves, when each token first became right, recorded vectors
     results/NNNNNN.parquet   a row a text; the commit record of the part NNNNNN, renamed into place last
     state/NNNNNN/        Orbax, the slots in flight; state/NNNNNN.json, its commit record
     lock                 held while a process works on the run
@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,16 @@ import numpy as np
 
 from onestep_jax.config import UserError
 from onestep_jax.files import count_rows, load_arrays, read_rows, replace, save_arrays, take_lock, write_rows, writing
-from onestep_jax.results import Results, TextResult, Trial
+from onestep_jax.parts import read_part, write_part
+from onestep_jax.results import Results, TextResult
 
-FORMAT = 1
+FORMAT = 2
 COMPACT_AT = 16  # small parts that are merged into one
 READ_ATTEMPTS = 3  # a reader starts again when parts were merged under it
 SMALL = 1024  # rows below which a part counts as small
 
 _PARTS = ("embeddings", "results", "traces")
 _OURS = {*_PARTS, "config.json", "lock", "state", "texts.parquet"}
-_ROW = (
-    "index",
-    "text_id",
-    "length",
-    "accuracy",
-    "c_tokens",
-    "h_lm",
-    "loss",
-    "steps",
-    "best_step",
-    "seconds",
-    "seed",
-    "status",
-)
 
 
 class Run:
@@ -89,23 +76,21 @@ class Run:
 
     def _write_part(self, texts: Sequence[TextResult]) -> None:
         number = max([*_parts(self.folder), -1]) + 1
-        arrays, rows = _leaf_arrays(texts, self.config["identity"]["scheme"])
         with writing(self.folder):
-            save_arrays(self.folder / "embeddings" / _name(number), arrays)
-            trials = [_trial_row(text, trial) for text in texts for trial in text.trials]
-            write_rows(self.folder / "traces" / f"{_name(number)}.parquet", trials)
-            write_rows(self._results(number), rows)
+            write_part(self.folder, _name(number), texts, self._shared())
 
     def _compact(self, numbers: list[int]) -> None:
         """Merge parts into one new part, then delete them; a crash between leaves duplicates, which readers drop."""
-        texts = {text.text_id: text for number in numbers for text in _read_part(self.folder, number, self._tokens())}
+        tokens, shared = dict(read_texts(self.folder)), self._shared()
+        parts = (read_part(self.folder, _name(number), tokens, shared) for number in numbers)
+        texts = {text.text_id: text for part in parts for text in part}
         self._write_part(list(texts.values()))
         for number in numbers:
             self._results(number).unlink()
             _remove_part(self.folder, number)
 
-    def _tokens(self) -> dict[str, np.ndarray]:
-        return dict(read_texts(self.folder))
+    def _shared(self) -> str | None:
+        return self.config["identity"]["scheme"].get("share")
 
     def _results(self, number: int) -> Path:
         return self.folder / "results" / f"{_name(number)}.parquet"
@@ -223,12 +208,13 @@ def read_results(folder: Path) -> Results:
       UserError: if the folder is no run directory or a part of it is damaged.
     """
     config = read_config(folder)
-    tokens = dict(read_texts(folder))
+    tokens, shared = dict(read_texts(folder)), config["identity"]["scheme"].get("share")
     found: dict[str, TextResult] = {}
     for attempt in range(READ_ATTEMPTS):
         parts = _parts(folder)
         try:
-            found = {text.text_id: text for number in reversed(parts) for text in _read_part(folder, number, tokens)}
+            read = (read_part(folder, _name(number), tokens, shared) for number in reversed(parts))
+            found = {text.text_id: text for part in read for text in part}
             break
         except UserError:
             merged_meanwhile = parts != _parts(folder)
@@ -240,66 +226,6 @@ def read_results(folder: Path) -> Results:
 
 
 # --- parts ---
-
-
-def _read_part(folder: Path, number: int, tokens: Mapping[str, np.ndarray]) -> Iterator[TextResult]:
-    path = folder / "embeddings" / _name(number)
-    try:
-        arrays = load_arrays(path)
-        rows = read_rows(folder / "results" / f"{_name(number)}.parquet")
-        trials = read_rows(folder / "traces" / f"{_name(number)}.parquet")
-    except Exception as error:
-        raise UserError(f"{path}: damaged part of the run ({type(error).__name__}: {error})") from error
-    shared = read_config(folder)["identity"]["scheme"].get("share")
-    by_text: dict[str, list[Trial]] = {}
-    for row in trials:
-        curve = np.stack([row["trace_steps"], row["trace_loss"], row["trace_accuracy"]], axis=-1).astype(float)
-        plain = {key: row[key] for key in ("seed", "status", "accuracy", "loss", "steps", "best_step")}
-        by_text.setdefault(row["text_id"], []).append(
-            Trial(**plain, trace=curve, first_hit=np.asarray(row["first_hit"], np.int32))
-        )
-    for row in rows:
-        vectors = {name: array[row["group_row" if name == shared else "row"]] for name, array in arrays.items()}
-        values = {key: row[key] for key in _ROW if key != "length"}
-        found = tuple(by_text.get(row["text_id"], ()))
-        yield TextResult(**values, tokens=tokens[row["text_id"]], vectors=vectors, trials=found)
-
-
-def _leaf_arrays(
-    texts: Sequence[TextResult], scheme: Mapping[str, Any]
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Arrays of a part and its result rows; equal shared vectors are kept once."""
-    shared = scheme.get("share")
-    groups: dict[bytes, int] = {}
-    group_vectors: list[np.ndarray] = []
-    rows = []
-    for i, text in enumerate(texts):
-        row = {key: getattr(text, key) for key in _ROW if key != "length"} | {
-            "length": len(text.tokens),
-            "row": i,
-            "group_row": -1,
-        }
-        if shared:
-            vector = text.vectors[shared]
-            row["group_row"] = groups.setdefault(vector.tobytes(), len(groups))
-            if len(groups) > len(group_vectors):
-                group_vectors.append(vector)
-        rows.append(row)
-    own = {name: np.stack([text.vectors[name] for text in texts]) for name in texts[0].vectors if name != shared}
-    return own | ({shared: np.stack(group_vectors)} if shared else {}), rows
-
-
-def _trial_row(text: TextResult, trial: Trial) -> dict[str, Any]:
-    steps, loss, accuracy = trial.trace.reshape(-1, 3).T
-    row = {
-        key: getattr(trial, key) for key in ("seed", "status", "accuracy", "loss", "steps", "best_step", "first_hit")
-    }
-    curves = {
-        "trace_steps": steps.astype(np.int32),
-        "trace_loss": loss.astype(np.float32),
-        "trace_accuracy": accuracy.astype(np.float32),
-    }
-    return {"text_id": text.text_id} | row | curves
 
 
 def _parts(folder: Path) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from onestep_jax.config import Interrupted
 from onestep_jax.engine import Engine, Outcome, Task
 from onestep_jax.inflight import pack, unpack
-from onestep_jax.likelihood import text_nats
+from onestep_jax.likelihood import TextNats, text_nats
 from onestep_jax.model import Model
 from onestep_jax.placement import Pmap
 from onestep_jax.results import TextResult, Trial
@@ -71,7 +71,7 @@ class Sweep:
         self.stopping = False
         self.last_save = self.last_flush = self.last_tick = self.started = time.monotonic()
         self.finished_here = 0
-        self.h_lm: dict[int, float] = {}
+        self.nats: dict[int, TextNats] = {}
 
     # --- order of work ---
 
@@ -83,7 +83,7 @@ class Sweep:
         """
         params = placement.replicate(self.model.params)
         longest = [max(len(self.tokens[i]) for i in group) for group in self.groups]
-        padded = buckets(longest, self.model.config.boundary)
+        padded = buckets(longest, self.model.config.boundary, self.scheme.extra)
         for positions in sorted(set(padded), reverse=True):
             members = [group for group, bucket in zip(self.groups, padded, strict=True) if bucket == positions]
             members = [group for group in members if group not in self.done]
@@ -116,9 +116,8 @@ class Sweep:
         return Task(group, seed, [self.tokens[i] for i in group], ids, start)
 
     def _count_nats(self, texts: list[int]) -> None:
-        """H_LM (Eq. 3) of texts that are going to be fitted: one forward pass each."""
-        found = text_nats(self.model, [self.tokens[i] for i in texts])
-        self.h_lm |= {i: nats.total for i, nats in zip(texts, found, strict=True)}
+        """Nats of each token and H_LM (Eq. 3) of texts that are going to be fitted: one forward pass each."""
+        self.nats |= zip(texts, text_nats(self.model, [self.tokens[i] for i in texts]), strict=True)
 
     def take(self) -> Task | None:
         if not self.waiting:
@@ -152,16 +151,18 @@ class Sweep:
                 correct = round(float(outcome.accuracy_G[g]) * count)
                 numbers = (correct / count, outcome.loss, outcome.steps, outcome.best_step)
                 trace = np.asarray(outcome.task.trace, float).reshape(-1, 3)
-                trials.append(
-                    Trial(outcome.task.seed, outcome.status, *numbers, trace, outcome.first_hit_GT[g, :count])
-                )
+                found = (trace, outcome.first_hit_GT[g, :count], self._path(outcome.task, g))
+                trials.append(Trial(outcome.task.seed, outcome.status, *numbers, *found))
             vectors = {name: leaf if name in self.scheme.shared else leaf[g] for name, leaf in best.leaves.items()}
+            nats = self.nats[i].nats
             correct = round(float(best.accuracy_G[g]) * count)
             yield TextResult(
                 index=i,
                 text_id=self.ids[i],
                 tokens=self.tokens[i],
                 vectors=vectors,
+                predicted=best.predicted_GT[g, :count],
+                nats=np.concatenate([np.full(count - len(nats), np.nan, np.float32), nats]),
                 accuracy=correct / count,
                 c_tokens=correct,
                 loss=best.loss,
@@ -170,9 +171,16 @@ class Sweep:
                 seconds=sum(outcome.task.seconds for outcome in outcomes),
                 seed=best.task.seed,
                 status=best.status,
+                h_lm=self.nats[i].total,
                 trials=tuple(trials),
-                h_lm=self.h_lm[i],
             )
+
+    def _path(self, task: Task, g: int) -> dict[str, np.ndarray] | None:
+        """The recorded vectors of one text of a group, leaf → (points, *shape)."""
+        if not task.path:
+            return None
+        stacked = {name: np.stack([point[name] for point in task.path]) for name in task.path[0]}
+        return {name: leaf if name in self.scheme.shared else leaf[:, g] for name, leaf in stacked.items()}
 
     # --- survival ---
 

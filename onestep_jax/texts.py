@@ -147,11 +147,11 @@ def id_words(text_id: str, seed: int) -> np.ndarray:
     return np.array([int(digest[:8], 16), int(digest[8:], 16), int(duplicate or 0), seed], np.uint32)
 
 
-def buckets(lengths: Sequence[int], boundary: int | None = None) -> list[int]:
+def buckets(lengths: Sequence[int], boundary: int | None = None, extra: int = 0) -> list[int]:
     """Padded length of each text: the least of 8, 16, …, then steps of an eighth, that holds it.
 
     Never more than the longest text, so that texts of one length are not padded at all; and padding does not lead over
-    `boundary` (`ModelConfig.boundary`), where the model itself changes.
+    `boundary` (`ModelConfig.boundary`), where the model itself changes, counting the `extra` inputs of a text.
     """
     longest = max(lengths, default=1)
     ladder = list(range(8, 64, 8))
@@ -159,6 +159,6 @@ def buckets(lengths: Sequence[int], boundary: int | None = None) -> list[int]:
         ladder += [64 * 2**octave + 8 * 2**octave * eighth for eighth in range(8)]
         if ladder[-1] >= longest:
             break
-    if boundary is not None:
-        ladder = sorted([*ladder, boundary])
+    if boundary is not None and boundary > extra:
+        ladder = sorted([*ladder, boundary - extra])
     return [min(longest, next(rung for rung in ladder if rung >= length)) for length in lengths]

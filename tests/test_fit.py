@@ -247,9 +247,12 @@ def test_bad_optimizers_are_refused():
 
 def test_presets_follow_the_paper():
     paper = PRESETS["paper"]
-    assert paper.describe() == {"start": "normal", "scale": 1.0, "temperature": 1.0}
+    assert paper.describe() == {"start": "normal", "scale": 1.0, "temperature": 1.0, "patience": None}
     assert (paper.start, paper.steps, paper.optimizer.name, paper.optimizer.schedule) == ("normal", 5000, "adamw", None)
     assert paper.optimizer.arguments == {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01}
+    cramming = PRESETS["cramming"]
+    assert cramming.optimizer == paper.optimizer
+    assert (cramming.start, cramming.scale, cramming.steps, cramming.patience) == ("embedding", 1.0, 5000, 2000)
 
 
 def test_input_scale(tiny):

@@ -21,13 +21,16 @@ def results(count: int, shared: bool = False) -> list[TextResult]:
     made = []
     for i in range(count):
         trace = np.array([[10, 2.5, 0.5], [17, 0.25, 1.0]])
-        trial = Trial(0, "solved", 1.0, 0.25, 17, 16, trace, np.arange(3, dtype=np.int32))
+        path = {"e": rng.normal(size=(2, 4)).astype(np.float32)} if i % 2 else None
+        trial = Trial(0, "solved", 1.0, 0.25, 17, 16, trace, np.arange(3, dtype=np.int32), path)
         vectors = {
             "e": rng.normal(size=4).astype(np.float32),
             "m": m if shared else rng.normal(size=4).astype(np.float32),
         }
         tokens = np.arange(i, i + 3, dtype=np.int32)
-        made.append(TextResult(i, f"{i:016x}", tokens, vectors, 1.0, 3, 0.25, 17, 16, 1.5, 0, "solved", (trial,)))
+        nats = np.array([np.nan, 0.5, i], np.float32)
+        numbers = (1.0, 3, 0.25, 17, 16, 1.5, 0, "solved", 0.5 + i)
+        made.append(TextResult(i, f"{i:016x}", tokens, vectors, tokens[::-1].copy(), nats, *numbers, (trial,)))
     return made
 
 
@@ -39,13 +42,15 @@ def same(ours: Results, theirs: list[TextResult]) -> None:
     assert [text.text_id for text in ours] == [text.text_id for text in theirs]
     for a, b in zip(ours, theirs, strict=True):
         for field in dataclasses.fields(TextResult):
-            if field.name not in ("vectors", "trials", "tokens"):
-                assert getattr(a, field.name) == getattr(b, field.name)
-        np.testing.assert_array_equal(a.tokens, b.tokens)
+            if field.name not in ("vectors", "trials"):
+                np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
         for name in b.vectors:
             np.testing.assert_array_equal(a.vectors[name], b.vectors[name])
         for one, other in zip(a.trials, b.trials, strict=True):
             np.testing.assert_array_equal(one.trace, other.trace)
+            assert (one.path is None) == (other.path is None)
+            if one.path is not None:
+                np.testing.assert_array_equal(one.path["e"], other.path["e"])
             np.testing.assert_array_equal(one.first_hit, other.first_hit)
             assert (one.seed, one.status, one.steps) == (other.seed, other.status, other.steps)
 
