@@ -87,15 +87,15 @@ def _trial_row(text: TextResult, trial: Trial) -> dict[str, Any]:
     row = {"text_id": text.text_id, "first_hit": trial.first_hit} | {key: getattr(trial, key) for key in _TRIAL}
     for (column, kind), curve in zip(_CURVES.items(), trial.trace.reshape(-1, 3).T, strict=True):
         row[column] = curve.astype(kind)
-    for leaf, path in (trial.path or {}).items():
-        row[_PATH + leaf] = path.reshape(-1).astype(np.float32)
+    for leaf in text.vectors:
+        row[_PATH + leaf] = None if trial.path is None else trial.path[leaf].reshape(-1).astype(np.float32)
     return row
 
 
 def _trial(row: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Trial:
     plain = {key: row[key] for key in _TRIAL}
     trace = np.stack([row[column] for column in _CURVES], axis=-1).astype(float)
-    recorded = {leaf: row.get(_PATH + leaf) for leaf in shapes}
+    recorded = {leaf: row[_PATH + leaf] for leaf in shapes}
     path = {
         leaf: np.asarray(flat, np.float32).reshape(-1, *shapes[leaf])
         for leaf, flat in recorded.items()

@@ -21,7 +21,7 @@ def results(count: int, shared: bool = False) -> list[TextResult]:
     made = []
     for i in range(count):
         trace = np.array([[10, 2.5, 0.5], [17, 0.25, 1.0]])
-        path = {"e": rng.normal(size=(2, 4)).astype(np.float32)} if i % 2 else None
+        path = {name: rng.normal(size=(2, 4)).astype(np.float32) for name in "em"} if i % 2 else None
         trial = Trial(0, "solved", 1.0, 0.25, 17, 16, trace, np.arange(3, dtype=np.int32), path)
         vectors = {
             "e": rng.normal(size=4).astype(np.float32),
@@ -50,7 +50,8 @@ def same(ours: Results, theirs: list[TextResult]) -> None:
             np.testing.assert_array_equal(one.trace, other.trace)
             assert (one.path is None) == (other.path is None)
             if one.path is not None:
-                np.testing.assert_array_equal(one.path["e"], other.path["e"])
+                for name in "em":
+                    np.testing.assert_array_equal(one.path[name], other.path[name])
             np.testing.assert_array_equal(one.first_hit, other.first_hit)
             assert (one.seed, one.status, one.steps) == (other.seed, other.status, other.steps)
 
