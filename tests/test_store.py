@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from onestep_jax import Results, TextResult, UserError, files, read_results, store
+from onestep_jax import Results, TextResult, UserError, files, parts, read_results, store
 from onestep_jax.results import Trial
 from onestep_jax.store import open_run
 
@@ -103,7 +103,7 @@ def test_a_part_without_its_results_file_never_was(tmp_path, monkeypatch):
     texts = results(4)
     with opened(tmp_path / "run", texts) as run:
         run.append(texts[:2])
-        write, seen = store.write_rows, []
+        write, seen = parts.write_rows, []
 
         def die(path, rows):
             seen.append(path.parent.name)
@@ -111,7 +111,7 @@ def test_a_part_without_its_results_file_never_was(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             write(path, rows)
 
-        monkeypatch.setattr(store, "write_rows", die)
+        monkeypatch.setattr(parts, "write_rows", die)
         with pytest.raises(KeyboardInterrupt):
             run.append(texts[2:])
         assert seen == ["traces", "results"]
