@@ -57,6 +57,19 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     export.add_argument("--json", action="store_true", help="print JSON")
 
+    report = command("report", commands.report, "Write a report of runs and experiments: one HTML page, CSV, PNG.")
+    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="run directory or folder of an experiment")
+    report.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: report/ in the first)")
+
+    cards = command("experiment", commands.experiment, "Run a recipe card of experiments/: a table or figure, or all.")
+    cards.add_argument("name", nargs="?", metavar="NAME", help="card, or all; without it the cards are listed")
+    _add_model_options(cards, default=None, default_text="the card's")
+    cards.add_argument("--smoke", action="store_true", help="the smallest size, seconds on the packaged model")
+    cards.add_argument("--packaged", action="store_true", help="the size for the packaged model on a small machine")
+    cards.add_argument("--card", action="store_true", help="print the card and its settings, and run nothing")
+    cards.add_argument("--out", type=Path, metavar="DIR", help="parent of the results (default: runs/experiments)")
+    cards.epilog = "Any other option is a setting of the card: --count 20 --lengths 4,8,16. See --card."
+
     info = command("info", commands.info, "Describe a model: architecture, sizes, memory and work of a fit.")
     info.add_argument("model", nargs="?", default="default", metavar="MODEL", help="default, a folder or a hub id")
     info.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
@@ -142,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 2
-        args.rest, args.options = rest, _options(parser, args.command)
-        if rest and args.command != "fit":
+        args.argv, args.rest, args.options = argv, rest, _options(parser, args.command)
+        if rest and args.command not in ("fit", "experiment"):
             hint = nearest(rest[0], args.options)
             raise UserError(f"unknown argument {rest[0]!r}{hint}; see onestep {args.command} --help")
         return args.function(args)

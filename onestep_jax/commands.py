@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from onestep_jax import looks
-from onestep_jax.config import UserError, check_known, nearest, stated
+from onestep_jax.config import UserError, check_known, stated
+from onestep_jax.options import given_settings, optimizer_of, scheme_of
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def fit(args: argparse.Namespace) -> int:
     from onestep_jax.optimizers import PRESETS
 
     check_known("preset", [args.preset], PRESETS)
-    optimizer = _optimizer(args, PRESETS[args.preset].optimizer)
+    optimizer = optimizer_of(args, PRESETS[args.preset].optimizer)
     optimizer.build()
     slots = int(args.slots) if args.slots.lstrip("-").isdigit() else args.slots
     from onestep_jax.texts import read_source
@@ -64,7 +65,7 @@ def fit(args: argparse.Namespace) -> int:
 
     with looks.loading_bar() as loading:
         model = load_model(args.model, dtype=args.dtype, revision=args.revision, progress=loading)
-    scheme = _scheme(args, len(texts) * args.copies)
+    scheme = scheme_of(args, len(texts) * args.copies)
     tokens = fitting.prepare(model, texts, args.length, scheme)
     short = sum(len(ids) < args.length for ids in tokens)
     if short:
@@ -94,77 +95,6 @@ def fit(args: argparse.Namespace) -> int:
             f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {args.run}"
         )
     return 0
-
-
-def _scheme(args: argparse.Namespace, rows: int) -> Any:
-    """The scheme that the options describe, for so many texts and copies."""
-    from onestep_jax.schemes import Cramming, OneStep
-
-    if args.arrangement == "cramming":
-        if args.share or args.group != "1":
-            raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
-        return Cramming(1 if args.vectors is None else args.vectors)
-    if args.vectors is not None:
-        raise UserError("--vectors goes with --arrangement cramming")
-    if args.group != "all" and not args.group.isdigit():
-        raise UserError(f"--group {args.group}: expected a number of texts, or all")
-    if args.group != "1" and args.share is None:
-        raise UserError(f"--group {args.group} needs --share e or --share m")
-    return OneStep(args.arrangement, args.share, rows if args.group == "all" else int(args.group))
-
-
-def _optimizer(args: argparse.Namespace, preset: Any) -> Any:
-    """The optimiser that the options describe; `args.rest` are options of the optimiser itself."""
-    from onestep_jax.optimizers import Optimizer, Schedule, optimizer_names
-
-    base = preset if args.optimizer is None else Optimizer(args.optimizer)
-    arguments = dict(base.arguments) | _optimizer_arguments(args, base.name, optimizer_names())
-    if args.lr is not None:
-        arguments["learning_rate"] = args.lr
-    schedule = base.schedule
-    if args.schedule is not None:
-        name, _, given = args.schedule.partition(":")
-        pairs = [pair.partition("=") for pair in given.split(",") if pair]
-        schedule = (
-            None
-            if name == "constant" and not pairs
-            else Schedule(name, {key.strip(): _value(value) for key, _, value in pairs})
-        )
-    return Optimizer(base.name, arguments, schedule)
-
-
-def _optimizer_arguments(args: argparse.Namespace, name: str, factories: Any) -> dict[str, Any]:
-    import inspect
-
-    check_known("optimizer", [name], factories)
-    known = set(inspect.signature(factories[name]).parameters)
-    arguments: dict[str, Any] = {}
-    words = iter(args.rest)
-    for word in words:
-        key, equals, value = word.removeprefix("--").partition("=")
-        key = key.replace("-", "_")
-        if not word.startswith("--") or key not in known:
-            options = [f"--{option.replace('_', '-')}" for option in known] + args.options
-            raise UserError(
-                f"unknown option {word!r}{nearest(word, options)}; neither onestep fit nor optimizer {name} has it"
-            )
-        if not equals:
-            value = next(words, None)
-            if value is None or value.startswith("--"):
-                raise UserError(f"option {word} needs a value")
-        arguments[key] = _value(value)
-    return arguments
-
-
-def _value(text: str) -> Any:
-    """A number, true, false, none, a tuple, or the text itself."""
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def decode(args: argparse.Namespace) -> int:
@@ -210,6 +140,51 @@ def export(args: argparse.Namespace) -> int:
     write_safetensors(results, args.out)
     summary = {"out": str(args.out), "texts": len(results)}
     print(json.dumps(summary) if args.json else f"{len(results)} texts written to {args.out}")
+    return 0
+
+
+def experiment(args: argparse.Namespace) -> int:
+    from onestep_jax import experiment as cards
+
+    if args.name is None:
+        for name, path in cards.cards().items():
+            print(f"{name:22} {cards.title(cards.load_card(path.stem))}")
+        return 0
+    if args.smoke and args.packaged:
+        raise UserError("--smoke and --packaged exclude each other")
+    size = "smoke" if args.smoke else "packaged" if args.packaged else "paper"
+    names = list(cards.cards()) if args.name == "all" else [args.name]
+    loaded = {name: cards.load_card(name) for name in names}
+    if args.card:
+        for card in loaded.values():
+            print(f"{card.__doc__}\n{looks.settings(cards.settings_of(card, size, {}))}")
+        return 0
+    changes = given_settings(args.rest)
+    chosen = {name: cards.settings_of(card, size, changes) for name, card in loaded.items()}
+    from onestep_jax.checkpoint import load_model
+
+    models: dict[str, Any] = {}
+    for name, settings in chosen.items():
+        source = args.model or settings.model
+        if source not in models:
+            models.clear()
+            with looks.loading_bar() as loading:
+                models[source] = load_model(source, dtype=args.dtype, revision=args.revision, progress=loading)
+        print(f"{name}: {cards.title(loaded[name])}")
+        command = shlex.join(["onestep", *(name if word == args.name else word for word in args.argv)])
+        with looks.fitting_bar() as progress:
+            study = cards.Study((args.out or Path("runs/experiments")) / name, models[source], progress)
+            record = cards.run_card(name, dataclasses.replace(settings, model=source), study, command)
+        print(f"{name}: {record['seconds of the last call']:.0f} s")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from onestep_jax.report import write_report
+
+    written = write_report(args.folders, args.out or args.folders[0] / "report")
+    for path in written:
+        print(path)
     return 0
 
 

@@ -101,7 +101,7 @@ def fit(
     settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given", "copies": copies}
     settings |= {"slots": count, "chunk": chunk, "save_every": save_every}
     settings["h_lm of the first token"] = "left out" if beginning(model) is None else "given BOS"
-    settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **_versions()}
+    settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
     unit = 1.0 if chosen.start == "normal" else input_scale(model)
     how = {"temperature": chosen.temperature, "patience": chosen.patience, "record": record}
@@ -194,7 +194,7 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
     """Versions of what decides the numbers, and the commit of a checkout."""
     names = ("onestep_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
     versions = {name: importlib.metadata.version(name) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,6 +41,12 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def settings(values: Any) -> str:
+    """The fields of a dataclass as lines."""
+    fields = dataclasses.asdict(values)
+    return "\n".join(f"  --{name.replace('_', '-'):20} {value}" for name, value in fields.items())
 
 
 def print_facts(facts: dict[str, Any]) -> None:
