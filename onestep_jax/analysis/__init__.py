@@ -1,0 +1,14 @@
+"""Analyses of fitted proto-tokens: numbers from stored results; no plots.
+
+distances     cosine distances of learned vectors: same text, same context, different contexts (Figure 6)
+similarity    distances of the texts themselves, and learned vectors against them (Figure 5)
+connectivity  straight lines and trained curves between solutions of one text (Figure 7, Eq. 4 and 5)
+curves        one such curve: its geometry and its training
+trajectories  paths of the optimisation in their principal plane, and how far they went
+attention     where a reconstruction looks
+access        whether autoregressive generation can read the vectors (access test)
+failures      where and which tokens fail
+absorption    what becomes of the vectors in the layers
+stability     how alike solutions of one text are
+untrained     models of the same architecture whose weights know no language
+"""
