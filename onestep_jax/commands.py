@@ -57,14 +57,21 @@ def fit(args: argparse.Namespace) -> int:
     optimizer = optimizer_of(args, PRESETS[args.preset].optimizer)
     optimizer.build()
     slots = int(args.slots) if args.slots.lstrip("-").isdigit() else args.slots
-    from onestep_jax.texts import read_source
-
-    texts = read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
     from onestep_jax import fitting
     from onestep_jax.checkpoint import load_model
+    from onestep_jax.corpora import is_named, load_tokens
+    from onestep_jax.texts import read_source
 
+    named, texts = is_named(args.texts), []
+    if named and args.limit is None:
+        raise UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
+    if not named:
+        texts = read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
     with looks.loading_bar() as loading:
         model = load_model(args.model, dtype=args.dtype, revision=args.revision, progress=loading)
+    if named:
+        found = load_tokens(model, args.texts, count=args.limit, length=args.length, seed=args.seed, column=args.column)
+        texts = [ids.tolist() for ids in found]
     scheme = scheme_of(args, len(texts) * args.copies)
     tokens = fitting.prepare(model, texts, args.length, scheme)
     short = sum(len(ids) < args.length for ids in tokens)

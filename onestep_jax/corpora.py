@@ -17,12 +17,17 @@ from onestep_jax.passages import SOURCES, Passage, Request, whole
 
 GEN = "the model's own continuations of contexts of the demo texts, or of gen:SOURCE (any other source)"
 # Tokens that a continuation follows in `gen`, as in the paper's access test; the demo texts are shorter.
-CONTEXT, DEMO_CONTEXT = 128, 32
+CONTEXT, DEMO_CONTEXT, DEMO_TEXTS = 128, 32, 8
 
 
 def names() -> dict[str, str]:
     """Name of each source and a line on it."""
     return {name: source.about for name, source in SOURCES.items()} | {"gen": GEN}
+
+
+def is_named(source: str) -> bool:
+    """Whether it is one of the named sources, and not a file or a data set of the hub."""
+    return bool(_parse(source)[0])
 
 
 def load_tokens(
@@ -156,17 +161,24 @@ def draw_seed(seed: int, j: int) -> int:
 
 
 def _generated(model: Model, request: Request, per_context: int) -> list[np.ndarray]:
-    """Continuations of the contexts of another source."""
-    wanted = DEMO_CONTEXT if request.argument == "demo" else CONTEXT
+    """Continuations of the contexts of another source.
+
+    The demo texts are few: unless asked otherwise, each is continued as often as it takes, in turn.
+    """
+    demo = request.argument == "demo"
     room = model.config.context - request.length - (beginning(model) is not None)
     if room < 1:
         need = f"a context and {request.length} new tokens are beyond the model's context of {model.config.context}"
         raise UserError(f"gen:{request.argument}: {need}; give a smaller length")
     options = {"seed": request.seed, "column": request.column, "split": request.split}
-    count = -(-request.count // per_context)
-    given = contexts(model, request.argument, count=count, length=min(wanted, room), **options)
-    drawn = continuations(model, given, length=request.length, per_context=per_context, seed=request.seed)
-    return [ids for of_one in drawn for ids in of_one][: request.count]
+    in_turn = demo and per_context == 1
+    count = DEMO_TEXTS if in_turn else -(-request.count // per_context)
+    length = min(DEMO_CONTEXT if demo else CONTEXT, room)
+    given = contexts(model, request.argument, count=count, length=length, **options)
+    times = -(-request.count // count) if in_turn else per_context
+    drawn = continuations(model, given, length=request.length, per_context=times, seed=request.seed)
+    order = zip(*drawn, strict=True) if in_turn else drawn
+    return [ids for some in order for ids in some][: request.count]
 
 
 def _parse(source: str) -> tuple[str, str]:

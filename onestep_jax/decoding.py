@@ -55,7 +55,9 @@ class Decoded:
     wrong: tuple[Wrong, ...]
 
 
-def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int = BATCH) -> list[Decoded]:
+def decode(
+    model: Model, results: Results | Iterable[TextResult], *, scheme: Scheme | None = None, batch: int = BATCH
+) -> list[Decoded]:
     """Reconstruct every text of `results` from its vectors, one forward pass per batch.
 
     Texts of the scheme `Cramming` are decoded with teacher forcing, as their accuracy is defined; see `regenerate`.
@@ -63,6 +65,7 @@ def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int 
     Args:
       model: the model that the vectors were fitted on.
       results: of `fit`, or read from a run directory.
+      scheme: the arrangement, where it is none of the package's own; by default what `results` say.
       batch: texts at a time.
 
     Raises:
@@ -70,9 +73,8 @@ def decode(model: Model, results: Results | Iterable[TextResult], *, batch: int 
     """
     if isinstance(results, Results):
         _check_model(model, results)
-        scheme = from_description(results.scheme)
-    else:
-        scheme = OneStep()
+        scheme = scheme or from_description(results.scheme)
+    scheme = scheme or OneStep()
     texts = list(results)
     program = _program(model, scheme)
     predicted: dict[int, np.ndarray] = {}

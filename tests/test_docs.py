@@ -1,0 +1,81 @@
+"""The pages of docs/ and the README: links lead somewhere, commands parse, Python runs."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from onestep_jax import experiment
+from onestep_jax.cli import build_parser
+from onestep_jax.config import check_known
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN = ["schemes", "optimizers", "run-directory"]  # pages whose Python blocks run as they stand
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `onestep …` of a page's shell blocks, as arguments."""
+    found = []
+    for block in blocks(page, "sh"):
+        for text in re.findall(r"(?:^|[&;'/ ]\s*)(?:\S*/)?onestep (\w[^\n&']*)", block, flags=re.MULTILINE):
+            found.append(shlex.split(text))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(#[^)\s]*)?\)", text):
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor[1:] in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+def test_every_page_is_linked():
+    linked = {target for page in PAGES for target in re.findall(r"([\w-]+)\.md", page.read_text(encoding="utf-8"))}
+    assert {page.stem for page in (ROOT / "docs").glob("*.md")} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_are_understood(page):
+    parser = build_parser()
+    for words in commands(page):
+        args, rest = parser.parse_known_args(words)
+        if args.command == "experiment" and args.name not in (None, "all"):
+            card = experiment.load_card(args.name)
+            names = [word.removeprefix("--").partition("=")[0].replace("-", "_") for word in rest[::2]]
+            check_known("setting", names, [*vars(card.config(False))])
+        elif args.command == "fit":
+            assert all(word.startswith("--") for word in rest[::2])
+        else:
+            assert not rest, (page.name, words)
+
+
+def test_the_pages_have_commands():
+    assert sum(len(commands(page)) for page in PAGES) >= 20
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_python_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "docs" / f"{name}.md", "python"):
+        exec(compile(block, f"{name}.md", "exec"), {"__name__": name})
+    assert capsys.readouterr().out
+
+
+def test_optimizer_commands_run(tmp_path, monkeypatch):
+    from onestep_jax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books.jsonl").write_text(json.dumps({"text": "The fog came down over the two roads and stayed."}) + "\n")
+    for words in commands(ROOT / "docs" / "optimizers.md"):
+        assert main([*words, "--steps", "20"]) == 0
