@@ -1,0 +1,234 @@
+"""How much each layer and head attends to `e`, and what becomes of a text when `e` or `m` is replaced.
+
+The m positions have no content of their own: what tells them apart comes from `e` and from each other's positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onestep_jax.config import ModelConfig, UserError, check_known
+from onestep_jax.decoding import decode
+from onestep_jax.model import Model, Params
+from onestep_jax.results import Results, TextResult
+from onestep_jax.schemes import Array, Leaves, Scheme, from_description
+from onestep_jax.texts import buckets
+
+BATCH = 4
+ABLATIONS = ("e=m", "e=0", "e=mean", "e=other", "m=e", "m=0", "m=mean", "m=other")
+
+
+class Shares(NamedTuple):
+    """Attention weights of the m positions of each text, by what they go to; the three sum to one.
+
+    Attributes:
+      e: (G, L, H) weight on `e`, mean over the query positions 1 … P − 1; NaN for a text without one.
+      itself: (G, L, H) weight of a position on itself.
+      others: (G, L, H) weight on the m positions before it.
+    """
+
+    e: np.ndarray
+    itself: np.ndarray
+    others: np.ndarray
+
+
+class Attention(NamedTuple):
+    """Where fitted texts attend while they are emitted.
+
+    Attributes:
+      shares: of each text.
+      uniform: what attention spread evenly over all visible positions would give; `e` is mean 1/(t + 1) where a layer
+        has no window.
+      e_LHT: weight on `e` by query position, mean over the texts that reach it; NaN at position 0, which is `e`.
+      uniform_LT: the same for evenly spread attention.
+      texts_T: number of texts that reach each position.
+    """
+
+    shares: Shares
+    uniform: Shares
+    e_LHT: np.ndarray
+    uniform_LT: np.ndarray
+    texts_T: np.ndarray
+
+
+class Ablation(NamedTuple):
+    """What one pass gives after a vector was replaced.
+
+    Attributes:
+      own: (texts,) accuracy on the text whose other vector was kept.
+      donor: (texts,) accuracy on the text that the vector was taken from, over their common positions; NaN where it
+        came from no single text.
+    """
+
+    own: np.ndarray
+    donor: np.ndarray
+
+
+def attention(model: Model, results: Results, *, batch: int = BATCH) -> Attention:
+    """Measure how much weight each layer and head puts on `e`, on the position itself and on the m positions before.
+
+    Args:
+      model: the model that the vectors were fitted on.
+      results: of an arrangement with one `e` in front ("one-step" or "unguided-e").
+      batch: texts at a time; each holds (L, H, T, T) float32 weights.
+
+    Raises:
+      UserError: for another model or arrangement, or texts that all have one position only.
+    """
+    scheme = check_belongs(model, results)
+    texts = list(results)
+    counts = np.array([positions_of(scheme, text) for text in texts])
+    if counts.max() < 2:
+        raise UserError("attention: every text has one position, which is e itself; expected texts of 2 tokens or more")
+    rows: dict[int, tuple[np.ndarray, ...]] = {}
+    padded = np.array(buckets(counts.tolist(), model.config.boundary))
+    for positions in np.unique(padded):
+        members = np.flatnonzero(padded == positions)
+        for first in range(0, len(members), batch):
+            chosen = members[first : first + batch]
+            inputs = np.stack([input_vectors(scheme, texts[i], positions) for i in np.resize(chosen, batch)])
+            weights = jax.device_get(_weights(model.config, model.params, inputs.astype(model.dtype)))
+            rows |= {int(i): tuple(w[place] for w in weights) for place, i in enumerate(chosen)}
+    measured = [tuple(w[:, :, : counts[i]] for w in rows[i]) for i in range(len(texts))]
+    even = [_uniform(model.config, count) for count in counts]
+    curve_LHT, texts_T = _curve([e_LHT for e_LHT, _ in measured])
+    uniform_L1T, _ = _curve([e_L1T for e_L1T, _ in even])
+    return Attention(_shares(measured), _shares(even), curve_LHT, uniform_L1T[:, 0], texts_T)
+
+
+def ablate(model: Model, results: Results, *, kinds: tuple[str, ...] = ABLATIONS) -> dict[str, Ablation]:
+    """Replace `e` or `m` of each fitted text and decode: which of the two carries the text?
+
+    Args:
+      model: the model that the vectors were fitted on.
+      results: with the leaves `e` and `m`.
+      kinds: "e=m" (the text's own m in the place of e), "e=0", "e=mean" (over all texts), "e=other" (the e of the
+        next text with other tokens); and the same for m.
+
+    Returns:
+      kind → accuracies, and under "kept" those of the vectors as fitted.
+
+    Raises:
+      UserError: for another model, an unknown kind, other leaves, or "other" without a second text.
+    """
+    check_known("ablation", kinds, ABLATIONS)
+    check_belongs(model, results)
+    texts = list(results)
+    mean = {name: vectors.mean(0) for name, vectors in results.vectors.items()}
+    others = next_texts(texts) if any(kind.endswith("other") for kind in kinds) else texts
+
+    def replaced(kind: str, text: TextResult, other: TextResult) -> TextResult:
+        leaf, by = kind.split("=")
+        sources = {"0": np.zeros_like(text.vectors[leaf]), "mean": mean[leaf], "other": other.vectors[leaf]}
+        vector = text.vectors[by] if by in text.vectors else sources[by]
+        return dataclasses.replace(text, vectors={**text.vectors, leaf: vector})
+
+    changed = [replaced(kind, text, other) for kind in kinds for text, other in zip(texts, others, strict=True)]
+    # one call, and so one compilation, for all of them
+    out = decode(model, dataclasses.replace(results, texts=(*texts, *changed)))
+    found = {"kept": Ablation(np.array([one.accuracy for one in out[: len(texts)]]), np.full(len(texts), np.nan))}
+    for place, kind in enumerate(kinds, 1):
+        part = out[place * len(texts) : (place + 1) * len(texts)]
+        donor = np.full(len(texts), np.nan)
+        if kind.endswith("other"):
+            donor = np.array([_agreement(one.tokens, other.tokens) for one, other in zip(part, others, strict=True)])
+        found[kind] = Ablation(np.array([one.accuracy for one in part]), donor)
+    return found
+
+
+def next_texts(texts: list[TextResult]) -> list[TextResult]:
+    """For each text the next one, in a circle, whose tokens are others.
+
+    Raises:
+      UserError: if all have the same tokens.
+    """
+    names = [text.text_id.partition("-")[0] for text in texts]
+    if len(set(names)) < 2:
+        raise UserError("only one text (or copies of one): expected at least two different ones to compare")
+    turns = (range(i + 1, i + len(texts)) for i in range(len(texts)))
+    chosen = [next(j % len(texts) for j in turn if names[j % len(texts)] != names[i]) for i, turn in enumerate(turns)]
+    return [texts[j] for j in chosen]
+
+
+def check_belongs(model: Model, results: Results) -> Scheme:
+    """The arrangement of results, which must be of this model and have one `e` in front of copies of `m`.
+
+    Raises:
+      UserError: if it is not so.
+    """
+    if results.model != model.fingerprint:
+        raise UserError(
+            f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "
+            f"({model.fingerprint}); load the model they were fitted on"
+        )
+    arrangement = results.scheme.get("arrangement")
+    if arrangement not in ("one-step", "unguided-e"):
+        raise UserError(f"arrangement {arrangement!r}: expected 'one-step' or 'unguided-e', one e before copies of m")
+    if not len(results):
+        raise UserError("no fitted texts: expected at least one")
+    return from_description(results.scheme)
+
+
+def positions_of(scheme: Scheme, text: TextResult) -> int:
+    """Input positions of a text (P)."""
+    return len(text.tokens) + scheme.extra
+
+
+def input_vectors(scheme: Scheme, text: TextResult, positions: int) -> np.ndarray:
+    """What the model eats when it emits a text, (positions, D), padded behind."""
+    leaves: Leaves = {name: jnp.asarray(vector) for name, vector in text.vectors.items()}
+    T, width = positions - scheme.extra, len(text.vectors["e"])
+    return np.asarray(scheme.inputs(leaves, jnp.zeros((T, width)), jnp.int32(len(text.tokens))))
+
+
+@partial(jax.jit, static_argnums=0)
+def _weights(config: ModelConfig, params: Params, x_GTD: Array) -> tuple[Array, Array]:
+    """Weight of each position on position 0 and on itself, (G, L, H, T) each."""
+
+    def one(x_TD: Array) -> tuple[Array, Array]:
+        weights_LHTS = Model(config, {}).states(params, x_TD).attention_LHTS
+        return weights_LHTS[..., 0], jnp.diagonal(weights_LHTS, axis1=-2, axis2=-1)
+
+    return jax.vmap(one)(x_GTD)
+
+
+def _uniform(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_weights` for attention spread evenly over the positions that a layer sees, (L, 1, P) each."""
+    at_T = np.arange(positions)
+    windows = [config.layer(i).window for i in range(config.layers)]
+    seen_LT = np.stack([np.minimum(at_T + 1, positions if window is None else window) for window in windows])
+    return ((at_T[None] < seen_LT) / seen_LT)[:, None], (1 / seen_LT)[:, None]
+
+
+def _shares(measured: list[Any]) -> Shares:
+    """Means over the m positions of each text's (L, H, P) weights on e and on itself."""
+
+    def mean(weights_LHT: np.ndarray) -> np.ndarray:
+        kept_LHT = weights_LHT[:, :, 1:].astype(float)
+        return kept_LHT.mean(-1) if kept_LHT.shape[-1] else np.full(kept_LHT.shape[:-1], np.nan)
+
+    e_GLH, itself_GLH = (np.stack([mean(weights) for weights in column]) for column in zip(*measured, strict=True))
+    return Shares(e_GLH, itself_GLH, 1 - e_GLH - itself_GLH)
+
+
+def _curve(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over texts at each position of (L, H, P) weights, and the number of texts there."""
+    longest = max(w.shape[-1] for w in weights)
+    total_LHT, texts_T = np.zeros((*weights[0].shape[:2], longest)), np.zeros(longest, int)
+    for w in weights:
+        total_LHT[..., : w.shape[-1]] += w
+        texts_T[: w.shape[-1]] += 1
+    curve_LHT = total_LHT / texts_T[None, None]
+    curve_LHT[..., 0] = np.nan
+    return curve_LHT, texts_T
+
+
+def _agreement(tokens: np.ndarray, others: np.ndarray) -> float:
+    common = min(len(tokens), len(others))
+    return float(np.mean(tokens[:common] == others[:common]))
