@@ -1,0 +1,129 @@
+"""The texts of runs as plain values: for the page's script, and as rows of the CSV file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.decoding import as_text
+from onestep_jax.metrics import bits, exact_horizon, horizon, reconstructed
+from onestep_jax.report.headline import best_trial
+from onestep_jax.report.markup import visible
+from onestep_jax.report.pieces import token_pieces
+from onestep_jax.report.reading import FittedRun
+from onestep_jax.results import TextResult
+
+TEXTS, TOKENS = 500, 60_000  # on the page, over all runs: together they bound its size
+
+COLUMNS = """run index text_id length c_tokens accuracy exact reconstructed exact_horizon horizon h_lm_nats
+h_lm_bits loss steps best_step seconds seed status text output token_ids output_ids""".split()
+
+
+def shown_texts(runs: Sequence[FittedRun]) -> list[tuple[TextResult, ...]]:
+    """The first texts of each run, as many as the page may hold; at least one of each."""
+    texts, tokens = TEXTS // max(1, len(runs)), TOKENS // max(1, len(runs))
+    shown = []
+    for run in runs:
+        total = np.cumsum([len(text.tokens) for text in run.results])
+        count = max(1, min(texts, int(np.searchsorted(total, tokens, side="right"))))
+        shown.append(run.results.texts[:count])
+    return shown
+
+
+def page_data(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextResult]]) -> dict[str, Any]:
+    """What the page's script draws texts from.
+
+    Returns:
+      "pieces", the different strings of tokens; "runs", each with its "name" and its "texts". Of a text, "tokens" are
+      the target ids, "pieces" places in the list of strings, "wrong" maps a position (from 0) to the id and string that
+      came out, "nats" are −ln P of each token (null if not known), "first" the step at which each was first right.
+    """
+    pieces: dict[str, int] = {}
+
+    def places(run: FittedRun, ids: np.ndarray) -> list[int]:
+        return [pieces.setdefault(visible(piece), len(pieces)) for piece in token_pieces(run.tokenizer, ids)]
+
+    described = []
+    for run, texts in zip(runs, shown, strict=True):
+        rows = [_text_data(text, places(run, text.tokens), places(run, text.predicted)) for text in texts]
+        described.append({"name": visible(run.name), "strings": run.tokenizer is not None, "texts": rows})
+    return {"pieces": list(pieces), "runs": described}
+
+
+def _text_data(text: TextResult, expected: list[int], got: list[int]) -> dict[str, Any]:
+    trial = best_trial(text)
+    wrong = {int(i): [int(text.predicted[i]), got[i]] for i in np.flatnonzero(text.predicted != text.tokens)}
+    plain = {name: getattr(text, name) for name in ("index", "accuracy", "steps", "seed", "status")}
+    return plain | {
+        "id": text.text_id,
+        "exact": text.c_tokens,
+        "h_lm": _finite(text.h_lm),
+        "tokens": text.tokens.tolist(),
+        "pieces": expected,
+        "wrong": wrong,
+        "nats": [_finite(nats) for nats in text.nats],
+        "first": [] if trial is None else trial.first_hit.tolist(),
+    }
+
+
+def _finite(value: float | np.floating) -> float | None:
+    """A number to three decimals; JSON has no NaN."""
+    return round(float(value), 3) if np.isfinite(value) else None
+
+
+def text_strings(run: FittedRun, text: TextResult) -> tuple[str, str]:
+    """Target and output of a text as strings, or as token ids without a tokenizer."""
+    return _string(run, text.tokens), _string(run, text.predicted)
+
+
+def _string(run: FittedRun, ids: np.ndarray) -> str:
+    return _words(ids) if run.tokenizer is None else as_text(run.tokenizer, ids)
+
+
+def _words(ids: Iterable[Any]) -> str:
+    return " ".join(str(int(token)) for token in ids)
+
+
+def table_rows(runs: Sequence[FittedRun]) -> Iterator[dict[str, Any]]:
+    """A row of `COLUMNS` for each text of each run."""
+    for run in runs:
+        for text in run.results:
+            target, output = text_strings(run, text)
+            same = (
+                "index",
+                "text_id",
+                "c_tokens",
+                "accuracy",
+                "loss",
+                "steps",
+                "best_step",
+                "seconds",
+                "seed",
+                "status",
+            )
+            yield {name: getattr(text, name) for name in same} | {
+                "run": run.name,
+                "length": len(text.tokens),
+                "exact": int(text.accuracy == 1),
+                "reconstructed": int(reconstructed(text)),
+                "exact_horizon": exact_horizon(text.predicted, text.tokens),
+                "horizon": horizon(text.predicted, text.tokens),
+                "h_lm_nats": text.h_lm,
+                "h_lm_bits": bits(text.h_lm),
+                "text": target,
+                "output": output,
+                "token_ids": _words(text.tokens),
+                "output_ids": _words(text.predicted),
+            }
+
+
+def write_table(path: Path, runs: Sequence[FittedRun]) -> None:
+    """Write one row a text as CSV, UTF-8."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.DictWriter(file, list[str](COLUMNS))
+        writer.writeheader()
+        writer.writerows(table_rows(runs))

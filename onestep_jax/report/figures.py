@@ -1,0 +1,87 @@
+"""Figures as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.report.headline import Headline
+from onestep_jax.results import Results
+
+ACCENT, MIDDLE, PALE = "#0f766e", "#5fa8a1", "#cfd8d6"
+LABELLED = 12  # lines that a legend still names
+
+
+def plot_curves(results: Results, path: Path, labels: Sequence[str]) -> None:
+    """Loss (nats per token) and accuracy against gradient evaluations, one line a text, of each text's best trial."""
+    figure = _figure((9, 3.6))
+    left, right = figure.subplots(1, 2)
+    named = len(labels) <= LABELLED
+    for text, label in zip(results, labels, strict=True):
+        for trial in text.trials:
+            if trial.seed == text.seed:
+                steps, loss, accuracy = trial.trace.T
+                width = 1.4 if named else 0.6
+                line = left.plot(steps, loss, label=f"{label} ({text.accuracy:.0%})", linewidth=width)[0]
+                right.plot(steps, accuracy, color=line.get_color(), linewidth=width)
+    left.set(xlabel="gradient evaluations", ylabel="training loss (nats per token)", yscale="log")
+    right.set(xlabel="gradient evaluations", ylabel="accuracy", ylim=(-0.02, 1.02))
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    if named and left.lines:
+        left.legend(fontsize="x-small", frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_text_bars(results: Results, path: Path) -> None:
+    """C_tokens (Eq. 2) of each text before its length, as Figure 1 of the paper draws capacities."""
+    figure = _figure((9, 3.2))
+    axis = figure.subplots()
+    places = np.arange(len(results))
+    axis.bar(places, [len(text.tokens) for text in results], color=PALE, label="length")
+    colors = [ACCENT if text.accuracy == 1 else MIDDLE for text in results]
+    hatches = ["" if text.accuracy == 1 else "//" for text in results]
+    axis.bar(places, [text.c_tokens for text in results], color=colors, hatch=hatches, edgecolor="white", linewidth=0)
+    axis.set(xlabel="text", ylabel="reconstructed tokens")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_title("solid: exact; hatched: some tokens wrong; pale: length", fontsize="small", loc="left")
+    _plain(axis)
+    figure.savefig(path, dpi=150)
+
+
+def plot_run_bars(names: Sequence[str], numbers: Sequence[Headline], path: Path) -> None:
+    """Of each run: mean C_tokens, and the longest texts at accuracy 0.99 or more and at 1."""
+    figure = _figure((9, 3.4))
+    axis = figure.subplots()
+    places = np.arange(len(names))
+    series = (
+        ("mean C_tokens of a text", PALE, [one.c_tokens / one.texts for one in numbers]),
+        ("longest text, accuracy ≥ 0.99", MIDDLE, [one.longest_reconstructed for one in numbers]),
+        ("longest text, exact", ACCENT, [one.longest_exact for one in numbers]),
+    )
+    for i, (label, color, heights) in enumerate(series):
+        bars = axis.bar(places + (i - 1) * 0.27, heights, 0.25, color=color, label=label)
+        axis.bar_label(bars, fmt="{:.3g}", fontsize="x-small")
+    axis.set_xticks(
+        places, list(names), rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center"
+    )
+    axis.set(ylabel="tokens")
+    axis.legend(fontsize="x-small", frameon=False)
+    _plain(axis)
+    figure.savefig(path, dpi=150)
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _plain(axis: Any) -> None:
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)

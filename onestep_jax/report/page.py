@@ -1,0 +1,86 @@
+"""The page: one HTML file that holds its style, script and data, and that a browser lets fetch nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+from importlib.resources import files
+from string import Template
+
+from onestep_jax.report import records, sections
+from onestep_jax.report.data import page_data, shown_texts
+from onestep_jax.report.markup import Markup, embedded, join, tag, visible
+from onestep_jax.report.reading import Found
+
+
+def page_html(found: Found) -> str:
+    """The whole page.
+
+    Args:
+      found: at least one run or experiment.
+    """
+    runs, shown = found.runs, shown_texts(found.runs)
+    parts = []
+    if runs:
+        parts += [sections.summary(runs, found.notes), sections.capacity(runs, shown), _texts(found, shown)]
+        parts += [sections.loss_and_accuracy(runs, shown)]
+    if found.experiments:
+        parts.append(records.experiments(found.experiments))
+    if runs:
+        parts.append(records.configuration(runs))
+    title = _title(found)
+    style, script = _piece("page.css"), _piece("page.js")
+    return Template(_piece("page.html")).substitute(
+        title=join([title]),
+        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        style=style,
+        script=script,
+        subtitle=_subtitle(found),
+        links=_links(found),
+        body=join(parts),
+        data=embedded(page_data(runs, shown)),
+        version=importlib.metadata.version("onestep_jax"),
+    )
+
+
+def _piece(name: str) -> str:
+    return (files("onestep_jax.report") / name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    """By which a content security policy allows one inline script or style and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+
+
+def _title(found: Found) -> str:
+    names = [run.name for run in found.runs] or [experiment.title for experiment in found.experiments]
+    return visible(names[0]) if len(names) == 1 else f"{len(names)} {'runs' if found.runs else 'experiments'}"
+
+
+def _subtitle(found: Found) -> Markup:
+    count = sum(len(run.results) for run in found.runs)
+    words = (
+        f"{count:,} {'text' if count == 1 else 'texts'}, each emitted by a frozen language model in one forward pass"
+    )
+    return tag("p", words if found.runs else "Results of experiments", class_="subtitle")
+
+
+def _links(found: Found) -> Markup:
+    names = {"summary": "Summary", "capacity": "Capacity", "texts": "Texts", "curves": "Curves"} if found.runs else {}
+    names |= {"experiments": "Experiments"} if found.experiments else {}
+    names |= {"configuration": "Configuration"} if found.runs else {}
+    return tag("ul", *(tag("li", tag("a", name, href=f"#{place}")) for place, name in names.items()))
+
+
+def _texts(found: Found, shown: list) -> Markup:
+    """The section of texts: tables, and the frame that the script fills."""
+    several = len(found.runs) > 1
+    options = [tag("option", "all runs", value="")]
+    options += [tag("option", visible(run.name), value=i) for i, run in enumerate(found.runs)]
+    chooser = tag("label", "Run", tag("select", *options, id="run")) if several else ""
+    frame = Template(_piece("texts.html")).substitute(runs=chooser)
+    tables = tag(
+        "details", tag("summary", "The same as a table"), sections.text_tables(found.runs, shown), open=True, id="plain"
+    )
+    return sections.section("texts", "Texts", *sections.text_notes(found.runs, shown), Markup(frame), tables)

@@ -1,0 +1,106 @@
+"""Words for what was run: the paper's notation, numbers for people, the command that goes on with a run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onestep_jax.optimizers import PRESETS
+from onestep_jax.schemes import from_description
+
+
+def notation(description: Mapping[str, Any]) -> str:
+    """An arrangement as Table 1 of the paper writes it, with what is shared (Table 2)."""
+    scheme = from_description(description)
+    words = scheme.notation
+    if scheme.shared:
+        words += f", {' and '.join(sorted(scheme.shared))} shared by {scheme.group} texts"
+    elif scheme.extra and not scheme.teacher_forced:
+        words += ", first output ignored"
+    return words
+
+
+def protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Preset and optimiser in one line."""
+    optimizer = identity.get("optimizer") or {}
+    arguments = ", ".join(f"{key} {value}" for key, value in (optimizer.get("arguments") or {}).items())
+    words = f"{optimizer.get('name')}" + (f" ({arguments})" if arguments else "")
+    if schedule := optimizer.get("schedule"):
+        words += f", {schedule['name'].replace('_', ' ')}"
+    return f"preset {settings.get('preset')}: {words}"
+
+
+def number(value: float | None, places: int = 0) -> str:
+    """With thousands separators and so many decimals; "–" for what is not known."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{places}f}"
+
+
+def accuracy(value: float) -> str:
+    """Four decimals; only what is 1 is written as 1."""
+    return "1" if value == 1 else f"{min(value, 0.9999):.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: int) -> str:
+    """Bytes for people, exact below ten thousand."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= max(unit, 10_000):
+            return f"{count / unit:,.1f} {name}"
+    return f"{count:,} bytes"
+
+
+def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
+    """The `onestep fit` that goes on with a run; the source of the texts, which no run records, is left as SOURCE.
+
+    Returns:
+      None where the command line cannot say it: given start vectors, an optimiser given as an object, a preset of one's
+      own, or texts of any length.
+    """
+    optimizer, preset, length = identity.get("optimizer") or {}, settings.get("preset"), identity.get("length")
+    if optimizer.get("object") or preset not in PRESETS or length is None or identity.get("start vectors"):
+        return None
+    if optimizer.get("schedule") == {"name": "constant", "arguments": {}}:  # by which the command line means none
+        return None
+    words = ["onestep", "fit", "--texts", "SOURCE", "--model", str(settings.get("model")), "--length", str(length)]
+    words += [
+        *_scheme_options(identity["scheme"]),
+        "--preset",
+        str(preset),
+        *_optimizer_options(optimizer, str(preset)),
+    ]
+    for name in ("steps", "seed", "seeds", "dtype"):
+        words += [f"--{name}", str(identity[name])] if name in identity else []
+    if settings.get("copies", 1) != 1:
+        words += ["--copies", str(settings["copies"])]
+    words += ["--record"] if identity.get("record") else []
+    return shlex.join([*words, "--run", str(folder)])
+
+
+def _scheme_options(scheme: Mapping[str, Any]) -> list[str]:
+    """Options by which an arrangement differs from the ordinary one."""
+    usual = {"arrangement": "one-step", "share": None, "group": 1}
+    differ = [name for name in scheme if scheme[name] != usual.get(name)]
+    return [word for name in differ for word in (f"--{name}", str(scheme[name]))]
+
+
+def _optimizer_options(optimizer: Mapping[str, Any], preset: str) -> list[str]:
+    """Options by which an optimiser differs from the preset's."""
+    if optimizer == PRESETS[preset].optimizer.describe():
+        return []
+    arguments = dict(optimizer.get("arguments") or {})
+    words = ["--optimizer", str(optimizer["name"])]
+    if (rate := arguments.pop("learning_rate", None)) is not None:
+        words += ["--lr", str(rate)]
+    if schedule := optimizer.get("schedule"):
+        given = ",".join(f"{key}={value}" for key, value in (schedule.get("arguments") or {}).items())
+        words += ["--schedule", f"{schedule['name']}:{given}" if given else schedule["name"]]
+    return words + [word for key, value in arguments.items() for word in (f"--{key.replace('_', '-')}", str(value))]
