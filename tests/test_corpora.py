@@ -153,6 +153,15 @@ def test_more_is_read_until_there_are_tokens_enough(model: Model, last: bool):
     assert corpora._cut(model.tokenizer, text, 61, last=last) is None
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_word_that_the_cut_divides_is_read_whole(model: Model, last: bool):
+    # 8 · (1 + 64) characters are cut off at first: they end, or begin, within w12.
+    blank = " " * (8 * 65 - 2)
+    cut = corpora._cut(model.tokenizer, f"w13 w12{blank}" if last else f"{blank}w12 w13", 1, last=last)
+    assert cut is not None
+    assert cut.tolist() == [13]
+
+
 def test_continuations_are_drawn_by_generate(model: Model, files: Path):
     given = contexts(model, str(files / "chunks.jsonl"), count=3, length=20)
     drawn = continuations(model, given, length=9, per_context=2, seed=5)
