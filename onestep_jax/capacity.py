@@ -6,7 +6,6 @@ Both ways are rounds of the ordinary `fit`, each a run directory of its own, so 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +95,7 @@ def search(
     folder, cheap = None if run is None else Path(run), CHEAP * _budget(fit_options)
     if folder is not None:
         create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
-    for number in itertools.count():
+    for number in range(len(table.lengths)):  # a text tries a length once
         wanted = []
         for i in range(len(table.texts)):
             length = next_length(table.row(i), table.tried(i), failures, threshold, cheap)

@@ -10,6 +10,7 @@ from onestep_jax.capacity import agreement, grid, next_length, search
 from onestep_jax.config import UserError
 from onestep_jax.decoding import decode
 from onestep_jax.metrics import capacity
+from onestep_jax.optimizers import Optimizer, Preset
 from onestep_jax.results import Results, TextResult
 from onestep_jax.schemes import OneStep
 from onestep_jax.tables import read_table
@@ -125,8 +126,9 @@ def test_cheap_successes_double_the_length_and_a_failure_goes_back(monkeypatch, 
     *_, found, oracle = tables(monkeypatch, tiny, [up_to(12)])
     assert oracle.calls == [[2], [4], [8], [16], [12]]
     assert found.capacities()[0].tokens == 12
-    *_, oracle = tables(monkeypatch, tiny, [up_to(12)], steps=40)
-    assert oracle.calls == [[2], [4], [8], [12], [16]]
+    for options in ({"steps": 40}, {"steps": 20, "seeds": 2}, {"preset": Preset("normal", Optimizer(), steps=40)}):
+        *_, oracle = tables(monkeypatch, tiny, [up_to(12)], **{"steps": None, **options})
+        assert oracle.calls == [[2], [4], [8], [12], [16]]
     assert next_length({}, [100, 150, 300]) == 100
     fitted = {n: Oracle([up_to(16)]).result(0, "0" * 16, np.zeros(n, np.int32)) for n in (2, 6)}
     assert next_length({2: fitted[2]}, [2, 6], cheap=50) == 6
