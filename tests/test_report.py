@@ -204,6 +204,7 @@ def test_numbers_shown_equal_the_run(page, run):
     assert f"{nats / math.log(2):,.0f} bits; {nats / 6:,.1f} nats a text" in page.by_id("summary").text
     assert tiles["Steps"] == f"{np.median(results.steps):.0f}"
     assert "[e] [m]×(N−1)" in page.by_id("summary").text
+    assert f"6 texts, {results.solved} of them exact" in page.all("header")[0].text
     assert "preset fast: adamw (learning_rate 0.06, b1 0.9" in page.by_id("summary").text
     sizes = {row[0]: row[1] for row in rows_of(page.by_id("summary").all("table")[0])}
     assert sizes["Learned vectors, float32"] == f"{6 * 2 * 32 * 4:,} bytes"
@@ -545,7 +546,15 @@ def test_no_command_for_what_the_command_line_cannot_say(run):
 
 
 def test_shared_vectors_are_counted_once(tiny, token_lists, one_device, tmp_path):
-    fit(tiny, token_lists[:4], run=tmp_path / "run", steps=5, slots=2, placement=one_device, scheme=OneStep(share="m", group=2))
+    fit(
+        tiny,
+        token_lists[:4],
+        run=tmp_path / "run",
+        steps=5,
+        slots=2,
+        placement=one_device,
+        scheme=OneStep(share="m", group=2),
+    )
     assert headline.sizes(read(tmp_path / "run")).vectors == (4 + 2) * 32 * 4
 
 
@@ -573,18 +582,20 @@ def test_curves_are_bounded_and_their_median_counts_finished_texts(run, monkeypa
     def with_trace(text, trace):
         return dataclasses.replace(text, trials=(dataclasses.replace(text.trials[0], trace=np.array(trace)),))
 
-    long = [[step, 1.0, 0.5] for step in range(1, 5001)]
-    texts = [with_trace(results[0], long), with_trace(results[1], [[10.0, 2.0, 1.0], [20.0, np.nan, 1.0]])]
-    monkeypatch.setattr(charts, "POINTS", 200)
+    traces = [
+        [[step, 1.0, 0.5] for step in range(1, 5001)],
+        [[10.0, 2.0, 1.0], [20.0, np.nan, 1.0]],
+        [[10.0, 2.0, 0.9]],
+    ]
+    texts = [with_trace(text, trace) for text, trace in zip(results, traces, strict=False)]
+    monkeypatch.setattr(charts, "POINTS", 300)
     svg = parse(charts.curves(texts, "accuracy", "title"))
-    lines = [
+    *lines, median = [
         [tuple(map(float, point.split(","))) for point in line.get("points").split()] for line in svg.all("polyline")
     ]
-    assert [len(line) for line in lines] == [100, 1, 150]
-    assert len({y for _, y in lines[2]}) == 1
-    (right, half), (_, whole) = lines[2][-1], lines[1][0]
-    assert half == pytest.approx((lines[0][0][1] + whole) / 2, abs=0.1)
-    assert right == lines[0][-1][0]
+    assert [len(line) for line in (*lines, median)] == [100, 1, 1, 150]
+    assert {y for _, y in median} == {lines[2][0][1]}
+    assert median[-1][0] == lines[0][-1][0]
     flat = [with_trace(results[0], [[10.0, 0.0, 1.0]])]
     assert "polyline" in charts.curves(flat, "loss", "title")
     assert "No curve" in charts.curves([dataclasses.replace(results[0], trials=())], "loss", "title")

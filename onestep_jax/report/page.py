@@ -60,9 +60,8 @@ def _title(found: Found) -> str:
 
 def _subtitle(found: Found) -> Markup:
     count = sum(len(run.results) for run in found.runs)
-    words = (
-        f"{count:,} {'text' if count == 1 else 'texts'}, each emitted by a frozen language model in one forward pass"
-    )
+    exact = sum(run.results.solved for run in found.runs)
+    words = f"{count:,} {'text' if count == 1 else 'texts'}, {exact:,} of them exact, from a frozen language model"
     return tag("p", words if found.runs else "Results of experiments", class_="subtitle")
 
 
