@@ -68,6 +68,7 @@ def test_files_give_texts_that_are_long_enough(model: Model, files: Path):
     texts = load_tokens(model, path, count=3, length=8, split="lines")
     assert lists(texts) == [list(range(first, first + 8)) for first in (11, 31, 41)]
     assert lists(contexts(model, path, count=3, length=8, split="lines")) == lists(texts)
+    assert len(load_tokens(model, f"gen:{path}", count=4, length=60, split="lines")) == 4
     with pytest.raises(UserError, match=r"short.txt: texts of 8 tokens: found 3, expected 4; give a smaller length"):
         load_tokens(model, path, count=4, length=8, split="lines")
     with pytest.raises(UserError, match=r"short.txt: contexts of 17 tokens: found 1, expected 2"):
@@ -132,6 +133,7 @@ def test_long_texts_are_cut_before_they_are_tokenised(packaged: Model, last: boo
     ids, given = packaged.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], []
 
     def tokenizer(part: str, **options):
+        assert options["add_special_tokens"] is False
         given.append(len(part))
         return packaged.tokenizer(part, **options)
 
