@@ -51,7 +51,7 @@ class Config:
 def config(smoke: bool) -> Config:
     """The paper's size, or seconds."""
     if smoke:
-        return Config("default", "demo", count=4, lengths=(1, 4, 8), preset="fast", steps=250)
+        return Config("default", "demo", count=4, lengths=(4, 8), preset="fast", steps=120)
     return Config()
 
 
