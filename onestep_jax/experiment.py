@@ -30,7 +30,6 @@ import numpy as np
 import onestep_jax
 from onestep_jax.config import UserError, check_known
 from onestep_jax.corpora import load_tokens
-from onestep_jax.demo import demo_texts
 from onestep_jax.files import replace, writing
 from onestep_jax.fitting import fit, versions
 from onestep_jax.model import Model
@@ -63,17 +62,8 @@ class Study:
             folder.mkdir(parents=True, exist_ok=True)
 
     def texts(self, source: str, count: int, length: int, seed: int = 0) -> list[np.ndarray]:
-        """`count` texts of `length` tokens, see `corpora.load_tokens`.
-
-        "gen" alone has only the few contexts of the demo: each is continued once, then each again, until there are
-        enough, so that here too the first texts do not depend on `count`.
-        """
-        if source != "gen":
-            return load_tokens(self.model, source, count=count, length=length, seed=seed)
-        most = len(demo_texts())
-        contexts, rounds = min(count, most), -(-count // most)
-        drawn = load_tokens(self.model, source, count=contexts * rounds, length=length, seed=seed, per_context=rounds)
-        return [drawn[i * rounds + j] for j in range(rounds) for i in range(contexts)][:count]
+        """`count` texts of `length` tokens, see `corpora.load_tokens`."""
+        return load_tokens(self.model, source, count=count, length=length, seed=seed)
 
     def fit(self, name: str, tokens: Sequence[np.ndarray], *, model: Model | None = None, **options: Any) -> Results:
         """`onestep_jax.fit` into the run directory `runs/NAME` of the experiment, which a second call goes on with."""

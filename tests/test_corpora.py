@@ -164,6 +164,14 @@ def test_a_word_that_the_cut_divides_is_read_whole(model: Model, last: bool):
     assert cut.tolist() == [13]
 
 
+def test_the_demo_texts_are_continued_in_turn(packaged: Model):
+    many = load_tokens(packaged, "gen", count=18, length=6, seed=3)
+    assert len({ids.tobytes() for ids in many}) == 18
+    assert lists(load_tokens(packaged, "gen", count=5, length=6, seed=3)) == lists(many[:5])
+    drawn = continuations(packaged, contexts(packaged, "demo", count=8, length=32), length=6, per_context=3, seed=3)
+    assert lists(many) == lists([of_one[j] for j in range(3) for of_one in drawn][:18])
+
+
 def test_continuations_are_drawn_by_generate(model: Model, files: Path):
     given = contexts(model, str(files / "chunks.jsonl"), count=3, length=20)
     drawn = continuations(model, given, length=9, per_context=2, seed=5)
