@@ -243,8 +243,7 @@ def _step(growth: _Growth, params: Params, state: _State, tokens_T: Array, lengt
 
     (loss, predicted_T), grads = jax.value_and_grad(loss_of, has_aux=True)(state.leaves)
     place_T = jnp.arange(len(tokens_T))
-    exact = jnp.min(jnp.where((predicted_T == tokens_T) & (place_T < length), len(tokens_T), place_T))
-    exact = jnp.minimum(exact, length)
+    exact = jnp.minimum(jnp.min(jnp.where(predicted_T == tokens_T, len(tokens_T), place_T)), length)
     reached = exact >= state.target
     given_up = ~reached & ((state.spent >= growth.steps) | ~jnp.isfinite(loss))
 
