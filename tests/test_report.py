@@ -470,6 +470,9 @@ def test_runs_of_an_experiment_come_with_it(experiment, run, tmp_path):
     check_document(page)
     assert [described["name"] for described in page_data(page)["runs"]] == ["first"]
     assert page.by_id("experiments")
+    assert page.all("h1")[0].text == "Figure 7, <connectivity>"
+    both = parse(write_report([experiment, run], tmp_path / "both").page.read_text(encoding="utf-8"))
+    assert both.all("h1")[0].text == "2 runs"
 
 
 def test_long_tables_are_cut_and_empty_ones_named(experiment, tmp_path):

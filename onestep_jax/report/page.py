@@ -54,8 +54,14 @@ def _hash(content: str) -> str:
 
 
 def _title(found: Found) -> str:
-    names = [run.name for run in found.runs] or [experiment.title for experiment in found.experiments]
-    return visible(names[0]) if len(names) == 1 else f"{len(names)} {'runs' if found.runs else 'experiments'}"
+    """The name of the one experiment or run that the page is about, or how many there are."""
+    if len(found.experiments) == 1 and all(
+        run.folder.is_relative_to(found.experiments[0].folder) for run in found.runs
+    ):
+        return visible(found.experiments[0].title)
+    if len(found.runs) == 1:
+        return visible(found.runs[0].name)
+    return f"{len(found.runs)} runs" if found.runs else f"{len(found.experiments)} experiments"
 
 
 def _subtitle(found: Found) -> Markup:
