@@ -105,7 +105,8 @@ def exchange(model: Model, results: Results, *, least: float = SOLVED) -> Exchan
     pairs = [(a, b) for group in solutions_by_text(results, least) for a in group for b in group]
     mixed = tuple(_mixed(results[a], results[b]) for a, b in pairs)
     accuracy = [one.accuracy for one in decode(model, dataclasses.replace(results, texts=mixed))]
-    return Exchange(*(np.array(column) for column in zip(*pairs, strict=True)), np.array(accuracy))
+    e, m = np.array(pairs).T
+    return Exchange(e, m, np.array(accuracy))
 
 
 def solutions_by_text(results: Results, least: float) -> list[list[int]]:
