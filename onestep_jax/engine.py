@@ -139,7 +139,7 @@ class Engine:
     def run(self, work: Work) -> bool:
         """Optimise until `work` has no task left (True) or says "stop" (False)."""
         self.tasks: list[Task | None] = [None] * self.count
-        state = self.placement.spread(self._idle())
+        state, _ = self._harvest(self.params, self.placement.spread(self._idle()))  # compiled before time is counted
         state, pending = self._turn(state, {}, work)
         previous: Info | None = None
         looked = 0.0

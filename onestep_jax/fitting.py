@@ -97,7 +97,7 @@ def fit(
     ids = text_ids(tokens)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
-    count = _slot_count(slots, model, tokens, scheme)
+    count = _slot_count(slots, model, tokens, scheme, placement)
     settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given", "copies": copies}
     settings |= {"slots": count, "chunk": chunk, "save_every": save_every}
     settings["h_lm of the first token"] = "left out" if beginning(model) is None else "given BOS"
@@ -160,7 +160,7 @@ def _optimizer(
     return given, {"name": name, "object": True}
 
 
-def _slot_count(slots: int | str, model: Model, tokens: Sequence[np.ndarray], scheme: Scheme) -> int:
+def _slot_count(slots: int | str, model: Model, tokens: Sequence[np.ndarray], scheme: Scheme, placement: Pmap) -> int:
     """Texts at a time: as given, or enough to fill a device without running out of its memory."""
     if isinstance(slots, int):
         if slots < 1:
@@ -169,15 +169,15 @@ def _slot_count(slots: int | str, model: Model, tokens: Sequence[np.ndarray], sc
     if slots != "auto":
         raise UserError(f"slots = {slots!r}: expected a number or 'auto'")
     config, positions = model.config, max(len(ids) for ids in tokens) * scheme.group
-    device = jax.local_devices()[0]
+    device = placement.devices[0]
     if device.platform == "cpu":
-        return max(4, min(32, 1024 // positions)) * jax.local_device_count()
+        return max(4, min(32, 1024 // positions)) * len(placement.devices)
     activations = 12 * config.width + 4 * config.ffn + 2 * config.heads * positions
     text_bytes = 4 * positions * config.layers * activations
     free = 0.8 * (device.memory_stats() or {}).get("bytes_limit", 2**34)
     free -= sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     fitting = int(free // text_bytes)
-    return max(1, min(fitting, 2**17 // positions)) * jax.local_device_count()
+    return max(1, min(fitting, 2**17 // positions)) * len(placement.devices)
 
 
 def _check_start(scheme: Scheme, model: Model, rows: int) -> None:
