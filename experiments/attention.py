@@ -57,7 +57,7 @@ def config(smoke: bool) -> Config:
 
 def packaged() -> Config:
     """The packaged model on a small machine."""
-    return Config("default", "gen", count=8, length=32, preset="fast", steps=3000)
+    return Config("default", "gen", count=24, length=32, preset="fast", steps=2000)
 
 
 def run(config: Config, study: Study) -> None:

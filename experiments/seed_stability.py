@@ -53,7 +53,7 @@ def config(smoke: bool) -> Config:
 
 def packaged() -> Config:
     """The packaged model on a small machine."""
-    return Config("default", "gen", count=8, length=24, copies=6, preset="fast", steps=1500)
+    return Config("default", "gen", count=8, length=24, copies=10, preset="fast", steps=1500)
 
 
 def run(config: Config, study: Study) -> None:

@@ -57,7 +57,7 @@ def config(smoke: bool) -> Config:
 
 def packaged() -> Config:
     """The packaged model on a small machine."""
-    return Config("default", "gen", count=16, lengths=(1, 2, 4, 8, 16, 32, 64), preset="fast", steps=1500)
+    return Config("default", "gen", count=8, lengths=(1, 2, 4, 8, 16, 32), preset="fast", steps=1000)
 
 
 def run(config: Config, study: Study) -> None:

@@ -160,11 +160,14 @@ def test_tokens_by_keyboard(rendered, page, run, tmp_path):
     results = read_results(run)
     text = next(text for text in results if 0 < text.c_tokens < 8 and text.tokens[0] == text.predicted[0])
     press = """<script>
-      const keys = ["End", "Home", "ArrowRight", "ArrowLeft", "ArrowDown"];
+      const keys = ["End", "ArrowUp", "Home", "ArrowRight", "ArrowRight", "ArrowLeft", "Home", "ArrowDown"];
+      const places = [];
       document.querySelector(".token").focus();
       for (const key of keys) {
         document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+        places.push(document.activeElement.dataset.i);
       }
+      document.documentElement.dataset.places = places.join(" ");
     </script></body>"""
     html = re.sub(r"; script-src 'sha256-[^']*'", "; script-src 'unsafe-inline'", page.read_text(encoding="utf-8"))
     driven = tmp_path / "driven.html"
@@ -172,7 +175,9 @@ def test_tokens_by_keyboard(rendered, page, run, tmp_path):
     document, root = rendered(driven, f"q={text.text_id}")
     assert "data-error" not in root.attributes
     (card,) = document.by_id("cards").all("article")
-    place = int(np.flatnonzero(text.tokens != text.predicted)[0])
+    place, *_ = wrong = np.flatnonzero(text.tokens != text.predicted).tolist()
+    last = max((i for i in wrong if i < 7), default=7)
+    assert root.get("data-places").split() == [str(i) for i in (7, last, 0, 1, 2, 1, 0, place)]
     tokens = [token for token in card.all("span") if token.get("role") == "option"]
     assert [token.get("tabindex") for token in tokens] == ["0" if i == place else "-1" for i in range(8)]
     assert [token.get("aria-selected") for token in tokens] == ["true" if i == place else "false" for i in range(8)]
