@@ -16,6 +16,16 @@ from onestep_jax.config import UserError, check_known, stated
 from onestep_jax.options import given_settings, optimizer_of, scheme_of
 
 
+def _load(source: str, dtype: str | None, revision: str | None, **options: Any) -> Any:
+    """A model, trained or untrained ("untrained:KIND:SEED:SOURCE"), with a bar while it is read."""
+    from onestep_jax.analysis.untrained import PREFIX, load_untrained
+    from onestep_jax.checkpoint import load_model
+
+    load = load_untrained if source.startswith(PREFIX) else load_model
+    with looks.loading_bar() as progress:
+        return load(source, dtype=dtype, revision=revision, progress=progress, **options)
+
+
 def demo(args: argparse.Namespace) -> int:
     from onestep_jax.demo import run_demo
 
@@ -58,7 +68,6 @@ def fit(args: argparse.Namespace) -> int:
     optimizer.build()
     slots = int(args.slots) if args.slots.lstrip("-").isdigit() else args.slots
     from onestep_jax import fitting
-    from onestep_jax.checkpoint import load_model
     from onestep_jax.corpora import is_named, load_tokens
     from onestep_jax.texts import read_source
 
@@ -67,8 +76,7 @@ def fit(args: argparse.Namespace) -> int:
         raise UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
     if not named:
         texts = read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
-    with looks.loading_bar() as loading:
-        model = load_model(args.model, dtype=args.dtype, revision=args.revision, progress=loading)
+    model = _load(args.model, args.dtype, args.revision)
     if named:
         found = load_tokens(model, args.texts, count=args.limit, length=args.length, seed=args.seed, column=args.column)
         texts = [ids.tolist() for ids in found]
@@ -110,11 +118,8 @@ def decode(args: argparse.Namespace) -> int:
     settings, identity = read_config(args.run)["settings"], read_config(args.run)["identity"]
     results = read_results(args.run)
     from onestep_jax import decoding
-    from onestep_jax.checkpoint import load_model
 
-    with looks.loading_bar() as loading:
-        source, dtype = args.model or settings["model"], args.dtype or identity["dtype"]
-        model = load_model(source, dtype=dtype, revision=args.revision, progress=loading)
+    model = _load(args.model or settings["model"], args.dtype or identity["dtype"], args.revision)
     how = decoding.regenerate if args.generate else decoding.decode
     decoded = how(model, results, batch=args.batch)
 
@@ -168,15 +173,12 @@ def experiment(args: argparse.Namespace) -> int:
         return 0
     changes = given_settings(args.rest)
     chosen = {name: cards.settings_of(card, size, changes) for name, card in loaded.items()}
-    from onestep_jax.checkpoint import load_model
-
     models: dict[str, Any] = {}
     for name, settings in chosen.items():
         source = args.model or settings.model
         if source not in models:
             models.clear()
-            with looks.loading_bar() as loading:
-                models[source] = load_model(source, dtype=args.dtype, revision=args.revision, progress=loading)
+            models[source] = _load(source, args.dtype, args.revision)
         print(f"{name}: {cards.title(loaded[name])}")
         command = shlex.join(["onestep", *(name if word == args.name else word for word in args.argv)])
         with looks.fitting_bar() as progress:
@@ -190,15 +192,16 @@ def report(args: argparse.Namespace) -> int:
     from onestep_jax.report import write_report
 
     written = write_report(args.folders, args.out or args.folders[0] / "report")
-    for path in written:
-        print(path)
+    for path in (written.page, written.table, *written.figures):
+        if path is not None:
+            print(path)
     return 0
 
 
 def info(args: argparse.Namespace) -> int:
     import jax.numpy as jnp
 
-    from onestep_jax.checkpoint import DTYPES, default_dtype, describe, load_model
+    from onestep_jax.checkpoint import DTYPES, default_dtype, describe
     from onestep_jax.footprint import fit_memory, step_flops
     from onestep_jax.model import input_scale, parameter_counts
     from onestep_jax.optimizers import PRESETS
@@ -228,8 +231,7 @@ def info(args: argparse.Namespace) -> int:
         "flops_per_text_step": step_flops(config, args.length),
     }
     if args.weights:
-        with looks.loading_bar() as progress:
-            model = load_model(args.model, dtype=dtype, revision=args.revision, tokenizer=False, progress=progress)
+        model = _load(args.model, dtype, args.revision, tokenizer=False)
         facts |= {"fingerprint": model.fingerprint, "input_scale": input_scale(model)}
     print(json.dumps(facts)) if args.json else looks.print_facts(facts)
     return 0
