@@ -190,8 +190,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no run directory (no config.json)") from error
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
-    if config.get("format") != FORMAT:
-        raise UserError(f"{folder}: run format {config.get('format')!r}; this version reads {FORMAT}")
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder}: run format {found!r}; this version reads {FORMAT}")
     return config
 
 
@@ -201,12 +202,13 @@ def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
     return [(row["text_id"], np.asarray(row["tokens"], np.int32)) for row in rows]
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: str | Path) -> Results:
     """All recorded results of a run directory in source order; works while the run is going.
 
     Raises:
       UserError: if the folder is no run directory or a part of it is damaged.
     """
+    folder = Path(folder)
     config = read_config(folder)
     tokens, shared = dict(read_texts(folder)), config["identity"]["scheme"].get("share")
     found: dict[str, TextResult] = {}

@@ -230,12 +230,12 @@ def test_control_untrained(tmp_path: Path, packaged: Model):
     rows = {(row["weights"], row["length"]): row for row in tables["control_untrained"]}
     kinds = ("trained", "permuted", "init")
     assert list(rows) == [(kind, length) for kind in kinds for length in (4, 8)]
-    assert all((row["models"], row["fits"]) == (1, 4) for row in rows.values())
+    assert all((row["models"], row["fits"]) == (1, 2) for row in rows.values())
     # no training is needed for a short text
     for kind in ("trained", "permuted"):
         assert rows[kind, 4]["exact"] == 1
         assert rows[kind, 8]["accuracy mean"] > 0.9
-        assert 5 < rows[kind, 4]["steps median of exact"] < rows[kind, 8]["steps median of exact"] < 150
+        assert 5 < rows[kind, 4]["steps median of exact"] < rows[kind, 8]["steps median of exact"] < 120
     models = {row["weights"]: row for row in tables["control_untrained_models"]}
     assert len({row["fingerprint"] for row in models.values()}) == 3
     std = {kind: models[kind]["input embedding std"] for kind in kinds}
@@ -246,7 +246,7 @@ def test_control_untrained(tmp_path: Path, packaged: Model):
     assert rows["trained", 8]["nats per token"] < 6.5
     assert rows["init", 8]["nats per token"] == pytest.approx(np.log(4096), abs=0.2)
     assert rows["permuted", 8]["nats per token"] > 8
-    h_lm = np.mean([one.total for one in text_nats(packaged, demo(packaged))])
+    h_lm = np.mean([one.total for one in text_nats(packaged, demo(packaged, 2))])
     assert models["trained"]["h_lm mean"] == pytest.approx(h_lm, rel=1e-4)
     assert models["permuted"]["h_lm under trained mean"] == pytest.approx(h_lm, rel=1e-4)
     assert models["permuted"]["h_lm mean"] > 8 * np.log(4096)

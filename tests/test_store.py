@@ -225,3 +225,10 @@ def test_a_damaged_part_is_named(tmp_path):
     (tmp_path / "run" / "traces" / "000000.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="embeddings/000000: damaged part"):
         read_results(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"format": 1}', '{"experiment": "x"}'])
+def test_a_config_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"run format (None|1); this version reads 2"):
+        read_results(str(tmp_path))
