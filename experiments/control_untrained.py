@@ -72,7 +72,7 @@ def config(smoke: bool) -> Config:
     """The paper's size, or seconds."""
     if smoke:
         kinds = (TRAINED, "permuted", "init")
-        return Config("default", "demo", count=4, lengths=(4, 8), kinds=kinds, weights=1, preset="fast", steps=150)
+        return Config("default", "demo", count=2, lengths=(4, 8), kinds=kinds, weights=1, preset="fast", steps=120)
     return Config()
 
 
