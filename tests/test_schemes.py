@@ -79,6 +79,15 @@ def test_only_a_teacher_forced_scheme_sees_the_text(tiny, scheme):
     assert np.array_equal(*seen) != scheme.teacher_forced
 
 
+def test_equal_inputs_give_equal_outputs(tiny):
+    def spread(scheme):
+        x = scheme.inputs(leaves_of(scheme), jnp.zeros((6, 32)), jnp.int32(6))
+        return np.ptp(np.asarray(tiny.apply(tiny.params, x)), axis=0).max()
+
+    assert spread(OneStep("one-vector")) < 1e-4
+    assert spread(OneStep("one-step")) > 0.1
+
+
 @pytest.mark.parametrize("scheme", SCHEMES, ids=NAMES)
 def test_descriptions_come_back(scheme):
     assert from_description(scheme.describe()) == scheme
