@@ -29,10 +29,16 @@ from typing import Any
 import numpy as np
 
 from onestep_jax import OneStep
-from onestep_jax.analysis.distances import Relations, cosine_distances, learned_vectors, plain_ids, relation_pairs
+from onestep_jax.analysis.distances import (
+    Relations,
+    continued_texts,
+    cosine_distances,
+    learned_vectors,
+    plain_ids,
+    relation_pairs,
+)
 from onestep_jax.analysis.similarity import Bin, binned, gap, semantic_distances, token_distances
 from onestep_jax.config import UserError, check_known
-from onestep_jax.corpora import contexts, continuations
 from onestep_jax.decoding import as_text
 from onestep_jax.experiment import Study
 from onestep_jax.results import Results
@@ -84,7 +90,8 @@ def packaged() -> Config:
 def run(config: Config, study: Study) -> None:
     """Fit or read, then measure the distances of texts and of `e`."""
     check_known("value of --share", [config.share], ["m", "none"])
-    owners, texts = continued(config, study)
+    sizes = {name: getattr(config, name) for name in ("count", "context", "continuations", "seeds", "length", "seed")}
+    owners, texts = continued_texts(study.model, config.texts, **sizes)
     results = read(config, study, texts) if config.runs else fitted(config, study, texts)
     pairs = relation_pairs(owners, plain_ids(results), seed=config.seed)
     learned = learned_vectors(results)
@@ -96,18 +103,6 @@ def run(config: Config, study: Study) -> None:
     study.table("figure5", [_row(measure, bin) for measure, found in curves.items() for bin in found])
     study.table("figure5_gap", [_gap(measure, found, exact) for measure, found in curves.items()])
     draw(curves, study)
-
-
-def continued(config: Config, study: Study) -> tuple[list[int], list[np.ndarray]]:
-    """Number of the context and tokens of every fit; the last continuation of each context stands `seeds` times."""
-    given = contexts(study.model, config.texts, count=config.count, length=config.context, seed=config.seed)
-    options = {"length": config.length, "per_context": config.continuations, "seed": config.seed}
-    owners, texts = [], []
-    for number, (*once, often) in enumerate(continuations(study.model, given, **options)):
-        rows = [*once, *[often] * config.seeds]
-        owners += [number] * len(rows)
-        texts += rows
-    return owners, texts
 
 
 def fitted(config: Config, study: Study, texts: Sequence[np.ndarray]) -> Results:

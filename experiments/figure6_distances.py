@@ -32,6 +32,7 @@ import numpy as np
 from onestep_jax import OneStep
 from onestep_jax.analysis.distances import (
     Relations,
+    continued_texts,
     learned_vectors,
     plain_ids,
     relation_distances,
@@ -39,7 +40,6 @@ from onestep_jax.analysis.distances import (
     summary,
 )
 from onestep_jax.config import check_known
-from onestep_jax.corpora import contexts, continuations
 from onestep_jax.experiment import Study
 from onestep_jax.results import Results
 
@@ -90,7 +90,8 @@ def packaged() -> Config:
 def run(config: Config, study: Study) -> None:
     """Fit the continuations in each way and compare the `e`."""
     check_known("value of --share", config.share, SHARES)
-    owners, texts = continued(config, study)
+    sizes = {name: getattr(config, name) for name in ("count", "context", "continuations", "seeds", "length", "seed")}
+    owners, texts = continued_texts(study.model, config.texts, **sizes)
     rows, ranks, found = [], [], {}
     for share in config.share:
         scheme = OneStep(share="m", group=len(texts)) if share == "m" else OneStep()
@@ -102,18 +103,6 @@ def run(config: Config, study: Study) -> None:
     study.table("figure6", rows)
     study.table("figure6_auc", ranks)
     draw(found, study)
-
-
-def continued(config: Config, study: Study) -> tuple[list[int], list[np.ndarray]]:
-    """Number of the context and tokens of every fit; the last continuation of each context stands `seeds` times."""
-    given = contexts(study.model, config.texts, count=config.count, length=config.context, seed=config.seed)
-    options = {"length": config.length, "per_context": config.continuations, "seed": config.seed}
-    owners, texts = [], []
-    for number, (*once, often) in enumerate(continuations(study.model, given, **options)):
-        rows = [*once, *[often] * config.seeds]
-        owners += [number] * len(rows)
-        texts += rows
-    return owners, texts
 
 
 def _described(share: str, results: Results, distances: Relations) -> list[dict[str, Any]]:

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onestep_jax import corpora
 from onestep_jax.config import UserError, check_known
+from onestep_jax.model import Model
 from onestep_jax.results import Results
 
 MOST = 200_000  # pairs of one relation
@@ -31,6 +33,31 @@ class Relations(NamedTuple):
     same_text: np.ndarray
     same_context: np.ndarray
     different_contexts: np.ndarray
+
+
+def continued_texts(
+    model: Model, source: str, *, count: int, context: int, continuations: int, seeds: int, length: int, seed: int = 0
+) -> tuple[list[int], list[np.ndarray]]:
+    """What Figures 5 and 6 fit: the model's own continuations of contexts, the last of each context `seeds` times.
+
+    Args:
+      model: continues the contexts, at temperature 1.
+      source: of the contexts, see `corpora.contexts`.
+      count: contexts, of `context` tokens each.
+      continuations: of each context, of `length` tokens.
+      seeds: fits of the last one.
+      seed: of what is drawn.
+
+    Returns:
+      For every fit the number of its context, and its token ids.
+    """
+    given = corpora.contexts(model, source, count=count, length=context, seed=seed)
+    drawn = corpora.continuations(model, given, length=length, per_context=continuations, seed=seed)
+    owners, texts = [], []
+    for number, (*once, often) in enumerate(drawn):
+        texts += [*once, *[often] * seeds]
+        owners += [number] * (len(once) + seeds)
+    return owners, texts
 
 
 def learned_vectors(results: Results, leaf: str = "e") -> np.ndarray:
