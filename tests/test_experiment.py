@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,19 @@ def test_card(name):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         assert not {module.split(".")[0] for module in modules} & {"experiments", *ASKED, "torch"}
+
+
+def test_the_page_of_results_is_made_from_the_results(monkeypatch):
+    spec = importlib.util.spec_from_file_location("overview", FOLDER / "overview.py")
+    overview = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "overview", overview)
+    spec.loader.exec_module(overview)
+    assert set(overview.ITEMS) == set(ASKED)
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == overview.page()
+    card = experiment.load_card("table1_arrangements")
+    settings = dataclasses.replace(card.config(False), count=10, lengths=(16, 96, 512))
+    hours = overview.paper_hours(overview.ITEMS["table1_arrangements"], settings)
+    assert hours == pytest.approx(50 * (11 + (15 + 27) / 2 + 2 * 87) / 3600)
 
 
 def test_the_cards_are_listed_and_printed(capsys):
