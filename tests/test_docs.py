@@ -76,6 +76,7 @@ def test_optimizer_commands_run(tmp_path, monkeypatch):
     from onestep_jax.cli import main
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "books.jsonl").write_text(json.dumps({"text": "The fog came down over the two roads and stayed."}) + "\n")
+    text = "The fog came down over the two roads and stayed until noon."
+    (tmp_path / "books.jsonl").write_text(json.dumps({"text": text}) + "\n")
     for words in commands(ROOT / "docs" / "optimizers.md"):
         assert main([*words, "--steps", "20"]) == 0

@@ -6,8 +6,9 @@ from pathlib import Path
 import onestep_jax
 
 LINE = """config rotary families layers model partition source tensors checkpoint texts schemes objective likelihood
-generation passages corpora optimizers results decoding placement slots engine inflight footprint files parts store sweep fitting
-exporting metrics tables capacity analysis report demo __init__ experiment looks options commands cli""".split()
+generation passages corpora optimizers results decoding placement slots engine inflight footprint files
+parts store sweep fitting exporting metrics tables capacity analysis report demo __init__ experiment looks
+options commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 
@@ -34,7 +35,7 @@ def test_no_back_edges():
 
 
 def test_heavy_libraries_are_imported_where_needed():
-    heavy = {"transformers", "datasets", "matplotlib", "sklearn", "torch", "pyarrow", "orbax"}
+    heavy = {"transformers", "datasets", "matplotlib", "sklearn", "torch", "pyarrow", "orbax", "fastembed"}
     for path in ROOT.rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
