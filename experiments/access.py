@@ -1,4 +1,4 @@
-"""Access test (section 4): can the model read a text out of its proto-tokens token by token?
+"""Access test: can the model read a text out of its proto-tokens token by token?
 
     onestep experiment access --model meta-llama/Llama-3.2-1B
 

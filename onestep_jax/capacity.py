@@ -1,4 +1,4 @@
-"""Capacity of many texts (paper.md §1, Table 3): every length tried, or only as many as it takes to know.
+"""Capacity of many texts (Table 3): every length tried, or only as many as it takes to know.
 
 Both ways are rounds of the ordinary `fit`, each a run directory of its own, so that what was killed goes on.
 """

@@ -41,7 +41,7 @@ def load_tokens(
     split: str = "file",
     per_context: int = 1,
 ) -> list[np.ndarray]:
-    """Load the first `count` texts of a source that have `length` tokens, cut to that length (section 3).
+    """Load the first `count` texts of a source that have `length` tokens, cut to that length.
 
     The first k of them do not depend on `count`. A text that is too short is passed over, so another length may pick
     other texts: to compare lengths, load at the longest and cut.
@@ -121,7 +121,7 @@ def contexts(
 def continuations(
     model: Model, contexts: Sequence[Any], *, length: int, per_context: int = 1, seed: int = 0
 ) -> list[list[np.ndarray]]:
-    """Sample the model's own continuations of each context at temperature 1, PG-19 (gen) of section 3 and Figure 6.
+    """Sample the model's own continuations of each context at temperature 1, as in PG-19 (gen) of Table 3 and Figure 6.
 
     The model reads its BOS first, where its tokenizer has one, as for H_LM; no stop token ends a continuation. If all
     contexts are equally long, the j-th continuation of context i depends on that context, i, j and the seed alone, not

@@ -20,7 +20,7 @@ THRESHOLD = 0.99  # accuracy from which the paper counts a text as reconstructed
 def horizon(predicted_N: Any, tokens_N: Any, threshold: float = THRESHOLD) -> int:
     """Measure how far a text is right: the longest prefix whose accuracy reaches a threshold, in tokens.
 
-    By causality the vectors reconstruct that prefix as they are (paper.md §1); §6 asks for it beside `exact_horizon`.
+    By causality the vectors reconstruct that prefix as they are; whether 99 % is a limit shows beside `exact_horizon`.
 
     Args:
       predicted_N: (N,) token ids of the one forward pass.
@@ -33,7 +33,7 @@ def horizon(predicted_N: Any, tokens_N: Any, threshold: float = THRESHOLD) -> in
 
 
 def exact_horizon(predicted_N: Any, tokens_N: Any) -> int:
-    """Measure the longest prefix without an error, in tokens (paper.md §6: is 99 % a limit?); see `horizon`."""
+    """Measure the longest prefix without an error, in tokens; see `horizon`."""
     return horizon(predicted_N, tokens_N, 1.0)
 
 
@@ -181,7 +181,7 @@ def _or_none(statistic: Any, values: Sequence[float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """How much of one text a model holds (paper.md §1), as far as the tried lengths tell.
+    """How much of one text a model holds, as far as the tried lengths tell.
 
     Attributes:
       tokens: the longest tried length that is reconstructed; 0 if none is.
@@ -218,7 +218,7 @@ def capacity(
     threshold: float = THRESHOLD,
     nested: bool = False,
 ) -> Capacity:
-    """Read the capacity of one text from fits of its prefixes (paper.md §1, Table 3).
+    """Read the capacity of one text from fits of its prefixes (Table 3).
 
     Args:
       fits: results of prefixes of one text, at least one.

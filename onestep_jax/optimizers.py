@@ -139,7 +139,7 @@ class Preset:
 
 _PAPER = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})
 
-# "paper" is the protocol of Mezentsev and Oseledets (§2), "cramming" that of Kuratov et al.
+# "paper" is the protocol of Mezentsev and Oseledets, "cramming" that of Kuratov et al.
 PRESETS = {
     "paper": Preset("normal", _PAPER),
     "cramming": Preset("embedding", _PAPER, patience=2000),

@@ -15,7 +15,7 @@ from onestep_jax.texts import read_source
 
 DATA = Path(__file__).parent / "data"
 LANGUAGE = "en"
-# Of GloVe, as in the paper (section 3).
+# Of GloVe, as in the paper.
 MOST_FREQUENT = 100_000
 # Successive multiples of the golden section, modulo one, lie far apart, however many there are.
 GOLDEN = (5**0.5 - 1) / 2

@@ -98,7 +98,7 @@ ARRANGEMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class OneStep:
-    """Two trainable vectors, N inputs, N tokens from one forward pass; Z = [e, m, m, …, m] (§1) unless told otherwise.
+    """Two trainable vectors, N inputs, N tokens from one forward pass; Z = [e, m, m, …, m] unless told otherwise.
 
     Attributes:
       arrangement: key of `ARRANGEMENTS` (Table 1).

@@ -1,4 +1,4 @@
-"""The access test (paper.md §4): can the model read a text out of `e` and `m` token by token?
+"""The access test: can the model read a text out of `e` and `m` token by token?
 
 Generation starts from `e`, `m` and BOS in several orders. "Nothing related comes out" is measured: what comes out is
 compared with the text of the vectors and, by the same measures, with other texts.
