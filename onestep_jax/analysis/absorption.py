@@ -1,7 +1,8 @@
 """What each further token of a text costs: steps to absorb it, against its surprisal.
 
 A text grows by one token at a time. The vectors go on from those that emit the prefix before, so the evaluations spent
-between one prefix and the next are the price of the token between them (compare D. Tarasov et al., *Progressive Cramming*).
+between one prefix and the next are the price of the token between them (compare *Progressive Cramming*,
+D. Tarasov et al.).
 """
 
 from __future__ import annotations
