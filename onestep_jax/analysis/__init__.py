@@ -5,10 +5,10 @@ similarity    distances of the texts themselves, and learned vectors against the
 connectivity  straight lines and trained curves between solutions of one text (Figure 7, Eq. 4 and 5)
 curves        one such curve: its geometry and its training
 trajectories  paths of the optimisation in their principal plane, and how far they went
-attention     where a reconstruction looks
+attention     where a reconstruction looks, and what is left of it when e or m is replaced
 access        whether autoregressive generation can read the vectors (access test)
 failures      where and which tokens fail
-absorption    what becomes of the vectors in the layers
-stability     how alike solutions of one text are
+absorption    what each further token of a text costs, against its surprisal
+stability     how alike solutions of one text are, and whether their vectors can be exchanged
 untrained     models of the same architecture whose weights know no language
 """
