@@ -190,7 +190,7 @@ def connect(
     train = jax.jit(jax.vmap(functools.partial(curves.train, method), in_axes=(None, 0, 0, None, None)))
     look = jax.jit(jax.vmap(functools.partial(curves.look, method), in_axes=(None, 0, 0)))
     found: dict[int, Connection] = {}
-    for positions, chosen, places in _batches(model, pairs, batch):
+    for positions, chosen, places in _batches(model, scheme, pairs, batch):
         problem = _stack([pairs[i] for i in places], positions)
         state = start(model.params, problem)
         for step in range(0, steps, chunk):
@@ -227,9 +227,12 @@ def _check_pairs(model: Model, pairs: Sequence[Pair]) -> None:
             raise UserError(f"pair {pair.names}: both solutions are the same point; give solutions of different seeds")
 
 
-def _batches(model: Model, pairs: Sequence[Pair], batch: int) -> Iterator[tuple[int, list[int], list[int]]]:
+def _batches(
+    model: Model, scheme: Scheme, pairs: Sequence[Pair], batch: int
+) -> Iterator[tuple[int, list[int], list[int]]]:
     """(padded length, pairs, the same filled up by repeats) of each batch; all of one padded length are of one size."""
-    padded = np.array(buckets([len(pair.tokens) for pair in pairs], model.config.boundary), int)
+    lengths = [len(pair.tokens) for pair in pairs]
+    padded = np.array(buckets(lengths, model.config.boundary, scheme.extra), int)
     for positions in np.unique(padded).tolist():
         members = np.flatnonzero(padded == positions)
         for first in range(0, len(members), batch):
