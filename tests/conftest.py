@@ -39,6 +39,13 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a module go with it; else a worker holds gigabytes of them at the end."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Model:
     """A random Llama of 19 thousand weights, on which 8 tokens are solved in well under 500 steps."""
