@@ -148,7 +148,7 @@ def config(smoke: bool) -> Config:
 def packaged() -> Config:
     """The packaged model on a small machine."""
     budget: dict[str, Any] = {"seeds": 1, "preset": "fast", "steps": 500}
-    return Config("default", ("random", "gen"), count=4, lengths=LENGTHS[:9], method="both", **budget)
+    return Config("default", ("random", "gen"), count=12, lengths=LENGTHS[:10], method="both", **budget)
 
 
 def run(config: Config, study: Study) -> None:
