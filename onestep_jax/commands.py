@@ -20,7 +20,9 @@ def _load(source: str, dtype: str | None, revision: str | None, **options: Any) 
     """A model, trained or untrained ("untrained:KIND:SEED:SOURCE"), with a bar while it is read."""
     from onestep_jax.analysis.untrained import PREFIX, load_untrained
     from onestep_jax.checkpoint import load_model
+    from onestep_jax.compilation import use_cache
 
+    use_cache()
     load = load_untrained if source.startswith(PREFIX) else load_model
     with looks.loading_bar() as progress:
         return load(source, dtype=dtype, revision=revision, progress=progress, **options)

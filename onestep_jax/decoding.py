@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from onestep_jax.config import UserError
 from onestep_jax.generation import generate
-from onestep_jax.model import Model, Params
+from onestep_jax.model import Model, Network, Params
 from onestep_jax.objective import score_text
 from onestep_jax.results import Results, TextResult
 from onestep_jax.schemes import Array, Leaves, OneStep, Scheme, axes, from_description
@@ -76,7 +77,6 @@ def decode(
         scheme = scheme or from_description(results.scheme)
     scheme = scheme or OneStep()
     texts = list(results)
-    program = _program(model, scheme)
     predicted: dict[int, np.ndarray] = {}
     padded = np.array(buckets([len(text.tokens) for text in texts], model.config.boundary, scheme.extra), int)
     for positions in np.unique(padded):
@@ -89,7 +89,7 @@ def decode(
             for place, i in enumerate(rows):
                 tokens[place, : len(texts[i].tokens)] = texts[i].tokens
             lengths = np.array([len(texts[i].tokens) for i in rows], np.int32)
-            out = np.asarray(program(model.params, leaves, tokens, lengths))
+            out = np.asarray(_predict(model.network, scheme, model.params, leaves, tokens, lengths))
             predicted |= {int(i): out[place, : len(texts[i].tokens)] for place, i in enumerate(chosen)}
     return [_compare(model, text, predicted[i]) for i, text in enumerate(texts)]
 
@@ -131,11 +131,16 @@ def _check_model(model: Model, results: Results) -> None:
         )
 
 
-def _program(model: Model, scheme: Scheme) -> Any:
-    def one(params: Params, leaves: Leaves, tokens_T: Array, length: Array) -> Array:
-        return score_text(model, scheme, params, leaves, tokens_T, length)[2]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predict(
+    network: Network, scheme: Scheme, params: Params, leaves: Leaves, tokens_BT: Array, lengths_B: Array
+) -> Array:
+    """Argmax ids (B, T) of texts from their leaves."""
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0)))
+    def one(leaves: Leaves, tokens_T: Array, length: Array) -> Array:
+        return score_text(network, scheme, params, leaves, tokens_T, length)[2]
+
+    return jax.vmap(one)(leaves, tokens_BT, lengths_B)
 
 
 def _compare(model: Model, text: TextResult, predicted: np.ndarray) -> Decoded:

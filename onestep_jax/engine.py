@@ -83,7 +83,7 @@ class Work(Protocol):
         ...
 
     def give_back(self, task: Task) -> None:
-        """Receive a task that found no slot, to be taken again."""
+        """Receive a task that found no slot, or has no longer one, to be taken again."""
         ...
 
     def finished(self, outcome: Outcome) -> None:
@@ -91,11 +91,15 @@ class Work(Protocol):
         ...
 
     def tick(self, running: int, steps: int) -> str:
-        """Called after each chunk with the running slots and the steps made; answers "go", "save" or "stop"."""
+        """Called after each chunk with the running slots and the steps made.
+
+        Answers "go"; "save", to receive the tasks in flight and go on; "stop", to receive them and end; "narrow", to
+        have them given back and end.
+        """
         ...
 
     def save(self, tasks: list[Task]) -> None:
-        """Receive every task in flight, with `saved` set; after "stop" the engine returns."""
+        """Receive every task in flight, with `saved` set."""
         ...
 
 
@@ -131,14 +135,15 @@ class Engine:
         self.devices = len(placement.devices)
         self.per_device = -(-slots // self.devices)
         self.count = self.per_device * self.devices
-        self._chunk = placement.map(functools.partial(device.chunk, problem, chunk), donate=1)
-        self._harvest = placement.map(functools.partial(device.harvest, problem), donate=1)
-        self._refill = placement.map(functools.partial(device.refill, problem), donate=1)
+        self._chunk = placement.map(device.chunk, problem, chunk, donate=1)
+        self._harvest = placement.map(device.harvest, problem, donate=1)
+        self._refill = placement.map(device.refill, problem, donate=1)
         self._restore = placement.map(_restore, donate=1)
 
-    def run(self, work: Work) -> bool:
-        """Optimise until `work` has no task left (True) or says "stop" (False)."""
+    def run(self, work: Work) -> str:
+        """Optimise until `work` has no task left ("done") or says "stop" or "narrow"; returns which."""
         self.tasks: list[Task | None] = [None] * self.count
+        self.offered: dict[int, Task] = {}
         state, _ = self._harvest(self.params, self.placement.spread(self._idle()))  # compiled before time is counted
         state, pending = self._turn(state, {}, work)
         previous: Info | None = None
@@ -146,29 +151,41 @@ class Engine:
         while pending or any(self.tasks):
             state, info = self._chunk(self.params, state)
             looked = looked or time.perf_counter()  # the first call returns when the chunk is compiled
-            busy = set(pending.harvested) | set(pending.offers) if pending else set()
-            if pending:
-                self._settle(pending, work)
-                pending = None
+            changed, pending = self._settle(pending, work), None
             if previous is not None:
-                finished, steps = self._look(previous, busy, looked)
+                finished, steps = self._look(previous, changed, looked)
                 looked = time.perf_counter()
                 state, pending = self._turn(state, finished, work)
                 verdict = work.tick(sum(task is not None for task in self.tasks), steps)
                 if verdict != "go":
-                    if pending:
-                        self._settle(pending, work)
-                        pending = None
-                    work.save(self._in_flight(state))
-                    if verdict == "stop":
-                        return False
+                    changed, pending = self._settle(pending, work), None
+                    self._look(info, changed, looked)
+                    looked, info = time.perf_counter(), None
+                    if not self._hand_over(verdict, state, work):
+                        return verdict
             previous = info
-        return True
+        return "done"
 
-    def _look(self, info: Info, busy: set[int], since: float) -> tuple[dict[int, Task], int]:
+    def abandon(self, work: Work) -> None:
+        """Give all tasks back after an error of the devices, on which what they had reached is lost."""
+        begun = [dataclasses.replace(task, trace=[], path=[]) for task in self.tasks if task is not None]
+        for task in reversed([*begun, *self.offered.values()]):
+            work.give_back(task)
+
+    def _hand_over(self, verdict: str, state: Slot, work: Work) -> bool:
+        """Give the groups in flight to be saved, or back; whether to go on."""
+        tasks = self._in_flight(state)
+        if verdict == "narrow":
+            for task in reversed(tasks):
+                work.give_back(task)
+            return False
+        work.save(tasks)
+        return verdict != "stop"
+
+    def _look(self, info: Info, changed: set[int], since: float) -> tuple[dict[int, Task], int]:
         """Read a chunk's numbers: extend the traces, share out the time; finished slots and steps made."""
         host = jax.tree.map(lambda field: field.reshape(self.count, *field.shape[2:]), jax.device_get(info))
-        seen = {slot: task for slot, task in enumerate(self.tasks) if task is not None and slot not in busy}
+        seen = {slot: task for slot, task in enumerate(self.tasks) if task is not None and slot not in changed}
         share = (time.perf_counter() - since) / max(1, len(seen))
         finished, steps = {}, 0
         for slot, task in seen.items():
@@ -198,17 +215,22 @@ class Engine:
             if task is None:
                 break
             (fresh if task.saved is None else saved)[slot] = task
+        self.offered = offers = fresh | saved
         taken = None
         if fresh:
             state, taken = self._refill(self.params, state, self._offer(fresh))
         if saved:
             state, taken_saved = self._restore(self.params, state, *self._rows(saved))
             taken = taken_saved if taken is None else taken | taken_saved
-        offers = fresh | saved
         return state, Pending(harvested, offers, taken) if harvested or offers else None
 
-    def _settle(self, pending: Pending, work: Work) -> None:
-        """Read a harvest: hand out the outcomes, note which tasks now hold which slots."""
+    def _settle(self, pending: Pending | None, work: Work) -> set[int]:
+        """Read a harvest: hand out the outcomes, note which tasks now hold which slots; which slots it was about.
+
+        The numbers of a chunk that was dispatched before the harvest are, in these slots, of the groups before it.
+        """
+        if pending is None:
+            return set()
         rows = jax.device_get(pending.harvested)
         for slot, (row, harvest) in rows.items():
             task = self.tasks[slot]
@@ -220,16 +242,17 @@ class Engine:
             status, numbers = STATUS[int(row.status)], (int(row.steps), int(row.best_step), float(row.best_loss))
             decoded = (np.asarray(harvest.accuracy_G), np.asarray(harvest.predicted_GT))
             work.finished(Outcome(task, status, *numbers, *decoded, leaves, row.first_hit_GT))
-        if pending.taken is None:
-            return
-        taken = np.asarray(jax.device_get(pending.taken)).reshape(self.count)
+        taken = None if pending.taken is None else np.asarray(jax.device_get(pending.taken)).reshape(self.count)
         for slot, task in pending.offers.items():
+            assert taken is not None
             if taken[slot]:
                 assert self.tasks[slot] is None
                 task.saved = None
                 self.tasks[slot] = task
             else:
                 work.give_back(task)
+        self.offered = {}
+        return {*pending.harvested, *pending.offers}
 
     def _in_flight(self, state: Slot) -> list[Task]:
         host: Slot = jax.device_get(state)
@@ -273,7 +296,7 @@ class Engine:
         return self.placement.spread(Offer(offered, tokens, lengths, ids, start))
 
     def _leaf_shape(self, name: str) -> tuple[int, ...]:
-        shape = self.problem.scheme.leaf_shapes(self.problem.model.embed_width)[name]
+        shape = self.problem.scheme.leaf_shapes(self.problem.network.embed_width)[name]
         return shape if name in self.problem.scheme.shared else (self.group, *shape)
 
     def _rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot]:

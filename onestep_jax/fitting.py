@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import optax
 
+from onestep_jax.compilation import use_cache
 from onestep_jax.config import UserError, check_known
 from onestep_jax.likelihood import beginning
 from onestep_jax.model import Model, input_scale
@@ -80,6 +81,7 @@ def fit(
       UserError: for input that cannot be fitted, or a run directory of another run.
       Interrupted: on SIGTERM or SIGINT with a run directory, after saving.
     """
+    use_cache()
     scheme = scheme or OneStep()
     for name, value in (("steps", steps), ("seeds", seeds), ("chunk", chunk), ("copies", copies)):
         if value is not None and value < 1:
@@ -105,7 +107,7 @@ def fit(
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
     unit = 1.0 if chosen.start == "normal" else input_scale(model)
     how = {"temperature": chosen.temperature, "patience": chosen.patience, "record": record}
-    problem = Problem(model, scheme, transformation, chosen.scale * unit, steps, **how)
+    problem = Problem(model.network, scheme, transformation, chosen.scale * unit, steps, **how)
     if run is None:
         sweep.optimise(problem, placement, count, chunk)
         return Results(tuple(sweep.results), scheme.describe(), model.fingerprint, model.source)

@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 
 from onestep_jax import slots as device
 from onestep_jax.config import ModelConfig
-from onestep_jax.model import Model, Params, parameter_shapes
+from onestep_jax.model import Network, Params, parameter_shapes
 from onestep_jax.optimizers import Preset
 from onestep_jax.schemes import OneStep
 from onestep_jax.slots import Problem
@@ -47,8 +47,8 @@ def fit_memory(config: ModelConfig, dtype: Any, *, slots: int, length: int, pres
 
     The step is compiled and not run; no weight is needed. Compiling takes seconds, for a large model up to a minute.
     """
-    model = Model(config, abstract_params(config, dtype))
-    problem = Problem(model, OneStep(), preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
+    params = abstract_params(config, dtype)
+    problem = Problem(Network(config), OneStep(), preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
 
     def start() -> device.Slot:
         tokens_GT, lengths_G = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
@@ -57,8 +57,8 @@ def fit_memory(config: ModelConfig, dtype: Any, *, slots: int, length: int, pres
 
     state = jax.eval_shape(start)
     program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
-    account: Any = program.lower(model.params, state).compile().memory_analysis()
-    return Memory(_bytes(model.params), _bytes(state), int(account.temp_size_in_bytes))
+    account: Any = program.lower(params, state).compile().memory_analysis()
+    return Memory(_bytes(params), _bytes(state), int(account.temp_size_in_bytes))
 
 
 def _bytes(tree: Any) -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.config import ModelConfig, UserError
-from onestep_jax.model import Array, Decoder, Model, Params
+from onestep_jax.model import Array, Decoder, Model, Network, Params
 from onestep_jax.texts import buckets, check_tokens
 
 BATCH = 16
@@ -133,7 +133,7 @@ def _check_room(config: ModelConfig, lengths: Sequence[int], count: int) -> None
 
 @partial(jax.jit, static_argnums=0)
 def _embed(config: ModelConfig, params: Params, tokens_T: Array) -> Array:
-    return Model(config, {}).embed(params, tokens_T)
+    return Network(config).embed(params, tokens_T)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -154,7 +154,7 @@ def _continue(
     Padding follows a prompt. Its keys and values come to lie where those of the new tokens go, and each is overwritten
     before a position that could see it is reached.
     """
-    model, T = Model(config, {}), x_GTD.shape[1]
+    model, T = Network(config), x_GTD.shape[1]
     # The longest cache that a text of this batch may need; on one side of a change of rotary positions as a whole.
     room = T + count if config.boundary is None or config.boundary < T else min(T + count, config.boundary)
 

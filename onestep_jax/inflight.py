@@ -62,7 +62,7 @@ def unpack(
     if not record:
         return [], []
     group = problem.scheme.group
-    shapes_of = problem.scheme.leaf_shapes(problem.model.embed_width)
+    shapes_of = problem.scheme.leaf_shapes(problem.network.embed_width)
     shapes = [
         jax.ShapeDtypeStruct(shape, kind)
         for shape, kind in (((group, 1), jnp.int32), ((group,), jnp.int32), ((group, 4), jnp.uint32))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from onestep_jax.config import ModelConfig
-from onestep_jax.model import Array, Model, Params
+from onestep_jax.model import Array, Model, Network, Params
 from onestep_jax.objective import token_losses
 from onestep_jax.texts import buckets, check_tokens
 
@@ -73,7 +73,7 @@ def text_nats(model: Model, tokens: Sequence[Any], *, batch: int = BATCH) -> lis
 @partial(jax.jit, static_argnums=0)
 def _nats(config: ModelConfig, params: Params, given_GT: Array, wanted_GT: Array) -> Array:
     """Nats of each wanted token after the given ones, (G, T); meaningless at padding."""
-    model = Model(config, {})
+    model = Network(config)
 
     def one(given_T: Array, wanted_T: Array) -> Array:
         hidden_TD = model.hidden(params, model.embed(params, given_T))

@@ -105,36 +105,19 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A frozen LLM: its architecture, its weights, its tokenizer and the pure functions over them.
+class Network:
+    """An architecture as pure functions of (params, input vectors); hashable, so programs can be kept by it.
 
     Attributes:
       config: the architecture.
-      params: frozen weights, a nested dict of arrays.
-      tokenizer: a transformers tokenizer, or None if the checkpoint has none (token ids still work).
-      source: where it was loaded from: a folder, a hub id or "default".
-      fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
-      described: the config.json that it was loaded with.
-      stop_tokens: ids that end a generated text.
     """
 
     config: ModelConfig
-    params: Params = dataclasses.field(repr=False)
-    tokenizer: Any = dataclasses.field(default=None, repr=False)
-    source: str = ""
-    fingerprint: str = ""
-    described: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
-    stop_tokens: tuple[int, ...] = ()
 
     @property
     def embed_width(self) -> int:
         """Width of an input vector (D)."""
         return self.config.embed_width or self.config.width
-
-    @property
-    def dtype(self) -> Any:
-        """dtype of the weights, which activations follow."""
-        return self.params["embed"]["embedding"].dtype
 
     def embed(self, params: Params, tokens_T: Array) -> Array:
         """Input vectors of token ids: (T,) integers → (T, D)."""
@@ -160,6 +143,43 @@ class Model:
         return States(jnp.stack([*record["hidden"], last_TD]), jnp.stack(blocks))
 
 
+@dataclasses.dataclass(frozen=True)
+class Model(Network):
+    """A frozen LLM: its architecture with the pure functions over it, its weights and its tokenizer.
+
+    Attributes:
+      config: the architecture.
+      params: frozen weights, a nested dict of arrays.
+      tokenizer: a transformers tokenizer, or None if the checkpoint has none (token ids still work).
+      source: where it was loaded from: a folder, a hub id or "default".
+      fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
+      described: the config.json that it was loaded with.
+      stop_tokens: ids that end a generated text.
+    """
+
+    params: Params = dataclasses.field(repr=False)
+    tokenizer: Any = dataclasses.field(default=None, repr=False)
+    source: str = ""
+    fingerprint: str = ""
+    described: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    stop_tokens: tuple[int, ...] = ()
+
+    @property
+    def network(self) -> Network:
+        """The functions alone, without the weights, for what is kept longer than they are."""
+        return Network(self.config)
+
+    @property
+    def dtype(self) -> Any:
+        """dtype of the weights, which activations follow."""
+        return weights_dtype(self.params)
+
+
+def weights_dtype(params: Params) -> Any:
+    """dtype of frozen weights."""
+    return params["embed"]["embedding"].dtype
+
+
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Numbers of weights: "total", and "touched" by one optimisation step.
 
@@ -172,16 +192,17 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 
 def input_scale(model: Model) -> float:
     """Standard deviation of the components of the model's input embeddings, over the whole vocabulary."""
-
-    @jax.jit
-    def moments(params: Params, ids: Array) -> tuple[Array, Array]:
-        x = model.embed(params, ids).astype(jnp.float32)
-        return x.sum(), jnp.square(x).sum()
-
     vocab, total, squares = model.config.vocab_size, 0.0, 0.0
     for first in range(0, vocab, 8192):
         ids = jnp.arange(first, min(vocab, first + 8192))
-        sums = moments(model.params, ids)
+        sums = _moments(model.network, model.params, ids)
         total, squares = total + float(sums[0]), squares + float(sums[1])
     count = vocab * model.embed_width
     return float(np.sqrt(squares / count - (total / count) ** 2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(network: Network, params: Params, ids: Array) -> tuple[Array, Array]:
+    """Sums of the components of embeddings and of their squares."""
+    x = network.embed(params, ids).astype(jnp.float32)
+    return x.sum(), jnp.square(x).sum()

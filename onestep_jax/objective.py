@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from onestep_jax.model import Model, Params
+from onestep_jax.model import Network, Params, weights_dtype
 from onestep_jax.schemes import Array, Leaves, Scheme, axes
 
 TEXTS_AT_A_TIME = 16  # of one group, in a forward and backward pass
@@ -33,7 +33,7 @@ class Score(NamedTuple):
 
 
 def token_losses(
-    model: Model, params: Params, h_TD: Array, targets_T: Array, temperature: float = 1.0
+    network: Network, params: Params, h_TD: Array, targets_T: Array, temperature: float = 1.0
 ) -> tuple[Array, Array]:
     """Nats (T,) of each target under softmax(logits / temperature), and argmax ids (T,), from hidden states (T, D).
 
@@ -42,7 +42,7 @@ def token_losses(
     `LOGITS_BYTES` of logits exist at a time.
     """
     T = targets_T.shape[0]
-    chunk = max(1, min(T, LOGITS_BYTES // (4 * model.config.vocab_size)))
+    chunk = max(1, min(T, LOGITS_BYTES // (4 * network.config.vocab_size)))
     pad = -T % chunk
 
     def by_chunks(array: Array) -> Array:
@@ -62,12 +62,12 @@ def token_losses(
 
     @jax.custom_vjp
     def run(params: Params, h_TD: Array, targets_T: Array):
-        return over_chunks(lambda xs: losses(model.head(params, xs[0]), xs[1]), h_TD, targets_T)
+        return over_chunks(lambda xs: losses(network.head(params, xs[0]), xs[1]), h_TD, targets_T)
 
     def forward(params: Params, h_TD: Array, targets_T: Array):
         def one(xs):
             h, targets = xs
-            logits, pull = jax.vjp(lambda h: model.head(params, h), h)
+            logits, pull = jax.vjp(lambda h: network.head(params, h), h)
             nats, predicted = losses(logits, targets)
             p = jax.nn.softmax(logits.astype(jnp.float32) / temperature)
             wrong = (p - jax.nn.one_hot(targets, logits.shape[-1])) / temperature
@@ -84,7 +84,7 @@ def token_losses(
 
 
 def score_text(
-    model: Model,
+    network: Network,
     scheme: Scheme,
     params: Params,
     leaves: Leaves,
@@ -95,17 +95,17 @@ def score_text(
     """(mean nats, hits (T,), argmax (T,)) of one text of `length` tokens, padded to T."""
     T = tokens_T.shape[0]
     # A scheme that is not teacher-forced never sees the text.
-    text_TD = model.embed(params, tokens_T) if scheme.teacher_forced else jnp.zeros((T, model.embed_width))
-    x_TD = scheme.inputs(leaves, text_TD, length).astype(model.dtype)
-    h_TD = model.hidden(params, x_TD)[scheme.reads(T)]
-    nats_T, predicted_T = token_losses(model, params, h_TD, tokens_T, temperature)
+    text_TD = network.embed(params, tokens_T) if scheme.teacher_forced else jnp.zeros((T, network.embed_width))
+    x_TD = scheme.inputs(leaves, text_TD, length).astype(weights_dtype(params))
+    h_TD = network.hidden(params, x_TD)[scheme.reads(T)]
+    nats_T, predicted_T = token_losses(network, params, h_TD, tokens_T, temperature)
     real_T = jnp.arange(T) < length
     mean_nats = jnp.sum(jnp.where(real_T, nats_T, 0.0)) / jnp.maximum(length, 1)
     return mean_nats, real_T & (predicted_T == tokens_T), predicted_T
 
 
 def score_group(
-    model: Model,
+    network: Network,
     scheme: Scheme,
     params: Params,
     leaves: Leaves,
@@ -123,7 +123,7 @@ def score_group(
 
     def one(text: tuple[Leaves, Array, Array]) -> tuple[Array, Array, Array]:
         own, tokens_T, length = text
-        return score_text(model, scheme, params, {**own, **shared}, tokens_T, length, temperature)
+        return score_text(network, scheme, params, {**own, **shared}, tokens_T, length, temperature)
 
     texts = (own, tokens_GT, lengths_G)
     if len(tokens_GT) <= TEXTS_AT_A_TIME:

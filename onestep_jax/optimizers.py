@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ _CONTRIB = """acprop ademamix adopt cocob dadapt_adamw dog dowg momo momo_adam m
 schedule_free_sgd simplified_ademamix""".split()
 _SCHEDULES = """constant_schedule cosine_decay_schedule cosine_onecycle_schedule exponential_decay linear_schedule
 polynomial_schedule warmup_constant_schedule warmup_cosine_decay_schedule warmup_exponential_decay_schedule""".split()
+
+# Compiled programs are kept by the functions they are made of, so equal optimisers should be the same one.
+_BUILT: dict[str, optax.GradientTransformation] = {}
 
 # The argument of a schedule that holds its highest value, in order of preference.
 _PEAK = ("value", "peak_value", "init_value")
@@ -80,11 +84,20 @@ class Optimizer:
     schedule: Schedule | None = None
 
     def build(self) -> optax.GradientTransformation:
-        """The gradient transformation.
+        """The gradient transformation; equal optimisers of plain values give the same one.
 
         Raises:
           UserError: for an unknown optimiser, argument or schedule, or arguments that optax refuses.
         """
+        try:
+            key = json.dumps(self.describe(), sort_keys=True)
+        except TypeError:
+            return self._build()
+        if key not in _BUILT:
+            _BUILT[key] = self._build()
+        return _BUILT[key]
+
+    def _build(self) -> optax.GradientTransformation:
         check_known("optimizer", [self.name], optimizer_names())
         factory = optimizer_names()[self.name]
         parameters = inspect.signature(factory).parameters

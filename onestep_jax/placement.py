@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+PROGRAMS = 64  # kept in memory; those used least recently go first
 
 
 class Pmap:
@@ -28,20 +31,17 @@ class Pmap:
         """Host arrays (device, slot, …) onto the devices."""
         return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec("device")))
 
-    def map(self, function: Callable[..., Any], donate: int | None = None) -> Callable[..., Any]:
-        """`function(params, *arrays)` on every device: params replicated, every other argument split."""
+    def map(self, function: Callable[..., Any], *static: Hashable, donate: int | None = None) -> Callable[..., Any]:
+        """(params, *arrays) → `function(*static, params, *arrays)` on every device: params replicated, arrays split.
+
+        Compiled programs are kept by function, static values and devices, so that what is asked for again, by another
+        engine or another fit, is there. `donate` is the place of the argument whose memory may be written over.
+        """
+        devices = tuple(self.devices)
 
         def call(params: Any, *arrays: Any) -> Any:
-            if len(arrays) not in compiled:
-                compiled[len(arrays)] = jax.pmap(
-                    function,
-                    in_axes=(None, *(0 for _ in arrays)),
-                    devices=self.devices,
-                    donate_argnums=() if donate is None else (donate,),
-                )
-            return compiled[len(arrays)](params, *arrays)
+            return _program(function, static, len(arrays), devices, donate)(params, *arrays)
 
-        compiled: dict[int, Callable[..., Any]] = {}
         return call
 
     def row(self, tree: Any, slot: int, slots_per_device: int) -> Any:
@@ -49,6 +49,28 @@ class Pmap:
         device, place = divmod(slot, slots_per_device)
         local = jax.tree.map(lambda array: array.addressable_shards[device].data, tree)
         return _take(local, place)
+
+
+@functools.lru_cache(maxsize=PROGRAMS)
+def _program(
+    function: Callable[..., Any],
+    static: tuple[Hashable, ...],
+    arrays: int,
+    devices: tuple[Any, ...],
+    donate: int | None,
+) -> Callable[..., Any]:
+    return jax.pmap(
+        functools.partial(function, *static),
+        in_axes=(None, *(0 for _ in range(arrays))),
+        devices=devices,
+        donate_argnums=() if donate is None else (donate,),
+    )
+
+
+def forget_programs() -> None:
+    """Let the compiled programs that are kept in memory go."""
+    _program.cache_clear()
+    jax.clear_caches()
 
 
 @jax.jit

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from onestep_jax.model import Model, Params
+from onestep_jax.model import Network, Params
 from onestep_jax.objective import accuracies, group_loss, score_group
 from onestep_jax.schemes import Array, Leaves, Scheme, draw
 
@@ -88,7 +88,12 @@ class Harvest(NamedTuple):
 class Problem:
     """What stays the same over a run: the frozen model's functions, the arrangement, the optimiser, the budget.
 
+    Two equal problems are served by the same compiled programs (`placement.Pmap.map`).
+
     Attributes:
+      network: functions of the frozen model.
+      scheme: the arrangement, without start vectors.
+      optimizer: any optax optimiser.
       scale: standard deviation of the components of a start vector.
       steps: budget of a group, in gradient evaluations.
       temperature: of the softmax in the loss, see `objective.token_losses`.
@@ -96,7 +101,7 @@ class Problem:
       record: whether the vectors of each chunk's last step are handed to the host.
     """
 
-    model: Model
+    network: Network
     scheme: Scheme
     optimizer: optax.GradientTransformation
     scale: float
@@ -110,7 +115,7 @@ def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, s
     """A running slot at its start vectors, drawn from the texts' identities unless given."""
     chex.assert_shape(tokens_GT, (problem.scheme.group, None))
     chex.assert_shape(ids_G4, (problem.scheme.group, 4))
-    leaves = draw(problem.scheme, ids_G4, problem.model.embed_width, problem.scale) if start is None else start
+    leaves = draw(problem.scheme, ids_G4, problem.network.embed_width, problem.scale) if start is None else start
     return Slot(
         status=jnp.int32(RUNNING),
         steps=jnp.int32(0),
@@ -132,7 +137,7 @@ def step(problem: Problem, params: Params, slot: Slot) -> tuple[Slot, Info]:
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
         texts = (slot.tokens_GT, slot.lengths_G)
-        score = score_group(problem.model, problem.scheme, params, leaves, *texts, problem.temperature)
+        score = score_group(problem.network, problem.scheme, params, leaves, *texts, problem.temperature)
         return group_loss(score.nats_G, slot.lengths_G), score.hits_GT
 
     (loss, hits_GT), grads = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
@@ -207,7 +212,7 @@ def harvest(problem: Problem, params: Params, slots: Slot) -> tuple[Slot, Harves
     """
 
     def one(slot: Slot) -> tuple[Slot, Harvest]:
-        score = score_group(problem.model, problem.scheme, params, slot.best, slot.tokens_GT, slot.lengths_G)
+        score = score_group(problem.network, problem.scheme, params, slot.best, slot.tokens_GT, slot.lengths_G)
         accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
         refuted = (slot.status == SOLVED) & ~jnp.all(accuracy_G == 1)
         resumed = jnp.where(slot.steps >= problem.steps, EXHAUSTED, RUNNING).astype(jnp.int32)

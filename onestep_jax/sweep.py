@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from onestep_jax.config import Interrupted
+from onestep_jax.config import Interrupted, UserError
 from onestep_jax.engine import Engine, Outcome, Task
+from onestep_jax.footprint import step_flops
 from onestep_jax.inflight import pack, unpack
+from onestep_jax.ladder import narrower, rungs, starting
 from onestep_jax.likelihood import TextNats, text_nats
 from onestep_jax.model import Model
 from onestep_jax.placement import Pmap
@@ -41,6 +46,17 @@ class Progress:
     waiting: int
     steps_per_second: float
     seconds_left: float | None
+
+
+class _Bucket(NamedTuple):
+    """What the groups of one padded length run with; `flops` are those of a step of one of them."""
+
+    problem: Problem
+    params: Any
+    placement: Pmap
+    positions: int
+    chunk: int
+    flops: float
 
 
 class Sweep:
@@ -80,8 +96,10 @@ class Sweep:
 
         Raises:
           Interrupted: if told to stop; the state is saved.
+          UserError: if the devices have no memory for even one slot each.
         """
         params = placement.replicate(self.model.params)
+        self.ladder = rungs(slots, len(placement.devices))
         longest = [max(len(self.tokens[i]) for i in group) for group in self.groups]
         padded = buckets(longest, self.model.config.boundary, self.scheme.extra)
         for positions in sorted(set(padded), reverse=True):
@@ -93,15 +111,41 @@ class Sweep:
             if not self.waiting:
                 continue
             self._count_nats([i for group in members for i in group])
-            width = min(slots, len(self.waiting))
-            engine = Engine(problem, params, placement, positions=positions, slots=width, chunk=chunk)
-            if not engine.run(self):
-                where = self.run.folder if self.run else ""
-                raise Interrupted(f"stopped; everything is saved in {where}, the same command goes on from there")
+            flops = self.scheme.group * step_flops(self.model.config, positions + self.scheme.extra)
+            self._of_one_length(_Bucket(problem, params, placement, positions, chunk, flops))
         self.flush()
         if self.run is not None:
             self.run.save_state({}, [])
         self.results.sort(key=lambda text: text.index)
+
+    def _of_one_length(self, bucket: _Bucket) -> None:
+        """Run the engine over what waits, on narrower rungs of the ladder at the end and where memory is short."""
+        self.bucket, self.spent = bucket, []
+        self.width = starting(self.ladder, len(self.waiting))
+        verdict = "narrow"
+        while verdict == "narrow":
+            sizes = {"positions": bucket.positions, "slots": self.width, "chunk": bucket.chunk}
+            engine = Engine(bucket.problem, bucket.params, bucket.placement, **sizes)
+            try:
+                verdict = engine.run(self)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                engine.abandon(self)
+                self._use_less_memory(error)
+        if verdict == "stop":
+            where = self.run.folder if self.run else ""
+            raise Interrupted(f"stopped; everything is saved in {where}, the same command goes on from there")
+
+    def _use_less_memory(self, error: Exception) -> None:
+        """Leave the rungs that do not fit."""
+        fitting = [rung for rung in self.ladder if rung < self.width]
+        where = f"{self.width} slots of {self.bucket.positions} tokens"
+        if not fitting:
+            cure = "give a smaller --length, --dtype bfloat16, or more devices"
+            raise UserError(f"the device's memory does not hold {where}; {cure}") from error
+        warnings.warn(f"the device's memory does not hold {where}; going on with {fitting[0]}", stacklevel=2)
+        self.ladder, self.width = fitting, fitting[0]
 
     def _task(self, group: tuple[int, ...], seed: int | None = None) -> Task:
         """A group from one seed, by default the first not yet tried."""
@@ -129,6 +173,7 @@ class Sweep:
 
     def finished(self, outcome: Outcome) -> None:
         group = outcome.task.texts
+        self.spent.append(outcome.steps)
         self.trials.setdefault(group, []).append(outcome)
         if outcome.status != "solved" and len(self.trials[group]) < self.seeds:
             self.waiting.append(self._task(group))
@@ -196,11 +241,21 @@ class Sweep:
         self.last_tick = now
         if now - self.last_flush > FLUSH_SECONDS:
             self.flush()
-        if self.run is None:
-            return "go"
-        if self.stopping:
+        if self.run is not None and self.stopping:
             return "stop"
-        return "save" if now - self.last_save > self.save_every else "go"
+        if self._narrows(running):
+            return "narrow"
+        return "save" if self.run is not None and now - self.last_save > self.save_every else "go"
+
+    def _narrows(self, running: int) -> bool:
+        """Whether to go on with fewer slots, which `width` then says; the rest is guessed to take the mean so far."""
+        if self.waiting or not running or not self.spent:
+            return False
+        device = self.bucket.placement.devices[0]
+        expected = sum(self.spent) / len(self.spent)
+        found = narrower(self.ladder, self.width, running, self.bucket.flops, expected, device.platform)
+        self.width = found or self.width
+        return found is not None
 
     def flush(self) -> None:
         """Record the results that are ready."""

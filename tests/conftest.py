@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import Model
+from onestep_jax import Model, placement
 from onestep_jax.checkpoint import save_model
 from onestep_jax.families import read_config
 from onestep_jax.model import Decoder
@@ -43,7 +43,7 @@ TINY = {
 def forget_programs():
     """Compiled programs of a module go with it; else a worker holds gigabytes of them at the end."""
     yield
-    jax.clear_caches()
+    placement.forget_programs()
 
 
 @pytest.fixture(scope="session")

@@ -97,13 +97,13 @@ def test_more_texts_compile_nothing_more(tiny, token_lists, one_device):
 
     def compilations(texts):
         before = len(compiled)
-        fit(tiny, texts, slots=2, steps=30, placement=one_device)
+        fit(tiny, texts, slots=2, steps=31, placement=one_device)
         return len(compiled) - before
 
-    compilations(token_lists[:4])
     few, many = compilations(token_lists[:4]), compilations(token_lists)
     jax.config.update("jax_enable_compilation_cache", True)
-    assert few == many > 0
+    assert few > 0
+    assert many == 0
 
 
 def test_seeds_are_tried_until_solved_and_the_best_is_kept(tiny, token_lists, one_device):

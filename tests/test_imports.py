@@ -5,9 +5,9 @@ from pathlib import Path
 
 import onestep_jax
 
-LINE = """config rotary families layers model partition source tensors checkpoint texts schemes objective likelihood
-generation passages corpora optimizers results decoding placement slots engine inflight footprint files
-parts store sweep fitting exporting metrics tables capacity analysis report demo __init__ experiment looks
+LINE = """config compilation rotary families layers model partition source tensors checkpoint texts schemes objective
+likelihood generation passages corpora optimizers results decoding placement slots engine inflight footprint files
+parts store ladder sweep fitting exporting metrics tables capacity analysis report demo __init__ experiment looks
 options commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
