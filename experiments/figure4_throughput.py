@@ -22,24 +22,25 @@ which a text comes out without an error) and figure4.png.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax import OneStep, generate
+from onestep_jax import OneStep
+from onestep_jax.bench.emitting import EMITTERS
+from onestep_jax.bench.measuring import interleaved
 from onestep_jax.experiment import Study
-from onestep_jax.model import Array, Model, Params
+from onestep_jax.model import Model
 from onestep_jax.results import TextResult
-from onestep_jax.schemes import Cramming, Leaves
+from onestep_jax.schemes import Cramming
 
 PAPER_RATIO = 279  # mean over its models, texts one at a time
 WAYS = {"one pass": OneStep(), "autoregressive": Cramming()}
 
-Emit: TypeAlias = Callable[[Sequence[TextResult]], np.ndarray]  # fits of one length → (texts, length) token ids
+Emit: TypeAlias = Callable[[Sequence[Mapping[str, np.ndarray]]], np.ndarray]  # leaves of texts → (texts, N) token ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,44 +96,22 @@ def run(config: Config, study: Study) -> None:
     draw(rows, config, study)
 
 
-def emitters(model: Model, length: int) -> dict[str, Emit]:
-    """Way → what makes `length` tokens of each text from its vectors."""
-    scheme = OneStep()
-
-    @jax.jit
-    def emit(params: Params, leaves_G: Leaves) -> Array:
-        def one(leaves: Leaves) -> Array:
-            no_text_TD = jnp.zeros((length, model.embed_width))
-            x_TD = scheme.inputs(leaves, no_text_TD, jnp.int32(length)).astype(model.dtype)
-            return jnp.argmax(model.apply(params, x_TD), axis=-1)
-
-        return jax.vmap(one)(leaves_G)
-
-    def one_pass(texts: Sequence[TextResult]) -> np.ndarray:
-        return np.asarray(emit(model.params, {name: np.stack([text.vectors[name] for text in texts]) for name in "em"}))
-
-    def autoregressive(texts: Sequence[TextResult]) -> np.ndarray:
-        prompts = [text.vectors["mem"] for text in texts]
-        made = generate(model, prompts, count=length, stop=(), batch=len(texts))
-        return np.stack([generated.tokens for generated in made])
-
-    return {"one pass": one_pass, "autoregressive": autoregressive}
-
-
 def compared(model: Model, texts: dict[str, list[TextResult]], length: int, batch: int, repeats: int) -> dict[str, Any]:
     """Columns of one length and batch: texts without an error, seconds and throughput of each way, and their ratio."""
-    emits, seconds = emitters(model, length), {way: [] for way in WAYS}
+    emits = {way: functools.partial(emit, model, length) for way, emit in EMITTERS.items()}
     row: dict[str, Any] = {f"{way} lossless": _lossless(emits[way], texts[way], batch) for way in WAYS}
-    for turn in range(repeats):
-        for way in WAYS:
-            chosen = _some(texts[way], turn * batch, batch)
-            began = time.perf_counter()
-            emits[way](chosen)
-            seconds[way].append(time.perf_counter() - began)
+    turns = {way: itertools.count() for way in WAYS}
+    calls = {way: functools.partial(_turn, emits[way], texts[way], turns[way], batch) for way in WAYS}
+    seconds = interleaved(calls, repeats)
     for way, found in seconds.items():
         row |= {f"{way} ms": 1e3 * np.median(found), f"{way} ms least": 1e3 * min(found)}
         row |= {f"{way} ms most": 1e3 * max(found), f"{way} tokens/s": batch * length / np.median(found)}
     return row | {"ratio": row["one pass tokens/s"] / row["autoregressive tokens/s"]}
+
+
+def _turn(emit: Emit, texts: Sequence[TextResult], turns: Iterator[int], batch: int) -> None:
+    """Emit the next texts."""
+    emit([text.vectors for text in _some(texts, next(turns) * batch, batch)])
 
 
 def _some(texts: Sequence[TextResult], first: int, batch: int) -> list[TextResult]:
@@ -145,8 +124,9 @@ def _lossless(emit: Emit, texts: Sequence[TextResult], batch: int) -> int:
     exact = [False] * len(texts)
     for first in range(0, len(texts), batch):
         chosen = _some(texts, first, batch)
-        for i, (text, made) in enumerate(zip(chosen, emit(chosen), strict=True)):
-            exact[(first + i) % len(texts)] = bool(np.array_equal(made, text.tokens))
+        made = emit([text.vectors for text in chosen])
+        for i, (text, ids) in enumerate(zip(chosen, made, strict=True)):
+            exact[(first + i) % len(texts)] = bool(np.array_equal(ids, text.tokens))
     return sum(exact)
 
 

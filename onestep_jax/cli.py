@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from onestep_jax import commands
+from onestep_jax.bench import command as benchmarks
 from onestep_jax.config import Interrupted, UserError, nearest
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.schemes import ARRANGEMENTS
@@ -69,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     cards.add_argument("--card", action="store_true", help="print the card and its settings, and run nothing")
     cards.add_argument("--out", type=Path, metavar="DIR", help="parent of the results (default: runs/experiments)")
     cards.epilog = "Any other option is a setting of the card: --count 20 --lengths 4,8,16. See --card."
+
+    bench = command("bench", benchmarks.bench, "Measure speed side by side: step, scale, sweep, decode, load.")
+    benchmarks.add_benchmarks(bench)
 
     info = command("info", commands.info, "Describe a model: architecture, sizes, memory and work of a fit.")
     info.add_argument("model", nargs="?", default="default", metavar="MODEL", help="default, a folder or a hub id")
@@ -155,10 +159,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 2
-        args.argv, args.rest, args.options = argv, rest, _options(parser, args.command)
+        names = [name for name in (args.command, getattr(args, "benchmark", None)) if name]
+        args.argv, args.rest, args.options = argv, rest, _options(parser, names)
         if rest and args.command not in ("fit", "experiment"):
             hint = nearest(rest[0], args.options)
-            raise UserError(f"unknown argument {rest[0]!r}{hint}; see onestep {args.command} --help")
+            raise UserError(f"unknown argument {rest[0]!r}{hint}; see onestep {' '.join(names)} --help")
         return args.function(args)
     except UserError as error:
         print(f"onestep: error: {error}", file=sys.stderr)
@@ -171,11 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _options(parser: argparse.ArgumentParser, command: str) -> list[str]:
-    """Long options of a command."""
-    actions: Any = parser._subparsers
-    chosen = actions._group_actions[0].choices[command]
-    return [option for action in chosen._actions for option in action.option_strings]
+def _options(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[str]:
+    """Long options of a command, or of one of its own."""
+    for name in names:
+        actions: Any = parser._subparsers
+        parser = actions._group_actions[0].choices[name]
+    return [option for action in parser._actions for option in action.option_strings]
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 
 from onestep_jax.compilation import use_cache
 from onestep_jax.config import UserError, check_known
+from onestep_jax.footprint import fitting_slots
+from onestep_jax.ladder import rungs
 from onestep_jax.likelihood import beginning
 from onestep_jax.model import Model, input_scale
 from onestep_jax.optimizers import PRESETS, Optimizer, Preset
@@ -28,6 +29,12 @@ from onestep_jax.slots import Problem
 from onestep_jax.store import open_run, read_results
 from onestep_jax.sweep import Progress, Sweep
 from onestep_jax.texts import check_tokens, text_ids, tokenise
+
+# What automatic slots fill: tokens at a time, beyond which a device gets no faster (measured on a CPU, where a
+# text-step of 32 tokens costs the same with 8 and with 32 slots; a guess elsewhere), and the share of its memory.
+CPU_TOKENS = 1024
+ACCELERATOR_TOKENS = 2**16
+MEMORY_SHARE = 0.85
 
 
 def fit(
@@ -99,23 +106,46 @@ def fit(
     ids = text_ids(tokens)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
-    count = _slot_count(slots, model, tokens, scheme, placement)
+    count = slot_count(slots, model, tokens, scheme, placement, chosen)
     settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given", "copies": copies}
     settings |= {"slots": count, "chunk": chunk, "save_every": save_every}
     settings["h_lm of the first token"] = "left out" if beginning(model) is None else "given BOS"
     settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
-    unit = 1.0 if chosen.start == "normal" else input_scale(model)
-    how = {"temperature": chosen.temperature, "patience": chosen.patience, "record": record}
-    problem = Problem(model.network, scheme, transformation, chosen.scale * unit, steps, **how)
+    problem = make_problem(model, scheme, chosen, transformation, steps, record)
+    ladder = rungs(count, len(placement.devices))
     if run is None:
-        sweep.optimise(problem, placement, count, chunk)
+        sweep.optimise(problem, placement, ladder, chunk)
         return Results(tuple(sweep.results), scheme.describe(), model.fingerprint, model.source)
     folder = Path(run)
     with open_run(folder, identity, settings, list(zip(ids, tokens, strict=True))) as opened, _catch_signals(sweep):
         sweep.resume(opened, problem)
-        sweep.optimise(problem, placement, count, chunk)
+        sweep.optimise(problem, placement, ladder, chunk)
     return read_results(folder)
+
+
+def make_problem(
+    model: Model,
+    scheme: Scheme,
+    preset: Preset,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    record: bool = False,
+) -> Problem:
+    """What slots need to know of a fit by a preset, which gives all but the optimiser and the budget.
+
+    Raises:
+      UserError: for a scheme or an optimiser that compiled programs cannot be kept by.
+    """
+    unit = 1.0 if preset.start == "normal" else input_scale(model)
+    how = {"temperature": preset.temperature, "patience": preset.patience, "record": record}
+    problem = Problem(model.network, scheme, optimizer, preset.scale * unit, steps, **how)
+    try:
+        hash(problem)
+    except TypeError as error:
+        cure = "make it a frozen dataclass of plain values"
+        raise UserError(f"scheme or optimizer: {error}; programs are kept by what they are made of: {cure}") from error
+    return problem
 
 
 def prepare(
@@ -162,24 +192,37 @@ def _optimizer(
     return given, {"name": name, "object": True}
 
 
-def _slot_count(slots: int | str, model: Model, tokens: Sequence[np.ndarray], scheme: Scheme, placement: Pmap) -> int:
-    """Texts at a time: as given, or enough to fill a device without running out of its memory."""
+def slot_count(
+    slots: int | str,
+    model: Model,
+    tokens: Sequence[np.ndarray],
+    scheme: Scheme,
+    placement: Pmap,
+    preset: Preset = PRESETS["fast"],
+) -> int:
+    """Groups at a time: as given, or enough to fill the devices without running out of their memory.
+
+    Raises:
+      UserError: for anything but a number from one on or "auto".
+    """
     if isinstance(slots, int):
         if slots < 1:
             raise UserError(f"slots = {slots}: expected at least 1, or 'auto'")
         return slots
     if slots != "auto":
         raise UserError(f"slots = {slots!r}: expected a number or 'auto'")
-    config, positions = model.config, max(len(ids) for ids in tokens) * scheme.group
-    device = placement.devices[0]
+    device, positions = placement.devices[0], max(len(ids) for ids in tokens) + scheme.extra
     if device.platform == "cpu":
-        return max(4, min(32, 1024 // positions)) * len(placement.devices)
-    activations = 12 * config.width + 4 * config.ffn + 2 * config.heads * positions
-    text_bytes = 4 * positions * config.layers * activations
-    free = 0.8 * (device.memory_stats() or {}).get("bytes_limit", 2**34)
-    free -= sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    fitting = int(free // text_bytes)
-    return max(1, min(fitting, 2**17 // positions)) * len(placement.devices)
+        count = max(4, CPU_TOKENS // (positions * scheme.group))
+        return _power_of_two(min(32, count)) * len(placement.devices)
+    limit = MEMORY_SHARE * (device.memory_stats() or {}).get("bytes_limit", 2**34)
+    most = fitting_slots(model.config, model.dtype, limit, length=positions, preset=preset, scheme=scheme)
+    enough = max(1, ACCELERATOR_TOKENS // (positions * scheme.group))
+    return _power_of_two(min(most, enough)) * len(placement.devices)
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (most.bit_length() - 1)
 
 
 def _check_start(scheme: Scheme, model: Model, rows: int) -> None:

@@ -14,7 +14,7 @@ from onestep_jax import slots as device
 from onestep_jax.config import ModelConfig
 from onestep_jax.model import Network, Params, parameter_shapes
 from onestep_jax.optimizers import Preset
-from onestep_jax.schemes import OneStep
+from onestep_jax.schemes import OneStep, Scheme
 from onestep_jax.slots import Problem
 
 
@@ -42,23 +42,50 @@ def abstract_params(config: ModelConfig, dtype: Any) -> Params:
     return unflatten_dict({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes}, sep="/")
 
 
-def fit_memory(config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset) -> Memory:
-    """Memory of optimising `slots` texts of `length` tokens on one device of the default backend.
+def compiled_step(
+    config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
+) -> Any:
+    """The step of `slots` groups of texts of `length` tokens, compiled for the default backend and not run.
 
-    The step is compiled and not run; no weight is needed. Compiling takes seconds, for a large model up to a minute.
+    No weight is needed. Compiling takes seconds, for a large model up to a minute.
     """
-    params = abstract_params(config, dtype)
-    problem = Problem(Network(config), OneStep(), preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
+    params, state, program = _step(config, dtype, slots, length, preset, scheme or OneStep())
+    return program.lower(params, state).compile()
 
-    def start() -> device.Slot:
-        tokens_GT, lengths_G = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
-        one = device.fresh(problem, tokens_GT, lengths_G, jnp.zeros((1, 4), jnp.uint32))
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), one)
 
-    state = jax.eval_shape(start)
-    program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
+def fit_memory(
+    config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
+) -> Memory:
+    """Memory of such a step on one device, by XLA's own account; see `compiled_step`."""
+    params, state, program = _step(config, dtype, slots, length, preset, scheme or OneStep())
     account: Any = program.lower(params, state).compile().memory_analysis()
     return Memory(_bytes(params), _bytes(state), int(account.temp_size_in_bytes))
+
+
+def _step(
+    config: ModelConfig, dtype: Any, slots: int, length: int, preset: Preset, scheme: Scheme
+) -> tuple[Params, device.Slot, Any]:
+    """Params and slots as shapes, and the jitted step over them."""
+    params = abstract_params(config, dtype)
+    problem = Problem(Network(config), scheme, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
+
+    def start() -> device.Slot:
+        G = scheme.group
+        tokens_GT, lengths_G = jnp.zeros((G, length), jnp.int32), jnp.full((G,), length, jnp.int32)
+        one = device.fresh(problem, tokens_GT, lengths_G, jnp.zeros((G, 4), jnp.uint32))
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), one)
+
+    program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
+    return params, jax.eval_shape(start), program
+
+
+def fitting_slots(
+    config: ModelConfig, dtype: Any, limit: float, *, length: int, preset: Preset, scheme: Scheme | None = None
+) -> int:
+    """How many slots fit into `limit` bytes of one device, at least one: memory grows linearly from one slot to two."""
+    shape = {"length": length, "preset": preset, "scheme": scheme}
+    one, two = (fit_memory(config, dtype, slots=slots, **shape).total for slots in (1, 2))
+    return max(1, 1 + int((limit - one) // max(1, two - one)))
 
 
 def _bytes(tree: Any) -> int:

@@ -43,6 +43,32 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def print_rows(rows: list[dict[str, Any]], title: str) -> None:
+    """A table of rows with the same keys; median, least and most of a thing share a column, lists are left out."""
+    from rich.table import Table
+
+    ranges = [name.removesuffix(" median") for name in rows[0] if name.endswith(" median")]
+    hidden = {f"{name} {which}" for name in ranges for which in ("least", "most")}
+    names = [name for name, value in rows[0].items() if not isinstance(value, list) and name not in hidden]
+    table = Table(*(name.removesuffix(" median") for name in names), title=title, title_justify="left")
+    for row in rows:
+        cells = []
+        for name in names:
+            shown = _shown(row[name])
+            if name.endswith(" median"):
+                least, most = (_shown(row[name.replace(" median", end)]) for end in (" least", " most"))
+                shown += f" ({least} to {most})"
+            cells.append(shown)
+        table.add_row(*cells)
+    console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def settings(values: Any) -> str:
     """The fields of a dataclass as lines."""
     fields = dataclasses.asdict(values)

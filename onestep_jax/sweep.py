@@ -16,7 +16,7 @@ from onestep_jax.config import Interrupted, UserError
 from onestep_jax.engine import Engine, Outcome, Task
 from onestep_jax.footprint import step_flops
 from onestep_jax.inflight import pack, unpack
-from onestep_jax.ladder import narrower, rungs, starting
+from onestep_jax.ladder import narrower, starting
 from onestep_jax.likelihood import TextNats, text_nats
 from onestep_jax.model import Model
 from onestep_jax.placement import Pmap
@@ -91,15 +91,15 @@ class Sweep:
 
     # --- order of work ---
 
-    def optimise(self, problem: Problem, placement: Pmap, slots: int, chunk: int) -> None:
-        """Run the engine over the padded lengths, longest first.
+    def optimise(self, problem: Problem, placement: Pmap, ladder: list[int], chunk: int) -> None:
+        """Run the engine over the padded lengths, longest first, with slots from a ladder.
 
         Raises:
           Interrupted: if told to stop; the state is saved.
           UserError: if the devices have no memory for even one slot each.
         """
         params = placement.replicate(self.model.params)
-        self.ladder = rungs(slots, len(placement.devices))
+        self.ladder = ladder
         longest = [max(len(self.tokens[i]) for i in group) for group in self.groups]
         padded = buckets(longest, self.model.config.boundary, self.scheme.extra)
         for positions in sorted(set(padded), reverse=True):

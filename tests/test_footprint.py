@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from onestep_jax import PRESETS, Model, load_model
-from onestep_jax.footprint import abstract_params, fit_memory, step_flops
+from onestep_jax import PRESETS, Model, OneStep, load_model
+from onestep_jax.bench.subjects import SHAPES
+from onestep_jax.families import read_config
+from onestep_jax.footprint import abstract_params, compiled_step, fit_memory, fitting_slots, step_flops
 from onestep_jax.model import parameter_counts
 
 FAST = PRESETS["fast"]
@@ -60,3 +64,27 @@ def test_flops_are_those_that_xla_counts(default: Model, tied: bool, length: int
     cotangent_TV = jax.ShapeDtypeStruct((length, config.vocab_size), jnp.float32)
     counted: Any = jax.jit(jax.value_and_grad(score)).lower(x_TD, model.params, cotangent_TV).compile().cost_analysis()
     assert step_flops(config, length) == pytest.approx(counted["flops"], rel=0.05)
+
+
+def test_slots_that_fit_fill_the_memory(default: Model):
+    shape: dict[str, Any] = {"length": 16, "preset": FAST}
+    three = fit_memory(default.config, jnp.float32, slots=3, **shape).total
+    assert fitting_slots(default.config, jnp.float32, 1.02 * three, **shape) in (3, 4)
+    assert fitting_slots(default.config, jnp.float32, 10 * three, **shape) > 20
+    assert fitting_slots(default.config, jnp.float32, 1.0, **shape) == 1
+    group = fit_memory(default.config, jnp.float32, slots=1, scheme=OneStep(share="m", group=4), **shape)
+    assert group.working > 2 * fit_memory(default.config, jnp.float32, slots=1, **shape).working
+
+
+def test_no_logits_of_all_positions_exist():
+    """At the width, vocabulary and length of Llama-3.2-1B; its sixteen equal layers are cut to one."""
+    config = dataclasses.replace(read_config(SHAPES["llama-3.2-1b"])[1], layers=1)
+    slots, length = 2, 256
+    program = compiled_step(config, jnp.bfloat16, slots=slots, length=length, preset=FAST)
+    shapes = [
+        [int(number) for number in found.split(",")]
+        for found in re.findall(r"\b(?:f32|bf16|f16|s32|pred)\[([\d,]+)\]", program.as_text())
+    ]
+    wide = [shape for shape in shapes if config.vocab_size in shape and config.width not in shape]
+    assert wide
+    assert max(math.prod(shape) for shape in wide) < slots * length * config.vocab_size / 3

@@ -1,0 +1,145 @@
+"""`onestep bench`: its options, what it prints and what it writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onestep_jax import looks
+from onestep_jax.config import UserError
+
+BENCHMARKS = {
+    "step": "milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch",
+    "scale": "milliseconds a text-step against slots and length; with a plot",
+    "sweep": "solved texts per hour of a whole sweep, four ways; start-up included",
+    "decode": "one forward pass against token by token with a KV cache, tokens per second (Figure 4)",
+    "load": "reading a checkpoint, beside plain safetensors",
+}
+
+
+def add_benchmarks(parser: argparse.ArgumentParser) -> None:
+    """The sub-commands and their options."""
+    found = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
+    for name, text in BENCHMARKS.items():
+        sub = found.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        shapes = "" if name in ("sweep", "load") else ", or random weights by shape:NAME (see --help of step)"
+        sub.add_argument("--model", default="default", help=f"default, a folder or a hub id{shapes} (default: default)")
+        sub.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU)")
+        sub.add_argument("--repeats", type=int, metavar="K", help="timed rounds (default: the benchmark's)")
+        sub.add_argument("--out", type=Path, metavar="FILE.json", help="record (default: a new one under runs/bench/)")
+        sub.add_argument("--json", action="store_true", help="print the record and nothing else on standard output")
+        _OPTIONS[name](sub)
+
+
+def _step_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
+    sub.add_argument("--slots", type=int, default=8, metavar="S", help="texts at a time (default: 8)")
+    sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a round (default: 10)")
+    sub.add_argument("--no-torch", action="store_true", help="without PyTorch")
+    sub.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile as well")
+    sub.epilog = "Shapes: shape:llama-3.2-1b, shape:llama-3.1-8b, shape:pythia-160m."
+
+
+def _scale_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--slots", type=_numbers, metavar="S,…", help="at the shortest length (default: 1,2,4,…,64)")
+    sub.add_argument("--lengths", type=_numbers, metavar="N,…", help="tokens (default: 16,32,64,…,512)")
+    sub.add_argument("--budget", type=int, default=2048, metavar="K", help="slots × length held at (default: 2048)")
+
+
+def _sweep_options(sub: argparse.ArgumentParser) -> None:
+    from onestep_jax.bench.sweep import WAYS
+
+    sub.add_argument("--texts", default="gen", metavar="SOURCE", help="as of onestep fit (default: gen)")
+    sub.add_argument("--count", type=int, default=64, metavar="K", help="texts (default: 64)")
+    sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
+    sub.add_argument("--steps", type=int, default=5000, metavar="K", help="budget of a text (default: 5000)")
+    sub.add_argument("--slots", default="auto", metavar="S", help="texts at a time (default: auto)")
+    sub.add_argument("--preset", default="fast", metavar="NAME", help="of all ways but PyTorch (default: fast)")
+    sub.add_argument("--reference-texts", type=int, default=4, metavar="K", help="texts that PyTorch gets (default: 4)")
+    sub.add_argument("--seed", type=int, default=0, metavar="I", help="of the texts (default: 0)")
+    sub.add_argument("--ways", type=lambda text: text.split(","), metavar="WAY,…", help=f"default: {','.join(WAYS)}")
+
+
+def _decode_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--lengths", type=_numbers, metavar="N,…", help="tokens (default: 16,32,64,128,256)")
+    sub.add_argument("--batches", type=_numbers, metavar="B,…", help="texts at a time (default: 1,16)")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+_OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "step": _step_options,
+    "scale": _scale_options,
+    "sweep": _sweep_options,
+    "decode": _decode_options,
+    "load": lambda sub: None,
+}
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Run one benchmark, print its table and ratios, write its record."""
+    from onestep_jax.bench import emitting, load, step, sweep
+
+    runs: dict[str, Callable[..., dict[str, Any]]] = {
+        "step": step.bench_step,
+        "scale": step.bench_scale,
+        "sweep": sweep.bench_sweep,
+        "decode": emitting.bench_decode,
+        "load": load.bench_load,
+    }
+    common = ("command", "function", "benchmark", "out", "json", "model", "version", "argv", "rest", "options")
+    options = {name: value for name, value in vars(args).items() if name not in common and value is not None}
+    if "no_torch" in options:
+        options["torch"] = not options.pop("no_torch")
+    if str(options.get("slots", "auto")).isdigit():
+        options["slots"] = int(options["slots"])
+    _check(options)
+    out = args.out or Path("runs") / "bench" / f"{args.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    found = runs[args.benchmark](args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
+    from onestep_jax.bench.measuring import write
+
+    write(out, found)
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    looks.print_rows(found["rows"], f"onestep bench {args.benchmark}: {args.model}, {found['machine']['device']}")
+    for name, value in {**found.get("work", {}), **found.get("ratios", {})}.items():
+        print(f"{name}: {'none solved' if value is None else format(value, '.4g')}")
+    print(f"Record {out}")
+    if args.benchmark == "scale":
+        print(f"Figure {_draw(found, out.with_suffix('.png'))}")
+    return 0
+
+
+def _check(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if name != "seed" and any(type(number) is int and number < 1 for number in numbers):
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+
+
+def _draw(found: dict[str, Any], path: Path) -> Path:
+    """Milliseconds a text-step against slots and against length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axis, against in zip(figure.subplots(1, 2), ("slots", "length"), strict=True):
+        rows = [row for row in found["rows"] if row["against"] == against]
+        rows.sort(key=lambda row: row[against])
+        middle, least, most = ([row[f"ms a text-step {key}"] for row in rows] for key in ("median", "least", "most"))
+        bars = [[m - x for m, x in zip(middle, least, strict=True)], [y - m for m, y in zip(middle, most, strict=True)]]
+        axis.errorbar([row[against] for row in rows], middle, bars, marker="o", capsize=3)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks([row[against] for row in rows], [str(row[against]) for row in rows])
+        other = "tokens N" if against == "length" else f"slots, at {rows[0]['length']} tokens"
+        axis.set(xlabel=other, ylabel="ms a text-step")
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,61 @@
+"""Seconds from a checkpoint's files to arrays on the device, beside plain reading by safetensors; files in the cache.
+
+`experiments/loading.py` looks closer: memory, several devices, a fresh process for each reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from onestep_jax.bench.measuring import interleaved, record, spread
+from onestep_jax.bench.subjects import bytes_of
+from onestep_jax.checkpoint import default_dtype, load_model
+from onestep_jax.source import locate, shards
+
+
+def bench_load(
+    source: str = "default", *, repeats: int = 5, dtype: str | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Time `load_model` against reading every tensor with safetensors, in turn.
+
+    Args:
+      source: folder, hub id or "default".
+      repeats: timed loads of each way.
+      dtype: that the weights are cast to.
+      say: receives a line for the user.
+
+    Returns:
+      See `measuring.record`; a row a way.
+    """
+    from safetensors import safe_open
+
+    dtype, folder = dtype or default_dtype(), locate(source)
+
+    def plain() -> dict[str, Any]:
+        kept = {}
+        for path in shards(folder):
+            with safe_open(path, framework="numpy") as file:
+                kept |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return kept
+
+    def ours() -> Any:
+        model = load_model(folder, dtype=dtype, tokenizer=False)
+        return jax.block_until_ready(model.params)
+
+    stored = sum(path.stat().st_size for path in shards(folder))
+    size = bytes_of(load_model(folder, dtype=dtype, tokenizer=False))
+    say(f"{stored / 1e6:.4g} MB in {len(shards(folder))} files, {size / 1e6:.4g} MB in {dtype}")
+    seconds = interleaved({"onestep_jax": ours, "safetensors": plain}, repeats)
+    rows = []
+    for way, found in seconds.items():
+        a_load = spread(found)
+        rows.append({"way": way} | {f"seconds {key}": value for key, value in a_load.items()})
+        rows[-1]["GB/s of the files"] = stored / 1e9 / a_load["median"]
+    ours_, theirs = (row["seconds median"] for row in rows)
+    settings = {"model": source, "repeats": repeats, "dtype": dtype, "stored bytes": stored, "bytes": size}
+    return record(
+        "load", settings, rows, ratios={"speed of onestep_jax over safetensors": theirs / ours_}, seconds=seconds
+    )

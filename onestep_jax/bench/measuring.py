@@ -1,0 +1,86 @@
+"""How the benchmarks measure: contenders take turns, medians with the range, and every repeat is kept with the machine.
+
+Speeds of machines drift while a benchmark runs, so contenders are interleaved, in another order each round, and what
+is claimed is a ratio of two medians of one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from onestep_jax.files import replace, writing
+from onestep_jax.fitting import versions
+
+
+def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call, contender → repeats; each is called `warm_up` times before, which does not count."""
+    for call in contenders.values():
+        for _ in range(warm_up):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repeat in range(repeats):
+        for name in random.Random(repeat).sample(list(contenders), len(contenders)):
+            began = time.perf_counter()
+            contenders[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def spread(values: list[float], unit: float = 1.0) -> dict[str, float]:
+    """Median, least and most, times a unit."""
+    return {
+        "median": unit * statistics.median(values),
+        "least": unit * min(values),
+        "most": unit * max(values),
+    }
+
+
+def matmul(dtype: Any, size: int | None = None) -> tuple[Callable[[], Any], float]:
+    """A call that multiplies two square matrices, and its floating-point operations: the ceiling of a step."""
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
+    product = jax.jit(jnp.matmul)
+    return lambda: product(a, b).block_until_ready(), 2.0 * size**3
+
+
+def machine() -> dict[str, Any]:
+    """Where a benchmark ran."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.local_device_count(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+def record(name: str, settings: Mapping[str, Any], rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """What is written of a benchmark: settings, machine, versions, rows and whatever else was measured."""
+    return {"benchmark": name, "settings": dict(settings), "machine": machine(), **versions(), "rows": rows, **more}
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a record as JSON."""
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, (json.dumps(found, indent=2) + "\n").encode())

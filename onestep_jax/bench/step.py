@@ -1,0 +1,178 @@
+"""What a step costs: milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from onestep_jax import slots as device
+from onestep_jax.bench.measuring import interleaved, matmul, record, spread
+from onestep_jax.bench.reference import Reference, Training
+from onestep_jax.bench.subjects import subject
+from onestep_jax.config import UserError
+from onestep_jax.fitting import make_problem
+from onestep_jax.footprint import fit_memory, step_flops
+from onestep_jax.model import Model
+from onestep_jax.optimizers import PRESETS
+from onestep_jax.placement import Pmap
+from onestep_jax.schemes import OneStep
+from onestep_jax.slots import RUNNING, Slot
+
+ENDLESS = 2**30  # steps
+
+
+class Stepper:
+    """Slots of random texts on one device, which a call moves by a chunk of steps."""
+
+    def __init__(self, model: Model, slots: int, length: int, chunk: int, preset: str = "fast"):
+        chosen = PRESETS[preset]
+        problem = make_problem(model, OneStep(), chosen, chosen.optimizer.build(), ENDLESS)
+        placement = Pmap(jax.local_devices()[:1])
+        self.params = placement.replicate(model.params)
+        self.advance = placement.map(device.chunk, problem, chunk, donate=1)
+        draw = np.random.default_rng(0)
+        tokens = draw.integers(model.config.vocab_size, size=(1, slots, 1, length)).astype(np.int32)
+        ids = draw.integers(2**32, size=(1, slots, 1, 4), dtype=np.uint32)
+        offer = device.Offer(np.ones((1, slots), bool), tokens, np.full((1, slots, 1), length, np.int32), ids)
+        idle = placement.spread(_idle(problem, slots, length))
+        self.state, _ = placement.map(device.refill, problem)(self.params, idle, placement.spread(offer))
+
+    def __call__(self) -> None:
+        self.state, info = self.advance(self.params, self.state)
+        info.loss.block_until_ready()
+
+    def check(self) -> None:
+        """No slot may have ended, or less was done than is counted."""
+        if not np.all(np.asarray(self.state.status) == RUNNING):
+            raise UserError("a text was solved while steps were timed; give a greater --length or fewer --repeats")
+
+
+def _idle(problem: device.Problem, slots: int, length: int) -> Slot:
+    shapes = [((1, length), np.int32), ((1,), np.int32), ((1, 4), np.uint32)]
+    one = jax.eval_shape(
+        lambda *arrays: device.fresh(problem, *arrays), *(jax.ShapeDtypeStruct(*shape) for shape in shapes)
+    )
+    return jax.tree.map(lambda leaf: np.zeros((1, slots, *leaf.shape), leaf.dtype), one)
+
+
+def bench_step(
+    source: str = "default",
+    *,
+    length: int = 32,
+    slots: int = 8,
+    chunk: int = 10,
+    repeats: int = 7,
+    dtype: str | None = None,
+    torch: bool = True,
+    compiled: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Time a step of ours, with `slots` texts and with one, and of PyTorch at batch 1 and at the same batch.
+
+    Args:
+      source: see `subjects.subject`.
+      length: tokens of a text.
+      slots: texts at a time.
+      chunk: steps of a call; one call of each contender is a repeat.
+      repeats: timed calls of each.
+      dtype: of the weights; by default float32 on a CPU, else bfloat16.
+      torch: whether PyTorch takes part.
+      compiled: whether `torch.compile` takes part.
+      say: receives a line for the user.
+
+    Returns:
+      See `measuring.record`; a row a contender, and ratios of medians.
+    """
+    model = subject(source, dtype)
+    dtype = str(model.dtype)
+    texts = {f"onestep_jax, {count} at a time": count for count in sorted({1, slots})}
+    steppers = {name: Stepper(model, count, length, chunk) for name, count in texts.items()}
+    calls: dict[str, Callable[[], Any]] = dict(steppers)
+    references: dict[str, Reference] = {}
+    for way in ["eager"] * torch + ["compiled"] * (torch and compiled):
+        reference = Reference(source, dtype, compiled=way == "compiled")
+        for count in sorted({1, slots}):
+            name = f"PyTorch {way}, {count} at a time"
+            tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(count, length))
+            references[name], texts[name] = reference, count
+            calls[name] = functools.partial(_steps, reference, reference.begin(tokens.tolist()), chunk)
+    product, product_flops = matmul(model.dtype)
+    say(f"{len(calls)} contenders, {repeats} rounds of {chunk} steps each")
+    seconds = interleaved(calls | {"matrix product": product}, repeats)
+    for stepper in steppers.values():
+        stepper.check()
+    ceiling = product_flops / statistics.median(seconds["matrix product"])
+    flops = step_flops(model.config, length)
+    rows = []
+    for name, count in texts.items():
+        a_step = spread(seconds[name], 1e3 / (chunk * count))
+        speed = flops / (a_step["median"] / 1e3)
+        row = {"contender": name, "texts": count} | {f"ms a text-step {key}": value for key, value in a_step.items()}
+        row |= {"GFLOP/s": speed / 1e9, "share of the ceiling": speed / ceiling}
+        rows.append(row | {"memory bytes": _memory(model, references.get(name), count, length)})
+    settings = {"model": source, "length": length, "slots": slots, "chunk": chunk, "repeats": repeats, "dtype": dtype}
+    ours = f"onestep_jax, {slots} at a time"
+    own = statistics.median(seconds[ours]) / slots
+    ratios = {f"{name} over {ours}": statistics.median(seconds[name]) / count / own for name, count in texts.items()}
+    work = {"GFLOP of a text-step": flops / 1e9, "GFLOP/s of a matrix product": ceiling / 1e9}
+    return record("step", settings, rows, ratios=ratios, work=work, seconds=seconds)
+
+
+def _steps(reference: Reference, training: Training, count: int) -> None:
+    for _ in range(count):
+        training.step()
+    reference.wait()
+
+
+def _memory(model: Model, reference: Reference | None, slots: int, length: int) -> int | None:
+    """Bytes on the device: ours by XLA's account of the compiled step, PyTorch's by its allocator."""
+    if reference is not None:
+        return reference.peak_bytes()
+    return fit_memory(model.config, model.dtype, slots=slots, length=length, preset=PRESETS["fast"]).total
+
+
+def bench_scale(
+    source: str = "default",
+    *,
+    slots: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    lengths: Sequence[int] = (16, 32, 64, 128, 256, 512),
+    budget: int = 2048,
+    chunk: int = 4,
+    repeats: int = 3,
+    dtype: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Time a text-step against the number of slots and the length of the texts.
+
+    Args:
+      source: see `subjects.subject`.
+      slots: at the shortest length.
+      lengths: at as many slots as keep slots × length at `budget`, at least one.
+      budget: tokens.
+      chunk: steps of a call.
+      repeats: timed calls of each.
+      dtype: of the weights.
+      say: receives a line for the user.
+    """
+    model = subject(source, dtype)
+    lengths = [length for length in lengths if length <= model.config.context]
+    cases = {("slots", count, lengths[0]) for count in slots}
+    cases |= {("length", max(1, budget // length), length) for length in lengths}
+    rows, every = [], {}
+    for against, count, length in sorted(cases):
+        stepper = Stepper(model, count, length, chunk)
+        seconds = interleaved({"step": stepper}, repeats)["step"]
+        stepper.check()
+        a_step = spread(seconds, 1e3 / (chunk * count))
+        gflops = step_flops(model.config, length) / 1e6 / a_step["median"]
+        row = {"against": against, "slots": count, "length": length}
+        rows.append(row | {f"ms a text-step {key}": value for key, value in a_step.items()} | {"GFLOP/s": gflops})
+        every[f"{against}-{count}-{length}"] = seconds
+        say(f"{count} slots of {length} tokens: {a_step['median']:.3g} ms a text-step")
+    settings = {"model": source, "chunk": chunk, "repeats": repeats, "dtype": str(model.dtype), "budget": budget}
+    return record("scale", settings, rows, seconds=every)

@@ -1,0 +1,167 @@
+"""Solved texts per hour of a whole sweep, each way in a process of its own, from its start to its last result.
+
+    onestep_jax     texts in slots, which are refilled and halved at the end (preset `fast`)
+    lockstep        the same engine and preset in batches, each waiting for its slowest text
+    one at a time   the same engine and preset, one slot
+    PyTorch         the protocol of the paper, one text at a time, on the first few texts
+
+Start-up, compiling and loading are included, and no program is taken from a cache on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from onestep_jax.bench.measuring import record
+from onestep_jax.compilation import VARIABLE
+from onestep_jax.config import UserError, check_known
+
+WAYS = ("onestep_jax", "lockstep", "one at a time", "PyTorch")
+_CHILD = "from onestep_jax.bench.sweep import child; child()"
+
+
+def bench_sweep(
+    source: str = "default",
+    *,
+    texts: str = "gen",
+    count: int = 64,
+    length: int = 32,
+    steps: int = 5000,
+    slots: int | str = "auto",
+    preset: str = "fast",
+    ways: Sequence[str] = WAYS,
+    reference_texts: int = 4,
+    repeats: int = 1,
+    dtype: str | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Run every way over the same texts, in turn.
+
+    Args:
+      source: folder, hub id or "default".
+      texts: source of the texts, see `corpora.load_tokens`.
+      count: texts.
+      length: tokens of each.
+      steps: budget of a text, in gradient evaluations.
+      slots: texts at a time, of the first two ways.
+      preset: of all but PyTorch, which follows the paper.
+      ways: which of `WAYS` take part.
+      reference_texts: how many texts PyTorch gets, the first ones.
+      repeats: turns.
+      dtype: of the weights.
+      seed: of the texts.
+      say: receives a line for the user.
+
+    Returns:
+      See `measuring.record`; a row a way and turn, and ratios of solved texts per hour over all turns.
+    """
+    from onestep_jax.checkpoint import default_dtype, load_model
+    from onestep_jax.corpora import load_tokens
+
+    check_known("way", ways, WAYS)
+    dtype = dtype or default_dtype()
+    model = load_model(source, dtype=dtype)
+    tokens = [ids.tolist() for ids in load_tokens(model, texts, count=count, length=length, seed=seed)]
+    settings: dict[str, Any] = {"model": source, "texts": texts, "count": count, "length": length, "steps": steps}
+    settings |= {"slots": slots, "preset": preset, "dtype": dtype, "seed": seed}
+    rows = []
+    for turn in range(repeats):
+        for way in ways:
+            given = tokens[:reference_texts] if way == "PyTorch" else tokens
+            found = _in_a_process({**settings, "way": way, "tokens": given})
+            rows.append({"way": way, "turn": turn, **found})
+            say(f"{way}: {found['solved']} of {found['texts']} solved in {found['seconds']:.0f} s")
+    return record("sweep", settings, rows, ratios=_ratios(rows))
+
+
+def _ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Solved texts per hour of the first way over those of each other; None where the other solved none."""
+    rates = {}
+    for row in rows:
+        solved, seconds = rates.get(row["way"], (0, 0.0))
+        rates[row["way"]] = (solved + row["solved"], seconds + row["seconds"])
+    first, *others = rates
+    own = rates[first][0] / rates[first][1]
+    return {f"{first} over {way}": own / (rates[way][0] / rates[way][1]) if rates[way][0] else None for way in others}
+
+
+def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
+    """Run one way in a fresh process; its numbers, with the seconds from its start to its end."""
+    environment = {**os.environ, VARIABLE: "off"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    with tempfile.TemporaryDirectory() as folder:
+        given, out = Path(folder) / "task.json", Path(folder) / "found.json"
+        given.write_text(json.dumps(task))
+        began = time.perf_counter()
+        command = [sys.executable, "-c", _CHILD, str(given), str(out)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - began
+        if done.returncode or not out.exists():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"the way {task['way']!r} failed: {last}")
+        found = json.loads(out.read_text())
+    rate = 3600 * found["solved"] / seconds
+    return {**found, "seconds": seconds, "solved an hour": rate}
+
+
+def child() -> None:
+    """What a process does: read a task, run its way, write its numbers."""
+    given, out = map(Path, sys.argv[1:])
+    task = json.loads(given.read_text())
+    run = _torch if task["way"] == "PyTorch" else _ours
+    steps, solved, began = run(task)
+    found = {"texts": len(task["tokens"]), "solved": sum(solved), "steps mean": sum(steps) / len(steps)}
+    found |= {"steps": steps, "seconds of fitting": time.perf_counter() - began}
+    out.write_text(json.dumps(found))
+
+
+def _torch(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
+    from onestep_jax.bench.reference import Reference
+
+    reference = Reference(task["model"], task["dtype"])
+    began = time.perf_counter()
+    fits = [reference.fit(ids, task["steps"], seed) for seed, ids in enumerate(task["tokens"])]
+    return [fit.steps for fit in fits], [fit.solved for fit in fits], began
+
+
+def _ours(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
+    from onestep_jax.checkpoint import load_model
+    from onestep_jax.fitting import fit, slot_count
+    from onestep_jax.placement import Pmap
+    from onestep_jax.schemes import OneStep
+
+    model, tokens = load_model(task["model"], dtype=task["dtype"]), task["tokens"]
+    placement = Pmap()
+    slots = 1 if task["way"] == "one at a time" else slot_count(task["slots"], model, tokens, OneStep(), placement)
+    began = time.perf_counter()
+    if task["way"] == "lockstep":
+        results = [text for first in range(0, len(tokens), slots) for text in _batch(task, model, slots, first)]
+    else:
+        results = list(fit(model, tokens, preset=task["preset"], steps=task["steps"], slots=slots))
+    return [text.steps for text in results], [text.accuracy == 1 for text in results], began
+
+
+def _batch(task: dict[str, Any], model: Any, slots: int, first: int) -> list[Any]:
+    """Some texts until the last of them is done, with no refill and no narrowing."""
+    from onestep_jax.fitting import make_problem, prepare
+    from onestep_jax.optimizers import PRESETS
+    from onestep_jax.placement import Pmap
+    from onestep_jax.schemes import OneStep
+    from onestep_jax.sweep import Sweep
+    from onestep_jax.texts import text_ids
+
+    preset = PRESETS[task["preset"]]
+    problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), task["steps"])
+    tokens = prepare(model, task["tokens"][first : first + slots], None, OneStep())
+    sweep = Sweep(tokens, text_ids(tokens), OneStep(), 0, 1, model, None, 60.0)
+    sweep.optimise(problem, Pmap(), [slots], chunk=10)
+    return sweep.results

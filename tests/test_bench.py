@@ -1,0 +1,181 @@
+"""The benchmarks: contenders take turns, ratios are of medians, every repeat is on record, and they run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onestep_jax import UserError, fit
+from onestep_jax.bench import measuring, sweep
+from onestep_jax.bench.emitting import bench_decode, one_pass
+from onestep_jax.bench.load import bench_load
+from onestep_jax.bench.measuring import interleaved, machine, spread
+from onestep_jax.bench.step import Stepper, bench_scale, bench_step
+from onestep_jax.bench.subjects import SHAPES, subject
+from onestep_jax.cli import main
+from onestep_jax.model import parameter_counts
+
+
+def silent(_line: str) -> None:
+    pass
+
+
+def test_contenders_take_turns_in_changing_order():
+    calls = []
+    seconds = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=6, warm_up=1)
+    assert calls[:3] == ["a", "b", "c"]
+    rounds = [tuple(calls[i : i + 3]) for i in range(3, len(calls), 3)]
+    assert len(rounds) == 6
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) > 1
+    assert {name: len(found) for name, found in seconds.items()} == dict.fromkeys("abc", 6)
+
+
+def test_spread_is_the_median_with_its_range():
+    assert spread([3.0, 1.0, 10.0], 2.0) == {"median": 6.0, "least": 2.0, "most": 20.0}
+
+
+def test_the_machine_is_said():
+    said = machine()
+    assert said["platform"] == "cpu"
+    assert said["devices"] == 8
+    assert said["processor"]
+
+
+def test_shapes_are_the_published_ones():
+    sizes = {"llama-3.2-1b": 1_235_814_400, "llama-3.1-8b": 8_030_261_248, "pythia-160m": 162_322_944}
+    from onestep_jax.families import read_config
+
+    for name, described in SHAPES.items():
+        assert parameter_counts(read_config(described)[1])["total"] == sizes[name]
+    with pytest.raises(UserError, match=r"did you mean 'llama-3\.2-1b'"):
+        subject("shape:llama-3.2-1B")
+
+
+def test_step(tiny_folder: Path):
+    found = bench_step(str(tiny_folder), length=8, slots=2, chunk=2, repeats=3, torch=False, say=silent)
+    one, two = found["rows"]
+    assert (one["texts"], two["texts"]) == (1, 2)
+    for row in (one, two):
+        assert row["ms a text-step least"] <= row["ms a text-step median"] <= row["ms a text-step most"]
+        assert row["memory bytes"] > 0
+        flops = row["GFLOP/s"] * row["ms a text-step median"] / 1e3
+        assert flops == pytest.approx(found["work"]["GFLOP of a text-step"])
+        share = row["GFLOP/s"] / found["work"]["GFLOP/s of a matrix product"]
+        assert row["share of the ceiling"] == pytest.approx(share)
+    name = "onestep_jax, 2 at a time"
+    medians = {key: np.median(values) for key, values in found["seconds"].items()}
+    expected = medians["onestep_jax, 1 at a time"] / (medians[name] / 2)
+    assert found["ratios"][f"onestep_jax, 1 at a time over {name}"] == pytest.approx(expected)
+    assert all(len(values) == 3 for values in found["seconds"].values())
+
+
+def test_a_step_is_that_of_a_fit(tiny):
+    """What is timed moves the vectors as a fit does."""
+    stepper = Stepper(tiny, 2, 8, chunk=3)
+    tokens = np.asarray(stepper.state.tokens_GT).reshape(2, 8)
+    stepper()
+    stepper()
+    run = fit(tiny, tokens.tolist(), steps=6, slots=2, record=True, chunk=3)
+    assert np.asarray(stepper.state.steps).tolist() == [[6, 6]]
+    assert np.asarray(stepper.state.lengths_G).tolist() == [[[8], [8]]]
+    assert {text.steps for text in run} == {6}
+    assert np.isfinite(np.asarray(stepper.state.best_loss)).all()
+
+
+def test_solved_slots_are_not_counted_as_work(tiny):
+    stepper = Stepper(tiny, 2, 1, chunk=200)
+    stepper()
+    with pytest.raises(UserError, match="was solved while steps were timed"):
+        stepper.check()
+
+
+def test_scale(tiny_folder: Path):
+    sizes = {"slots": (1, 2), "lengths": (8, 16, 4096), "budget": 16, "chunk": 1, "repeats": 2}
+    found = bench_scale(str(tiny_folder), **sizes, say=silent)
+    cases = {(row["against"], row["slots"], row["length"]) for row in found["rows"]}
+    assert cases == {("slots", 1, 8), ("slots", 2, 8), ("length", 2, 8), ("length", 1, 16)}
+
+
+def test_decode(tiny_folder: Path):
+    found = bench_decode(str(tiny_folder), lengths=(4,), batches=(1, 2), repeats=2, say=silent)
+    assert [(row["length"], row["batch"]) for row in found["rows"]] == [(4, 1), (4, 2)]
+    for row in found["rows"]:
+        assert row["one pass tokens/s"] == pytest.approx(4e3 * row["batch"] / row["one pass ms median"])
+        assert row["ratio"] == row["one pass tokens/s"] / row["autoregressive tokens/s"]
+
+
+def test_one_pass_emits_what_was_fitted(tiny, token_lists):
+    run = fit(tiny, token_lists[:3], steps=2000)
+    assert run.solved == 3
+    assert one_pass(tiny, 8, [text.vectors for text in run]).tolist() == token_lists[:3]
+
+
+def test_load(tiny_folder: Path):
+    found = bench_load(str(tiny_folder), repeats=2, dtype="bfloat16", say=silent)
+    ours, plain = found["rows"]
+    assert (ours["way"], plain["way"]) == ("onestep_jax", "safetensors")
+    assert found["settings"]["bytes"] * 2 == found["settings"]["stored bytes"] - header_bytes(tiny_folder)
+    (ratio,) = found["ratios"].values()
+    assert ratio == plain["seconds median"] / ours["seconds median"]
+
+
+def header_bytes(folder: Path) -> int:
+    """Of a safetensors file: the length of its description, and that."""
+    content = (folder / "model.safetensors").read_bytes()
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+@pytest.mark.parametrize("way", ["onestep_jax", "lockstep", "one at a time"])
+def test_every_way_of_a_sweep(tiny_folder: Path, tmp_path: Path, monkeypatch, token_lists, way):
+    given, out = tmp_path / "task.json", tmp_path / "found.json"
+    task = {"model": str(tiny_folder), "dtype": "float32", "steps": 2000, "slots": 2, "preset": "fast", "way": way}
+    given.write_text(json.dumps(task | {"tokens": token_lists[:5]}))
+    monkeypatch.setattr(sys, "argv", ["", str(given), str(out)])
+    sweep.child()
+    found = json.loads(out.read_text())
+    assert (found["texts"], found["solved"], len(found["steps"])) == (5, 5, 5)
+    assert found["steps mean"] == np.mean(found["steps"])
+
+
+def test_ratios_of_a_sweep_are_of_solved_texts_per_hour():
+    rows = [
+        {"way": "a", "solved": 6, "seconds": 3.0},
+        {"way": "b", "solved": 1, "seconds": 2.0},
+        {"way": "a", "solved": 4, "seconds": 2.0},
+        {"way": "b", "solved": 0, "seconds": 2.0},
+        {"way": "c", "solved": 0, "seconds": 2.0},
+    ]
+    assert sweep._ratios(rows) == {"a over b": 8.0, "a over c": None}
+
+
+def test_the_command_prints_and_records(tiny_folder: Path, tmp_path: Path, capsys):
+    out = tmp_path / "deep" / "load.json"
+    assert main(["bench", "load", "--model", str(tiny_folder), "--repeats", "2", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "speed of onestep_jax over safetensors" in said
+    found = json.loads(out.read_text())
+    assert found["benchmark"] == "load"
+    assert found["versions"]["jax"]
+    assert [len(found["seconds"][row["way"]]) for row in found["rows"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["step", "--slots", "0"], "--slots 0: expected at least 1"),
+        (["step", "--lenght", "8"], "did you mean '--length'"),
+        (["sweep", "--ways", "pytorch"], "did you mean 'PyTorch'"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, words, said):
+    assert main(["bench", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_records_are_written_whole(tmp_path: Path):
+    path = tmp_path / "a" / "b.json"
+    measuring.write(path, {"rows": [1]})
+    assert json.loads(path.read_text()) == {"rows": [1]}
