@@ -1,20 +1,23 @@
 """The benchmarks: contenders take turns, ratios are of medians, every repeat is on record, and they run."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from onestep_jax import UserError, fit
 from onestep_jax.bench import measuring, sweep
+from onestep_jax.bench.command import BENCHMARKS
 from onestep_jax.bench.emitting import bench_decode, one_pass
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.measuring import interleaved, machine, spread
 from onestep_jax.bench.step import Stepper, bench_scale, bench_step
 from onestep_jax.bench.subjects import SHAPES, subject
-from onestep_jax.cli import main
+from onestep_jax.cli import build_parser, main
 from onestep_jax.model import parameter_counts
 
 
@@ -68,8 +71,22 @@ def test_step(tiny_folder: Path):
     name = "onestep_jax, 2 at a time"
     medians = {key: np.median(values) for key, values in found["seconds"].items()}
     expected = medians["onestep_jax, 1 at a time"] / (medians[name] / 2)
-    assert found["ratios"][f"onestep_jax, 1 at a time over {name}"] == pytest.approx(expected)
+    assert found["ratios"] == {f"onestep_jax, 1 at a time over {name}": pytest.approx(expected)}
     assert all(len(values) == 3 for values in found["seconds"].values())
+
+
+def test_a_contender_without_memory_is_left_out(tiny_folder: Path, monkeypatch):
+    def full(self):
+        if self.state.status.shape[1] == 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        called(self)
+
+    called, said = Stepper.__call__, []
+    monkeypatch.setattr(Stepper, "__call__", full)
+    found = bench_step(str(tiny_folder), length=8, slots=4, chunk=1, repeats=1, torch=False, say=said.append)
+    assert [row["texts"] for row in found["rows"]] == [1]
+    assert "onestep_jax, 4 at a time: left out" in said[0]
+    assert found["ratios"] == {}
 
 
 def test_a_step_is_that_of_a_fit(tiny):
@@ -179,3 +196,20 @@ def test_records_are_written_whole(tmp_path: Path):
     path = tmp_path / "a" / "b.json"
     measuring.write(path, {"rows": [1]})
     assert json.loads(path.read_text()) == {"rows": [1]}
+
+
+def test_the_plan_for_accelerators_parses_and_is_short():
+    path = Path(__file__).parent.parent / "experiments" / "accelerator.py"
+    spec = importlib.util.spec_from_file_location("accelerator", path)
+    assert spec is not None
+    assert spec.loader is not None
+    accelerator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(accelerator)
+    for words, limit in [*accelerator.PLAN.values(), *accelerator.SMOKE.values()]:
+        args, rest = build_parser().parse_known_args(["bench", *words.split()])
+        assert not rest
+        assert args.benchmark in BENCHMARKS
+        assert limit > 0
+        if args.model.startswith("shape:"):
+            assert args.model.removeprefix("shape:") in SHAPES
+    assert sum(limit for _, limit in accelerator.PLAN.values()) <= 540

@@ -56,4 +56,4 @@ def test_step_beside_pytorch():
     found = bench_step("default", length=8, slots=2, chunk=1, repeats=1, say=lambda _: None)
     names = [row["contender"] for row in found["rows"]]
     assert names[2:] == ["PyTorch eager, 1 at a time", "PyTorch eager, 2 at a time"]
-    assert len(found["ratios"]) == 4
+    assert len(found["ratios"]) == 3

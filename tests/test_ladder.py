@@ -1,5 +1,6 @@
 """The width of a sweep: few programs, fewer slots at its end and where memory is short; compiled programs are kept."""
 
+import dataclasses
 import warnings
 from collections import Counter
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from onestep_jax import UserError, compilation, fit, ladder, slots
+from onestep_jax import OneStep, UserError, compilation, fit, ladder, slots
 from onestep_jax.ladder import narrower, rungs, starting
 from onestep_jax.optimizers import PRESETS, Optimizer
 from onestep_jax.placement import Pmap
@@ -139,6 +140,21 @@ def test_another_error_of_the_devices_is_not_taken_for_it(tiny, token_lists, mon
     monkeypatch.setattr(slots, "chunk", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         fit(tiny, token_lists, slots=2)
+
+
+@dataclasses.dataclass
+class Changeable:
+    """A scheme that can be compared and changed, hence not hashed."""
+
+    vectors: int = 2
+
+    def __getattr__(self, name):
+        return getattr(OneStep(), name)
+
+
+def test_a_scheme_that_programs_cannot_be_kept_by_is_refused(tiny, token_lists):
+    with pytest.raises(UserError, match="make it a frozen dataclass"):
+        fit(tiny, token_lists, scheme=Changeable())
 
 
 def test_equal_optimizers_are_one():

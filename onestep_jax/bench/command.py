@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
 
 def _step_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
-    sub.add_argument("--slots", type=int, default=8, metavar="S", help="texts at a time (default: 8)")
+    sub.add_argument("--slots", default="8", metavar="S", help="texts at a time, or auto (default: 8)")
     sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a round (default: 10)")
     sub.add_argument("--no-torch", action="store_true", help="without PyTorch")
     sub.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile as well")
@@ -101,6 +102,7 @@ def bench(args: argparse.Namespace) -> int:
     if str(options.get("slots", "auto")).isdigit():
         options["slots"] = int(options["slots"])
     _check(options)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the device
     out = args.out or Path("runs") / "bench" / f"{args.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     found = runs[args.benchmark](args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
     from onestep_jax.bench.measuring import write

@@ -15,7 +15,7 @@ from onestep_jax.bench.measuring import interleaved, matmul, record, spread
 from onestep_jax.bench.reference import Reference, Training
 from onestep_jax.bench.subjects import subject
 from onestep_jax.config import UserError
-from onestep_jax.fitting import make_problem
+from onestep_jax.fitting import make_problem, slot_count
 from onestep_jax.footprint import fit_memory, step_flops
 from onestep_jax.model import Model
 from onestep_jax.optimizers import PRESETS
@@ -64,7 +64,7 @@ def bench_step(
     source: str = "default",
     *,
     length: int = 32,
-    slots: int = 8,
+    slots: int | str = 8,
     chunk: int = 10,
     repeats: int = 7,
     dtype: str | None = None,
@@ -77,7 +77,7 @@ def bench_step(
     Args:
       source: see `subjects.subject`.
       length: tokens of a text.
-      slots: texts at a time.
+      slots: texts at a time, or "auto" for as many as a fit would take.
       chunk: steps of a call; one call of each contender is a repeat.
       repeats: timed calls of each.
       dtype: of the weights; by default float32 on a CPU, else bfloat16.
@@ -90,6 +90,8 @@ def bench_step(
     """
     model = subject(source, dtype)
     dtype = str(model.dtype)
+    placement = Pmap(jax.local_devices()[:1])
+    slots = slot_count(slots, model, [np.zeros(length)], OneStep(), placement)
     texts = {f"onestep_jax, {count} at a time": count for count in sorted({1, slots})}
     steppers = {name: Stepper(model, count, length, chunk) for name, count in texts.items()}
     calls: dict[str, Callable[[], Any]] = dict(steppers)
@@ -101,11 +103,14 @@ def bench_step(
             tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(count, length))
             references[name], texts[name] = reference, count
             calls[name] = functools.partial(_steps, reference, reference.begin(tokens.tolist()), chunk)
+    for name in [name for name, call in calls.items() if not _fits(call)]:
+        say(f"{name}: left out, the device has no memory for it")
+        del calls[name], texts[name]
     product, product_flops = matmul(model.dtype)
     say(f"{len(calls)} contenders, {repeats} rounds of {chunk} steps each")
     seconds = interleaved(calls | {"matrix product": product}, repeats)
-    for stepper in steppers.values():
-        stepper.check()
+    for name in steppers.keys() & calls.keys():
+        steppers[name].check()
     ceiling = product_flops / statistics.median(seconds["matrix product"])
     flops = step_flops(model.config, length)
     rows = []
@@ -116,9 +121,9 @@ def bench_step(
         row |= {"GFLOP/s": speed / 1e9, "share of the ceiling": speed / ceiling}
         rows.append(row | {"memory bytes": _memory(model, references.get(name), count, length)})
     settings = {"model": source, "length": length, "slots": slots, "chunk": chunk, "repeats": repeats, "dtype": dtype}
-    ours = f"onestep_jax, {slots} at a time"
-    own = statistics.median(seconds[ours]) / slots
-    ratios = {f"{name} over {ours}": statistics.median(seconds[name]) / count / own for name, count in texts.items()}
+    ours = next(name for name in reversed(list(texts)) if name in steppers)
+    a_text = {name: statistics.median(seconds[name]) / count for name, count in texts.items()}
+    ratios = {f"{name} over {ours}": cost / a_text[ours] for name, cost in a_text.items() if name != ours}
     work = {"GFLOP of a text-step": flops / 1e9, "GFLOP/s of a matrix product": ceiling / 1e9}
     return record("step", settings, rows, ratios=ratios, work=work, seconds=seconds)
 
@@ -127,6 +132,17 @@ def _steps(reference: Reference, training: Training, count: int) -> None:
     for _ in range(count):
         training.step()
     reference.wait()
+
+
+def _fits(call: Callable[[], Any]) -> bool:
+    """Call once; whether the memory of the device was enough."""
+    try:
+        call()
+    except RuntimeError as error:  # of JAX and of PyTorch
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _memory(model: Model, reference: Reference | None, slots: int, length: int) -> int | None:
