@@ -23,7 +23,7 @@ def cache_folder() -> Path | None:
 
 def given_folder() -> str | None:
     """The folder that JAX has been told of."""
-    return jax.config.jax_compilation_cache_dir
+    return jax.config.values["jax_compilation_cache_dir"]
 
 
 def use_cache() -> None:
@@ -35,5 +35,5 @@ def use_cache() -> None:
     if folder is None or given_folder() is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    if jax.config.jax_compilation_cache_max_size == -1:
+    if jax.config.values["jax_compilation_cache_max_size"] == -1:
         jax.config.update("jax_compilation_cache_max_size", LIMIT)

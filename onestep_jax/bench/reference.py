@@ -33,7 +33,7 @@ class Reference:
         self.model = torch_subject(source, dtype, self.device)
         self.dtype = getattr(self.torch, dtype)
         self.forward = self.torch.compile(self.model) if compiled else self.model
-        self.width = self.model.get_input_embeddings().weight.shape[1]
+        self.vocabulary, self.width = self.model.get_input_embeddings().weight.shape
 
     def begin(self, tokens: Sequence[Sequence[int]], seed: int = 0) -> Training:
         """Texts of one length (B, N), at start vectors drawn from N(0, 1)."""

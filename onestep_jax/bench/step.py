@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -90,42 +90,56 @@ def bench_step(
     """
     model = subject(source, dtype)
     dtype = str(model.dtype)
-    placement = Pmap(jax.local_devices()[:1])
-    slots = slot_count(slots, model, [np.zeros(length)], OneStep(), placement)
-    texts = {f"onestep_jax, {count} at a time": count for count in sorted({1, slots})}
-    steppers = {name: Stepper(model, count, length, chunk) for name, count in texts.items()}
-    calls: dict[str, Callable[[], Any]] = dict(steppers)
-    references: dict[str, Reference] = {}
-    for way in ["eager"] * torch + ["compiled"] * (torch and compiled):
-        reference = Reference(source, dtype, compiled=way == "compiled")
-        for count in sorted({1, slots}):
-            name = f"PyTorch {way}, {count} at a time"
-            tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(count, length))
-            references[name], texts[name] = reference, count
-            calls[name] = functools.partial(_steps, reference, reference.begin(tokens.tolist()), chunk)
-    for name in [name for name, call in calls.items() if not _fits(call)]:
-        say(f"{name}: left out, the device has no memory for it")
-        del calls[name], texts[name]
+    slots = slot_count(slots, model, [np.zeros(length)], OneStep(), Pmap(jax.local_devices()[:1]))
+    ours = [_Contender(f"onestep_jax, {n} at a time", n, Stepper(model, n, length, chunk)) for n in sorted({1, slots})]
+    ways = ["eager"] * torch + ["compiled"] * (torch and compiled)
+    theirs = [one for way in ways for one in _of_pytorch(source, dtype, way, slots, length, chunk)]
+    contenders = []
+    for one in (*ours, *theirs):
+        if _fits(one.call):
+            contenders.append(one)
+        else:
+            say(f"{one.name}: left out, the device has no memory for it")
     product, product_flops = matmul(model.dtype)
-    say(f"{len(calls)} contenders, {repeats} rounds of {chunk} steps each")
-    seconds = interleaved(calls | {"matrix product": product}, repeats)
-    for name in steppers.keys() & calls.keys():
-        steppers[name].check()
+    say(f"{len(contenders)} contenders, {repeats} rounds of {chunk} steps each")
+    seconds = interleaved({one.name: one.call for one in contenders} | {"matrix product": product}, repeats)
+    for one in contenders:
+        if isinstance(one.call, Stepper):
+            one.call.check()
     ceiling = product_flops / statistics.median(seconds["matrix product"])
     flops = step_flops(model.config, length)
     rows = []
-    for name, count in texts.items():
-        a_step = spread(seconds[name], 1e3 / (chunk * count))
+    for one in contenders:
+        a_step = spread(seconds[one.name], 1e3 / (chunk * one.texts))
         speed = flops / (a_step["median"] / 1e3)
-        row = {"contender": name, "texts": count} | {f"ms a text-step {key}": value for key, value in a_step.items()}
+        row = {"contender": one.name, "texts": one.texts}
+        row |= {f"ms a text-step {key}": value for key, value in a_step.items()}
         row |= {"GFLOP/s": speed / 1e9, "share of the ceiling": speed / ceiling}
-        rows.append(row | {"memory bytes": _memory(model, references.get(name), count, length)})
+        rows.append(row | {"memory bytes": _memory(model, one, length)})
+    a_text = {one.name: statistics.median(seconds[one.name]) / one.texts for one in contenders}
+    own = [one.name for one in contenders if isinstance(one.call, Stepper)][-1]
+    ratios = {f"{name} over {own}": cost / a_text[own] for name, cost in a_text.items() if name != own}
     settings = {"model": source, "length": length, "slots": slots, "chunk": chunk, "repeats": repeats, "dtype": dtype}
-    ours = next(name for name in reversed(list(texts)) if name in steppers)
-    a_text = {name: statistics.median(seconds[name]) / count for name, count in texts.items()}
-    ratios = {f"{name} over {ours}": cost / a_text[ours] for name, cost in a_text.items() if name != ours}
     work = {"GFLOP of a text-step": flops / 1e9, "GFLOP/s of a matrix product": ceiling / 1e9}
     return record("step", settings, rows, ratios=ratios, work=work, seconds=seconds)
+
+
+class _Contender(NamedTuple):
+    """One that is timed: `call` makes a chunk of steps of so many texts."""
+
+    name: str
+    texts: int
+    call: Callable[[], Any]
+    reference: Reference | None = None
+
+
+def _of_pytorch(source: str, dtype: str, way: str, slots: int, length: int, chunk: int) -> Iterator[_Contender]:
+    """PyTorch at batch 1 and at `slots`, over one copy of the weights."""
+    reference = Reference(source, dtype, compiled=way == "compiled")
+    for count in sorted({1, slots}):
+        tokens = np.random.default_rng(0).integers(reference.vocabulary, size=(count, length))
+        call = functools.partial(_steps, reference, reference.begin(tokens.tolist()), chunk)
+        yield _Contender(f"PyTorch {way}, {count} at a time", count, call, reference)
 
 
 def _steps(reference: Reference, training: Training, count: int) -> None:
@@ -145,11 +159,13 @@ def _fits(call: Callable[[], Any]) -> bool:
     return True
 
 
-def _memory(model: Model, reference: Reference | None, slots: int, length: int) -> int | None:
-    """Bytes on the device: ours by XLA's account of the compiled step, PyTorch's by its allocator."""
-    if reference is not None:
-        return reference.peak_bytes()
-    return fit_memory(model.config, model.dtype, slots=slots, length=length, preset=PRESETS["fast"]).total
+def _memory(model: Model, one: _Contender, length: int) -> int | None:
+    """Bytes on the device: ours by XLA's account of the compiled step, PyTorch's by its allocator, where it counts."""
+    if one.reference is None:
+        return fit_memory(model.config, model.dtype, slots=one.texts, length=length, preset=PRESETS["fast"]).total
+    one.reference.peak_bytes()
+    one.call()
+    return one.reference.peak_bytes()
 
 
 def bench_scale(

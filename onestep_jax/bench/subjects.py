@@ -87,7 +87,7 @@ def torch_subject(source: str, dtype: str, device: str) -> Any:
         described = _shape(source)
         config = CONFIG_MAPPING[described["model_type"]].from_dict(described)
         with torch.device(device):
-            model = AutoModelForCausalLM.from_config(config, **how)
+            model: Any = AutoModelForCausalLM.from_config(config, **how)
     else:
         model = AutoModelForCausalLM.from_pretrained(locate(source), **how)
     return model.to(device).eval().requires_grad_(False)
