@@ -14,11 +14,12 @@ import argparse
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from findings import Tables, number, pick, section
 
 from onestep_jax import experiment
 
@@ -35,7 +36,14 @@ everywhere. Minutes are wall-clock as measured, beside other work on the same ma
 the paper's own seconds a text on one A100 or H100, not measured.
 """
 
-Tables = Mapping[str, list[dict[str, str]]]
+VERDICTS = """## What holds on the packaged model
+
+Judged from the same tables by [`findings.py`](findings.py). The packaged model is a thousand times smaller than the
+largest of the paper, its texts have 4 to 90 tokens instead of 4 to 1,448, and its fits stop after 500 to 2,000
+evaluations with the preset `fast`, autoregressive ones as well; what does not hold here may hold there, and the other
+way round.
+"""
+
 Fits = Iterable[tuple[int, int]]
 
 
@@ -53,24 +61,12 @@ class Item(NamedTuple):
     fits: Callable[[Any], Fits]
 
 
-def pick(rows: list[dict[str, str]], **wanted: Any) -> list[dict[str, str]]:
-    """Rows whose columns have these values; an underscore stands for a space."""
-    fixed = {key.replace("_", " "): str(value) for key, value in wanted.items()}
-    return [row for row in rows if all(row[key] == value for key, value in fixed.items())]
-
-
-def one(rows: list[dict[str, str]], column: str, **wanted: Any) -> float:
-    """A number of the one row with these values."""
-    (row,) = pick(rows, **wanted)
-    return float(row[column])
-
-
 def table1(tables: Tables) -> str:
     rows = tables["table1"]
     longest = max(int(row["length"]) for row in rows)
     names = list(dict.fromkeys(row["arrangement"] for row in rows))
     found = {
-        length: ", ".join(f"{one(rows, 'accuracy mean', arrangement=name, length=length):.2f}" for name in names)
+        length: ", ".join(f"{number(rows, 'accuracy mean', arrangement=name, length=length):.2f}" for name in names)
         for length in (4, longest)
     }
     return f"{found[4]} at N = 4; {found[longest]} at N = {longest}"
@@ -141,7 +137,7 @@ def figure7(tables: Tables) -> str:
 
 def access(tables: Tables) -> str:
     rows = pick(tables["access"], measure="exact", compared_with="fitted")
-    one_pass = one(rows, "own", start="one pass")
+    one_pass = number(rows, "own", start="one pass")
     others = [row for row in rows if row["start"] != "one pass"]
     worst = max(others, key=lambda row: float(row["difference"]))
     return (
@@ -165,7 +161,7 @@ def seed_stability(tables: Tables) -> str:
         f"{row['leaf']}: {float(row['within mean']):.2f} within a text, {float(row['between mean']):.2f} between"
         for row in tables["seed_stability"]
     )
-    swapped = one(tables["exchange"], "accuracy mean", m="m of another seed")
+    swapped = number(tables["exchange"], "accuracy mean", m="m of another seed")
     return f"cosine distances, {'; '.join(cells)}; accuracy with m of another seed {swapped:.2f}"
 
 
@@ -326,7 +322,8 @@ def copy_results(source: Path) -> None:
 def page() -> str:
     """The whole page."""
     lines = ["| card | question | paper's size | paper | ours |", "|---|---|---|---|---|", *map(row, ITEMS)]
-    return HEAD + "\n" + "\n".join(lines) + "\n"
+    verdicts = section(lambda name: read_tables(HERE / "results" / name))
+    return "\n".join([HEAD, *lines, "", VERDICTS, verdicts])
 
 
 def main() -> None:

@@ -47,6 +47,7 @@ def test_the_page_of_results_is_made_from_the_results(monkeypatch):
     spec = importlib.util.spec_from_file_location("overview", FOLDER / "overview.py")
     overview = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "overview", overview)
+    monkeypatch.syspath_prepend(FOLDER)
     spec.loader.exec_module(overview)
     assert set(overview.ITEMS) == set(ASKED)
     assert (FOLDER / "README.md").read_text(encoding="utf-8") == overview.page()

@@ -1,0 +1,161 @@
+"""Which findings of the paper hold on the packaged model, judged from the recorded tables for the page of overview.py.
+
+A claim is judged from the tables of one card and says by how much. Cards without a recorded result are left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+Rows = list[dict[str, str]]
+Tables = Mapping[str, Rows]
+Verdict = tuple[bool, str]
+
+
+class Claim(NamedTuple):
+    """One sentence of the paper, and how it is judged.
+
+    Attributes:
+      card: whose tables.
+      says: the sentence.
+      judge: tables → whether it holds, and by how much.
+    """
+
+    card: str
+    says: str
+    judge: Callable[[Tables], Verdict]
+
+
+def pick(rows: Rows, **wanted: object) -> Rows:
+    """Rows whose columns have these values; an underscore stands for a space."""
+    fixed = {key.replace("_", " "): str(value) for key, value in wanted.items()}
+    return [row for row in rows if all(row[key] == value for key, value in fixed.items())]
+
+
+def number(rows: Rows, column: str, **wanted: object) -> float:
+    """A number of the one row with these values."""
+    (row,) = pick(rows, **wanted)
+    return float(row[column])
+
+
+def _order(tables: Tables) -> Verdict:
+    rows = tables["table1"]
+    longest = max(int(row["length"]) for row in rows)
+    found = [float(row["accuracy mean"]) for row in pick(rows, length=longest)]
+    rising = all(after >= before - 0.01 for before, after in itertools.pairwise(found))
+    return rising and found[-1] >= 0.99, f"{', '.join(f'{value:.3f}' for value in found)} at N = {longest}"
+
+
+def _sharing(leaf: str) -> Callable[[Tables], Verdict]:
+    def judge(tables: Tables) -> Verdict:
+        row = pick(tables["table2"], shared=leaf)[-1]
+        best = float(row["max mean"])
+        return best >= 0.99, f"best seed {best:.2f} in groups of {row['texts a group']} at N = {row['length']}"
+
+    return judge
+
+
+def _own(tables: Tables, column: str, m: str = "own") -> dict[str, float]:
+    """A column of Table 3 by kind of text, as the grid found it."""
+    rows = pick(tables["table3"], method="grid", m=m)
+    return {row["texts from"].split(":")[0]: float(row[column]) for row in rows}
+
+
+def _own_above_shared(tables: Tables) -> Verdict:
+    own, shared = (_own(tables, "C_tokens mean", m) for m in ("own", "shared"))
+    said = ", ".join(f"{kind} {own[kind]:.1f} and {shared[kind]:.1f}" for kind in own)
+    return all(own[kind] > shared[kind] for kind in own), f"mean tokens own and shared: {said}"
+
+
+def _random_below(tables: Tables) -> Verdict:
+    own = _own(tables, "C_tokens mean")
+    natural = [tokens for kind, tokens in own.items() if kind != "random"]
+    return own["random"] < min(natural), "mean " + ", ".join(f"{kind} {value:.1f}" for kind, value in own.items())
+
+
+def _random_above(tables: Tables) -> Verdict:
+    own = _own(tables, "H_LM mean, nats")
+    natural = [nats for kind, nats in own.items() if kind != "random"]
+    return own["random"] > max(natural), "mean " + ", ".join(f"{kind} {value:.0f} nats" for kind, value in own.items())
+
+
+def _less(tables: Tables) -> Verdict:
+    rows, said = tables["figure3_summary"], []
+    for row in rows:
+        one_pass, autoregressive = (float(row[f"{way}nats mean"]) for way in ("", "autoregressive "))
+        said.append(f"{one_pass:.0f} against {autoregressive:.0f} nats with {row['vectors']} trained per text")
+    return all(float(row["ratio median"]) < 1 for row in rows), "; ".join(said)
+
+
+def _faster(tables: Tables) -> Verdict:
+    row = tables["figure4_longest"][0]
+    return float(row["ratio"]) > 1, f"×{float(row['ratio']):.1f}, texts one at a time (the paper: ×279)"
+
+
+def _slightly_nearer(tables: Tables) -> Verdict:
+    gaps = {row["measure"]: float(row["nearer by"]) for row in tables["figure5_gap"]}
+    return all(gap > 0 for gap in gaps.values()), ", ".join(f"{name} {gap:.3f}" for name, gap in gaps.items())
+
+
+def _relations(tables: Tables) -> Verdict:
+    rows = pick(tables["figure6"], way="m shared by all")
+    means = [float(row["mean"]) for row in rows]
+    return means == sorted(means), " < ".join(f"{mean:.3f}" for mean in means)
+
+
+def _connected(tables: Tables) -> Verdict:
+    line, curve = tables["figure7"]
+    means = [float(row["accuracy mean"]) for row in (line, curve)]
+    return means[0] < 0.9 and means[1] >= 0.95, f"line {means[0]:.2f}, curve {means[1]:.2f}, {curve['pairs']} pairs"
+
+
+def _short(tables: Tables) -> Verdict:
+    _, curve = tables["figure7"]
+    mean, most = float(curve["length ratio mean"]), float(curve["length ratio max"])
+    return most <= 1.2, f"mean {mean:.2f}, most {most:.2f}"
+
+
+def _unreadable(tables: Tables) -> Verdict:
+    rows = pick(tables["access"], compared_with="fitted", measure="overlap")
+    generated = [row for row in rows if row["start"] not in ("one pass", "BOS", "t", "BOS t")]
+    one_pass = number(rows, "own", start="one pass")
+    worst = max(generated, key=lambda row: float(row["difference"]))
+    own, other, p = (float(worst[name]) for name in ("own", "other", "p"))
+    said = (
+        f"overlap with the own text {one_pass:.2f} in one pass; generated from {worst['start']} {own:.2f}, with other"
+    )
+    return p > 0.01 / len(generated), f"{said} texts {other:.2f} (p = {p:.2g})"
+
+
+CLAIMS = (
+    Claim("table1_arrangements", "Table 1: the arrangements are in this order, the last nearly perfect", _order),
+    Claim("table2_sharing", "Table 2: all texts can share `m`, by the best seed", _sharing("m")),
+    Claim("table2_sharing", "Table 2: all texts can share `e`, by the best seed", _sharing("e")),
+    Claim("table3_capacity", "Table 3: a shared `m` holds less than an own one", _own_above_shared),
+    Claim("table3_capacity", "Table 3: fewer random words than tokens of natural text fit", _random_below),
+    Claim("table3_capacity", "Table 3: the random words that fit hold more nats than the natural text", _random_above),
+    Claim("figure3_information", "Figure 3: one pass holds less than autoregressive decoding", _less),
+    Claim("figure4_throughput", "Figure 4: one pass is faster than token by token", _faster),
+    Claim("figure5_text_distance", "Figure 5: at equal text distance, the same context is nearer", _slightly_nearer),
+    Claim("figure6_distances", "Figure 6: same text nearest, then same context, then different ones", _relations),
+    Claim("figure7_connectivity", "Figure 7: accuracy falls along the line, stays near 1 along the curve", _connected),
+    Claim("figure7_connectivity", "Figure 7: the curve is at most 1.2 times as long as the line", _short),
+    Claim("access", "Access test: generation from the vectors yields nothing related", _unreadable),
+)  # fmt: skip
+
+
+def section(tables_of: Callable[[str], Tables]) -> str:
+    """The claims as a table in Markdown.
+
+    Args:
+      tables_of: name of a card → its recorded tables, empty where there are none.
+    """
+    lines = ["| finding | here | by how much |", "|---|---|---|"]
+    for claim in CLAIMS:
+        tables = tables_of(claim.card)
+        if tables:
+            holds, said = claim.judge(tables)
+            lines.append(f"| {claim.says} | {'holds' if holds else '**does not hold**'} | {said} |")
+    return "\n".join(lines) + "\n"
