@@ -94,15 +94,44 @@ def _faster(tables: Tables) -> Verdict:
     return float(row["ratio"]) > 1, f"×{float(row['ratio']):.1f}, texts one at a time (the paper: ×279)"
 
 
+def _difference(near: Rows, far: Rows, mean: str, std: str) -> tuple[float, float]:
+    """How much nearer one kind of pairs is, over the bins or rows given for both, and in standard errors.
+
+    Pairs share vectors, so the true error is larger: a difference of less than two is none, of more perhaps one.
+    """
+    weights = [min(float(one["pairs"]), float(other["pairs"])) for one, other in zip(near, far, strict=True)]
+    gap, variance = 0.0, 0.0
+    for weight, one, other in zip(weights, near, far, strict=True):
+        share = weight / sum(weights)
+        gap += share * (float(other[mean]) - float(one[mean]))
+        variance += share**2 * sum(float(row[std]) ** 2 / float(row["pairs"]) for row in (one, other))
+    return gap, gap / variance**0.5
+
+
 def _slightly_nearer(tables: Tables) -> Verdict:
-    gaps = {row["measure"]: float(row["nearer by"]) for row in tables["figure5_gap"]}
-    return all(gap > 0 for gap in gaps.values()), ", ".join(f"{name} {gap:.3f}" for name, gap in gaps.items())
+    said, seen = [], []
+    for measure in dict.fromkeys(row["measure"] for row in tables["figure5"]):
+        near, far = (
+            {row["from"]: row for row in pick(tables["figure5"], measure=measure, relation=relation)}
+            for relation in ("same_context", "different_contexts")
+        )
+        bins = [start for start in near if start in far]
+        columns = ("e distance mean", "e distance std")
+        gap, errors = _difference([near[start] for start in bins], [far[start] for start in bins], *columns)
+        said.append(f"{measure} {gap:.3f} ({errors:.1f} standard errors)")
+        seen.append(errors > 2)
+    return all(seen), "nearer by " + ", ".join(said)
 
 
-def _relations(tables: Tables) -> Verdict:
-    rows = pick(tables["figure6"], way="m shared by all")
-    means = [float(row["mean"]) for row in rows]
-    return means == sorted(means), " < ".join(f"{mean:.3f}" for mean in means)
+def _same_text(tables: Tables) -> Verdict:
+    means = [float(row["mean"]) for row in pick(tables["figure6"], way="m shared by all")]
+    return means[0] < min(means[1:]), f"{means[0]:.2f} against {means[1]:.2f} and {means[2]:.2f}"
+
+
+def _same_context(tables: Tables) -> Verdict:
+    _, near, far = pick(tables["figure6"], way="m shared by all")
+    gap, errors = _difference([near], [far], "mean", "std")
+    return errors > 2, f"nearer by {gap:.3f} ({errors:.1f} standard errors)"
 
 
 def _connected(tables: Tables) -> Verdict:
@@ -139,7 +168,8 @@ CLAIMS = (
     Claim("figure3_information", "Figure 3: one pass holds less than autoregressive decoding", _less),
     Claim("figure4_throughput", "Figure 4: one pass is faster than token by token", _faster),
     Claim("figure5_text_distance", "Figure 5: at equal text distance, the same context is nearer", _slightly_nearer),
-    Claim("figure6_distances", "Figure 6: same text nearest, then same context, then different ones", _relations),
+    Claim("figure6_distances", "Figure 6: vectors of the same text are nearest", _same_text),
+    Claim("figure6_distances", "Figure 6: vectors after the same context are nearer than others", _same_context),
     Claim("figure7_connectivity", "Figure 7: accuracy falls along the line, stays near 1 along the curve", _connected),
     Claim("figure7_connectivity", "Figure 7: the curve is at most 1.2 times as long as the line", _short),
     Claim("access", "Access test: generation from the vectors yields nothing related", _unreadable),
