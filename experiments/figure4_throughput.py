@@ -165,4 +165,4 @@ def draw(rows: Sequence[dict[str, Any]], config: Config, study: Study) -> None:
         axis.set_xticks(config.lengths, map(str, config.lengths))
         axis.set_yscale("log")
         axis.set(xlabel="tokens N", ylabel="tokens per second")
-        axis.legend(frameon=False, fontsize="small")
+        axis.legend(frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

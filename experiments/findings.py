@@ -182,10 +182,10 @@ def section(tables_of: Callable[[str], Tables]) -> str:
     Args:
       tables_of: name of a card → its recorded tables, empty where there are none.
     """
-    lines = ["| finding | here | by how much |", "|---|---|---|"]
+    lines = ["| finding | holds here | by how much |", "|---|---|---|"]
     for claim in CLAIMS:
         tables = tables_of(claim.card)
         if tables:
             holds, said = claim.judge(tables)
-            lines.append(f"| {claim.says} | {'holds' if holds else '**does not hold**'} | {said} |")
+            lines.append(f"| {claim.says} | {'yes' if holds else '**no**'} | {said} |")
     return "\n".join(lines) + "\n"
