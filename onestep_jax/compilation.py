@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -23,7 +24,7 @@ def cache_folder() -> Path | None:
 
 def given_folder() -> str | None:
     """The folder that JAX has been told of."""
-    return jax.config.values["jax_compilation_cache_dir"]
+    return _setting("jax_compilation_cache_dir")
 
 
 def use_cache() -> None:
@@ -35,5 +36,10 @@ def use_cache() -> None:
     if folder is None or given_folder() is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    if jax.config.values["jax_compilation_cache_max_size"] == -1:
+    if _setting("jax_compilation_cache_max_size") == -1:
         jax.config.update("jax_compilation_cache_max_size", LIMIT)
+
+
+def _setting(name: str) -> Any:
+    """What JAX is told, from the environment or by `jax.config.update`."""
+    return getattr(jax.config, name)
