@@ -8,7 +8,6 @@ recompiles. The engine knows tasks and outcomes; where they come from and go to 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +18,7 @@ import numpy as np
 
 from onestep_jax import slots as device
 from onestep_jax.placement import Pmap
-from onestep_jax.slots import IDLE, RUNNING, STATUS, Harvest, Info, Offer, Problem, Slot
+from onestep_jax.slots import RUNNING, STATUS, Harvest, Info, Offer, Problem, Slot
 
 
 @dataclasses.dataclass
@@ -267,14 +266,7 @@ class Engine:
     # --- host arrays of the right shapes ---
 
     def _idle(self) -> Slot:
-        """Slots that hold nothing."""
-        tokens = jax.ShapeDtypeStruct((self.group, self.positions), jnp.int32)
-        lengths = jax.ShapeDtypeStruct((self.group,), jnp.int32)
-        ids = jax.ShapeDtypeStruct((self.group, 4), jnp.uint32)
-        one = jax.eval_shape(functools.partial(device.fresh, self.problem), tokens, lengths, ids)
-        lead = (self.devices, self.per_device)
-        zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), one)
-        return zeros._replace(status=np.full(lead, IDLE, np.int32))
+        return device.idle(self.problem, self.positions, (self.devices, self.per_device))
 
     def _offer(self, tasks: dict[int, Task]) -> Offer:
         lead = (self.devices, self.per_device)

@@ -7,7 +7,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from onestep_jax import slots as device
@@ -44,46 +43,36 @@ def abstract_params(config: ModelConfig, dtype: Any) -> Params:
 
 def compiled_step(
     config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
-) -> Any:
+) -> tuple[Params, device.Slot, Any]:
     """The step of `slots` groups of texts of `length` tokens, compiled for the default backend and not run.
 
     No weight is needed. Compiling takes seconds, for a large model up to a minute.
+
+    Returns:
+      The params and the slots, as shapes, and the compiled program over them.
     """
-    params, state, program = _step(config, dtype, slots, length, preset, scheme or OneStep())
-    return program.lower(params, state).compile()
+    params, chosen = abstract_params(config, dtype), scheme or OneStep()
+    problem = Problem(Network(config), chosen, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
+    one = device.shapes(problem, length)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), one)
+    program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
+    return params, state, program.lower(params, state).compile()
 
 
 def fit_memory(
     config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
 ) -> Memory:
     """Memory of such a step on one device, by XLA's own account; see `compiled_step`."""
-    params, state, program = _step(config, dtype, slots, length, preset, scheme or OneStep())
-    account: Any = program.lower(params, state).compile().memory_analysis()
-    return Memory(_bytes(params), _bytes(state), int(account.temp_size_in_bytes))
-
-
-def _step(
-    config: ModelConfig, dtype: Any, slots: int, length: int, preset: Preset, scheme: Scheme
-) -> tuple[Params, device.Slot, Any]:
-    """Params and slots as shapes, and the jitted step over them."""
-    params = abstract_params(config, dtype)
-    problem = Problem(Network(config), scheme, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
-
-    def start() -> device.Slot:
-        G = scheme.group
-        tokens_GT, lengths_G = jnp.zeros((G, length), jnp.int32), jnp.full((G,), length, jnp.int32)
-        one = device.fresh(problem, tokens_GT, lengths_G, jnp.zeros((G, 4), jnp.uint32))
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), one)
-
-    program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
-    return params, jax.eval_shape(start), program
+    shape: dict[str, Any] = {"slots": slots, "length": length, "preset": preset, "scheme": scheme}
+    params, state, program = compiled_step(config, dtype, **shape)
+    return Memory(_bytes(params), _bytes(state), int(program.memory_analysis().temp_size_in_bytes))
 
 
 def fitting_slots(
     config: ModelConfig, dtype: Any, limit: float, *, length: int, preset: Preset, scheme: Scheme | None = None
 ) -> int:
     """How many slots fit into `limit` bytes of one device, at least one: memory grows linearly from one slot to two."""
-    shape = {"length": length, "preset": preset, "scheme": scheme}
+    shape: dict[str, Any] = {"length": length, "preset": preset, "scheme": scheme}
     one, two = (fit_memory(config, dtype, slots=slots, **shape).total for slots in (1, 2))
     return max(1, 1 + int((limit - one) // max(1, two - one)))
 

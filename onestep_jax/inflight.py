@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax import slots
@@ -61,13 +59,8 @@ def unpack(
 
     if not record:
         return [], []
-    group = problem.scheme.group
     shapes_of = problem.scheme.leaf_shapes(problem.network.embed_width)
-    shapes = [
-        jax.ShapeDtypeStruct(shape, kind)
-        for shape, kind in (((group, 1), jnp.int32), ((group,), jnp.int32), ((group, 4), jnp.uint32))
-    ]
-    treedef = jax.tree.structure(jax.eval_shape(functools.partial(slots.fresh, problem), *shapes))
+    treedef = jax.tree.structure(slots.shapes(problem, 1))
     tasks = []
     for number, about in enumerate(record["tasks"]):
         leaves = [arrays[f"slot_{place:03d}"][number] for place in range(treedef.num_leaves)]

@@ -7,11 +7,13 @@ best so far, and only then updates them, so the vectors kept are the ones that e
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from onestep_jax.model import Network, Params
@@ -130,6 +132,20 @@ def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, s
         improved_step=jnp.int32(0),
         first_hit_GT=jnp.full(tokens_GT.shape, -1, jnp.int32),
     )
+
+
+def shapes(problem: Problem, positions: int) -> Slot:
+    """A slot for texts padded to `positions` tokens, as `jax.ShapeDtypeStruct`s."""
+    G = problem.scheme.group
+    tokens_GT, lengths_G = jax.ShapeDtypeStruct((G, positions), jnp.int32), jax.ShapeDtypeStruct((G,), jnp.int32)
+    ids_G4 = jax.ShapeDtypeStruct((G, 4), jnp.uint32)
+    return jax.eval_shape(functools.partial(fresh, problem), tokens_GT, lengths_G, ids_G4)
+
+
+def idle(problem: Problem, positions: int, lead: tuple[int, ...]) -> Slot:
+    """Slots that hold nothing, as host arrays with these leading axes."""
+    zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), shapes(problem, positions))
+    return zeros._replace(status=np.full(lead, IDLE, np.int32))
 
 
 def step(problem: Problem, params: Params, slot: Slot) -> tuple[Slot, Info]:

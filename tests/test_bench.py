@@ -15,8 +15,9 @@ from onestep_jax.bench.command import BENCHMARKS
 from onestep_jax.bench.emitting import bench_decode, one_pass
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.measuring import interleaved, machine, spread
+from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.bench.step import Stepper, bench_scale, bench_step
-from onestep_jax.bench.subjects import SHAPES, subject
+from onestep_jax.bench.subjects import subject
 from onestep_jax.cli import build_parser, main
 from onestep_jax.model import parameter_counts
 
@@ -37,7 +38,7 @@ def test_contenders_take_turns_in_changing_order():
 
 
 def test_spread_is_the_median_with_its_range():
-    assert spread([3.0, 1.0, 10.0], 2.0) == {"median": 6.0, "least": 2.0, "most": 20.0}
+    assert spread("ms", [3.0, 1.0, 10.0], 2.0) == {"ms median": 6.0, "ms least": 2.0, "ms most": 20.0}
 
 
 def test_the_machine_is_said():
@@ -111,7 +112,9 @@ def test_solved_slots_are_not_counted_as_work(tiny):
 
 def test_scale(tiny_folder: Path):
     sizes = {"slots": (1, 2), "lengths": (8, 16, 4096), "budget": 16, "chunk": 1, "repeats": 2}
-    found = bench_scale(str(tiny_folder), **sizes, say=silent)
+    said = []
+    found = bench_scale(str(tiny_folder), **sizes, say=said.append)
+    assert "4096 tokens: left out, beyond the model's context of 64 positions" in said
     cases = {(row["against"], row["slots"], row["length"]) for row in found["rows"]}
     assert cases == {("slots", 1, 8), ("slots", 2, 8), ("length", 2, 8), ("length", 1, 16)}
 
@@ -185,6 +188,10 @@ def test_the_command_prints_and_records(tiny_folder: Path, tmp_path: Path, capsy
         (["step", "--slots", "0"], "--slots 0: expected at least 1"),
         (["step", "--lenght", "8"], "did you mean '--length'"),
         (["sweep", "--ways", "pytorch"], "did you mean 'PyTorch'"),
+        (["sweep", "--preset", "fats"], "did you mean 'fast'"),
+        (["scale", "--slots", "1,two"], "'1,two': expected whole numbers with commas between"),
+        (["decode", "--lengths", "4096,8192"], "lengths 4096, 8192: all beyond the model's context of 512 positions"),
+        (["step", "--no-torch", "--length", "600"], "lengths 600: all beyond the model's context of 512 positions"),
     ],
 )
 def test_bad_input_is_one_line(capsys, words, said):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from onestep_jax import PRESETS, Model, OneStep, load_model
-from onestep_jax.bench.subjects import SHAPES
+from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.families import read_config
 from onestep_jax.footprint import abstract_params, compiled_step, fit_memory, fitting_slots, step_flops
 from onestep_jax.model import parameter_counts
@@ -80,7 +80,7 @@ def test_no_logits_of_all_positions_exist():
     """At the width, vocabulary and length of Llama-3.2-1B; its sixteen equal layers are cut to one."""
     config = dataclasses.replace(read_config(SHAPES["llama-3.2-1b"])[1], layers=1)
     slots, length = 2, 256
-    program = compiled_step(config, jnp.bfloat16, slots=slots, length=length, preset=FAST)
+    *_, program = compiled_step(config, jnp.bfloat16, slots=slots, length=length, preset=FAST)
     shapes = [
         [int(number) for number in found.split(",")]
         for found in re.findall(r"\b(?:f32|bf16|f16|s32|pred)\[([\d,]+)\]", program.as_text())

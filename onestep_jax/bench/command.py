@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax import looks
+from onestep_jax.bench import WAYS
+from onestep_jax.bench.shapes import PREFIX, SHAPES
 from onestep_jax.config import UserError
 
 BENCHMARKS = {
@@ -28,8 +30,10 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
     found = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     for name, text in BENCHMARKS.items():
         sub = found.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        shapes = "" if name in ("sweep", "load") else ", or random weights by shape:NAME (see --help of step)"
-        sub.add_argument("--model", default="default", help=f"default, a folder or a hub id{shapes} (default: default)")
+        sub.add_argument("--model", default="default", help="default, a folder or a hub id (default: default)")
+        if name not in ("sweep", "load"):
+            shapes = ", ".join(PREFIX + shape for shape in SHAPES)
+            sub.epilog = f"--model also takes random weights of a published shape: {shapes}."
         sub.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU)")
         sub.add_argument("--repeats", type=int, metavar="K", help="timed rounds (default: the benchmark's)")
         sub.add_argument("--out", type=Path, metavar="FILE.json", help="record (default: a new one under runs/bench/)")
@@ -43,7 +47,6 @@ def _step_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a round (default: 10)")
     sub.add_argument("--no-torch", action="store_true", help="without PyTorch")
     sub.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile as well")
-    sub.epilog = "Shapes: shape:llama-3.2-1b, shape:llama-3.1-8b, shape:pythia-160m."
 
 
 def _scale_options(sub: argparse.ArgumentParser) -> None:
@@ -53,8 +56,6 @@ def _scale_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _sweep_options(sub: argparse.ArgumentParser) -> None:
-    from onestep_jax.bench.sweep import WAYS
-
     sub.add_argument("--texts", default="gen", metavar="SOURCE", help="as of onestep fit (default: gen)")
     sub.add_argument("--count", type=int, default=64, metavar="K", help="texts (default: 64)")
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
@@ -72,7 +73,10 @@ def _decode_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas between") from error
 
 
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
@@ -86,7 +90,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 def bench(args: argparse.Namespace) -> int:
     """Run one benchmark, print its table and ratios, write its record."""
-    from onestep_jax.bench import emitting, load, step, sweep
+    from onestep_jax.bench import emitting, load, measuring, step, sweep
 
     runs: dict[str, Callable[..., dict[str, Any]]] = {
         "step": step.bench_step,
@@ -105,9 +109,7 @@ def bench(args: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the device
     out = args.out or Path("runs") / "bench" / f"{args.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     found = runs[args.benchmark](args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
-    from onestep_jax.bench.measuring import write
-
-    write(out, found)
+    measuring.write(out, found)
     if args.json:
         print(json.dumps(found))
         return 0

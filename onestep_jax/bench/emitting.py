@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.bench.measuring import interleaved, record, spread
+from onestep_jax.bench.measuring import interleaved, record, spread, within_context
 from onestep_jax.bench.subjects import subject
 from onestep_jax.generation import generate
 from onestep_jax.model import Array, Model, Network, Params, weights_dtype
@@ -72,7 +72,7 @@ def bench_decode(
       See `measuring.record`; a row a length and batch.
     """
     model = subject(source, dtype)
-    lengths = [length for length in lengths if length < model.config.context]
+    lengths = within_context(model, lengths, say)
     draw, rows, every = np.random.default_rng(0), [], {}
     for length in lengths:
         for batch in batches:
@@ -82,9 +82,8 @@ def bench_decode(
             seconds = interleaved(calls, repeats)
             row: dict[str, Any] = {"length": length, "batch": batch}
             for way, found in seconds.items():
-                a_call = spread(found, 1e3)
-                row |= {f"{way} ms {key}": value for key, value in a_call.items()}
-                row[f"{way} tokens/s"] = 1e3 * batch * length / a_call["median"]
+                row |= spread(f"{way} ms", found, 1e3)
+                row[f"{way} tokens/s"] = 1e3 * batch * length / row[f"{way} ms median"]
             row["ratio"] = row["one pass tokens/s"] / row["autoregressive tokens/s"]
             rows.append(row)
             every[f"{length}-{batch}"] = seconds

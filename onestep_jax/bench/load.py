@@ -49,11 +49,9 @@ def bench_load(
     size = bytes_of(load_model(folder, dtype=dtype, tokenizer=False))
     say(f"{stored / 1e6:.4g} MB in {len(shards(folder))} files, {size / 1e6:.4g} MB in {dtype}")
     seconds = interleaved({"onestep_jax": ours, "safetensors": plain}, repeats)
-    rows = []
-    for way, found in seconds.items():
-        a_load = spread(found)
-        rows.append({"way": way} | {f"seconds {key}": value for key, value in a_load.items()})
-        rows[-1]["GB/s of the files"] = stored / 1e9 / a_load["median"]
+    rows: list[dict[str, Any]] = [{"way": way} | spread("seconds", found) for way, found in seconds.items()]
+    for row in rows:
+        row["GB/s of the files"] = stored / 1e9 / row["seconds median"]
     ours_, theirs = (row["seconds median"] for row in rows)
     settings = {"model": source, "repeats": repeats, "dtype": dtype, "stored bytes": stored, "bytes": size}
     return record(

@@ -12,15 +12,17 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from onestep_jax.config import UserError
 from onestep_jax.files import replace, writing
 from onestep_jax.fitting import versions
+from onestep_jax.model import Model
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -37,13 +39,27 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int, warm_
     return seconds
 
 
-def spread(values: list[float], unit: float = 1.0) -> dict[str, float]:
-    """Median, least and most, times a unit."""
-    return {
-        "median": unit * statistics.median(values),
-        "least": unit * min(values),
-        "most": unit * max(values),
-    }
+def spread(name: str, values: list[float], unit: float = 1.0) -> dict[str, float]:
+    """Columns "NAME median", "NAME least" and "NAME most" of values times a unit."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {f"{name} {which}": unit * value for which, value in found.items()}
+
+
+def within_context(model: Model, lengths: Sequence[int], say: Callable[[str], None]) -> list[int]:
+    """The lengths in tokens that the model's context holds; the others are said.
+
+    Raises:
+      UserError: if it holds none of them.
+    """
+    context = model.config.context
+    held = [length for length in lengths if length <= context]
+    if not held:
+        given = ", ".join(map(str, lengths))
+        raise UserError(f"lengths {given}: all beyond the model's context of {context} positions; give shorter ones")
+    for length in lengths:
+        if length > context:
+            say(f"{length} tokens: left out, beyond the model's context of {context} positions")
+    return held
 
 
 def matmul(dtype: Any, size: int | None = None) -> tuple[Callable[[], Any], float]:
@@ -63,7 +79,7 @@ def machine() -> dict[str, Any]:
         "devices": jax.local_device_count(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "load before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
     }
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from onestep_jax import slots as device
-from onestep_jax.bench.measuring import interleaved, matmul, record, spread
+from onestep_jax.bench.measuring import interleaved, matmul, record, spread, within_context
 from onestep_jax.bench.reference import Reference, Training
 from onestep_jax.bench.subjects import subject
 from onestep_jax.config import UserError
@@ -21,9 +21,10 @@ from onestep_jax.model import Model
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.placement import Pmap
 from onestep_jax.schemes import OneStep
-from onestep_jax.slots import RUNNING, Slot
+from onestep_jax.slots import RUNNING
 
 ENDLESS = 2**30  # steps
+A_STEP = "ms a text-step"
 
 
 class Stepper:
@@ -39,7 +40,7 @@ class Stepper:
         tokens = draw.integers(model.config.vocab_size, size=(1, slots, 1, length)).astype(np.int32)
         ids = draw.integers(2**32, size=(1, slots, 1, 4), dtype=np.uint32)
         offer = device.Offer(np.ones((1, slots), bool), tokens, np.full((1, slots, 1), length, np.int32), ids)
-        idle = placement.spread(_idle(problem, slots, length))
+        idle = placement.spread(device.idle(problem, length, (1, slots)))
         self.state, _ = placement.map(device.refill, problem)(self.params, idle, placement.spread(offer))
 
     def __call__(self) -> None:
@@ -50,14 +51,6 @@ class Stepper:
         """No slot may have ended, or less was done than is counted."""
         if not np.all(np.asarray(self.state.status) == RUNNING):
             raise UserError("a text was solved while steps were timed; give a greater --length or fewer --repeats")
-
-
-def _idle(problem: device.Problem, slots: int, length: int) -> Slot:
-    shapes = [((1, length), np.int32), ((1,), np.int32), ((1, 4), np.uint32)]
-    one = jax.eval_shape(
-        lambda *arrays: device.fresh(problem, *arrays), *(jax.ShapeDtypeStruct(*shape) for shape in shapes)
-    )
-    return jax.tree.map(lambda leaf: np.zeros((1, slots, *leaf.shape), leaf.dtype), one)
 
 
 def bench_step(
@@ -90,6 +83,7 @@ def bench_step(
     """
     model = subject(source, dtype)
     dtype = str(model.dtype)
+    within_context(model, [length], say)
     slots = slot_count(slots, model, [np.zeros(length)], OneStep(), Pmap(jax.local_devices()[:1]))
     ours = [_Contender(f"onestep_jax, {n} at a time", n, Stepper(model, n, length, chunk)) for n in sorted({1, slots})]
     ways = ["eager"] * torch + ["compiled"] * (torch and compiled)
@@ -100,6 +94,8 @@ def bench_step(
             contenders.append(one)
         else:
             say(f"{one.name}: left out, the device has no memory for it")
+    if not any(one.reference is None for one in contenders):
+        raise UserError(f"{source}: the device has no memory for a step of one text of {length} tokens")
     product, product_flops = matmul(model.dtype)
     say(f"{len(contenders)} contenders, {repeats} rounds of {chunk} steps each")
     seconds = interleaved({one.name: one.call for one in contenders} | {"matrix product": product}, repeats)
@@ -110,10 +106,9 @@ def bench_step(
     flops = step_flops(model.config, length)
     rows = []
     for one in contenders:
-        a_step = spread(seconds[one.name], 1e3 / (chunk * one.texts))
-        speed = flops / (a_step["median"] / 1e3)
-        row = {"contender": one.name, "texts": one.texts}
-        row |= {f"ms a text-step {key}": value for key, value in a_step.items()}
+        row: dict[str, Any] = {"contender": one.name, "texts": one.texts}
+        row |= spread(A_STEP, seconds[one.name], 1e3 / (chunk * one.texts))
+        speed = flops / (row[f"{A_STEP} median"] / 1e3)
         row |= {"GFLOP/s": speed / 1e9, "share of the ceiling": speed / ceiling}
         rows.append(row | {"memory bytes": _memory(model, one, length)})
     a_text = {one.name: statistics.median(seconds[one.name]) / one.texts for one in contenders}
@@ -163,7 +158,8 @@ def _memory(model: Model, one: _Contender, length: int) -> int | None:
     """Bytes on the device: ours by XLA's account of the compiled step, PyTorch's by its allocator, where it counts."""
     if one.reference is None:
         return fit_memory(model.config, model.dtype, slots=one.texts, length=length, preset=PRESETS["fast"]).total
-    one.reference.peak_bytes()
+    if one.reference.peak_bytes() is None:
+        return None
     one.call()
     return one.reference.peak_bytes()
 
@@ -192,7 +188,7 @@ def bench_scale(
       say: receives a line for the user.
     """
     model = subject(source, dtype)
-    lengths = [length for length in lengths if length <= model.config.context]
+    lengths = within_context(model, lengths, say)
     cases = {("slots", count, lengths[0]) for count in slots}
     cases |= {("length", max(1, budget // length), length) for length in lengths}
     rows, every = [], {}
@@ -200,11 +196,11 @@ def bench_scale(
         stepper = Stepper(model, count, length, chunk)
         seconds = interleaved({"step": stepper}, repeats)["step"]
         stepper.check()
-        a_step = spread(seconds, 1e3 / (chunk * count))
-        gflops = step_flops(model.config, length) / 1e6 / a_step["median"]
-        row = {"against": against, "slots": count, "length": length}
-        rows.append(row | {f"ms a text-step {key}": value for key, value in a_step.items()} | {"GFLOP/s": gflops})
+        row: dict[str, Any] = {"against": against, "slots": count, "length": length}
+        row |= spread(A_STEP, seconds, 1e3 / (chunk * count))
+        middle = row[f"{A_STEP} median"]
+        rows.append(row | {"GFLOP/s": step_flops(model.config, length) / 1e6 / middle})
         every[f"{against}-{count}-{length}"] = seconds
-        say(f"{count} slots of {length} tokens: {a_step['median']:.3g} ms a text-step")
+        say(f"{count} slots of {length} tokens: {middle:.3g} {A_STEP}")
     settings = {"model": source, "chunk": chunk, "repeats": repeats, "dtype": str(model.dtype), "budget": budget}
     return record("scale", settings, rows, seconds=every)

@@ -8,47 +8,14 @@ from typing import Any
 import jax
 from flax.traverse_util import unflatten_dict
 
+from onestep_jax.bench.shapes import PREFIX, SHAPES
 from onestep_jax.checkpoint import DTYPES, default_dtype, load_model
 from onestep_jax.config import UserError, check_known
 from onestep_jax.families import read_config
 from onestep_jax.model import Model, parameter_shapes
 from onestep_jax.source import locate
 
-PREFIX = "shape:"
 STD = 0.02
-
-_LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "num_key_value_heads": 8,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-}
-# The keys of config.json that decide what a step costs, by the part of a hub id behind the slash, in lower case.
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": _LLAMA
-    | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
-    | {"tie_word_embeddings": True},
-    "llama-3.1-8b": _LLAMA
-    | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128}
-    | {"tie_word_embeddings": False},
-    "pythia-160m": {
-        "model_type": "gpt_neox",
-        "vocab_size": 50304,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 2048,
-        "rotary_pct": 0.25,
-        "rotary_emb_base": 10000,
-        "layer_norm_eps": 1e-5,
-        "use_parallel_residual": True,
-        "tie_word_embeddings": False,
-    },
-}
 
 
 def subject(source: str, dtype: str | None = None) -> Model:

@@ -5,7 +5,8 @@
     one at a time   the same engine and preset, one slot
     PyTorch         the protocol of the paper, one text at a time, on the first few texts
 
-Start-up, compiling and loading are included, and no program is taken from a cache on disk.
+Start-up, compiling and loading are included, and no program is taken from a cache on disk. The process of PyTorch
+imports this package as well, which takes it a few seconds.
 """
 
 from __future__ import annotations
@@ -20,11 +21,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from onestep_jax.bench import WAYS
 from onestep_jax.bench.measuring import record
+from onestep_jax.bench.reference import Reference
+from onestep_jax.checkpoint import default_dtype, load_model
 from onestep_jax.compilation import VARIABLE
 from onestep_jax.config import UserError, check_known
+from onestep_jax.corpora import load_tokens
+from onestep_jax.fitting import fit, make_problem, prepare, slot_count
+from onestep_jax.ladder import rungs
+from onestep_jax.model import Model
+from onestep_jax.optimizers import PRESETS
+from onestep_jax.placement import Pmap
+from onestep_jax.results import TextResult
+from onestep_jax.schemes import OneStep
+from onestep_jax.sweep import Sweep
+from onestep_jax.texts import text_ids
 
-WAYS = ("onestep_jax", "lockstep", "one at a time", "PyTorch")
 _CHILD = "from onestep_jax.bench.sweep import child; child()"
 
 
@@ -64,10 +79,8 @@ def bench_sweep(
     Returns:
       See `measuring.record`; a row a way and turn, and ratios of solved texts per hour over all turns.
     """
-    from onestep_jax.checkpoint import default_dtype, load_model
-    from onestep_jax.corpora import load_tokens
-
     check_known("way", ways, WAYS)
+    check_known("preset", [preset], PRESETS)
     dtype = dtype or default_dtype()
     model = load_model(source, dtype=dtype)
     tokens = [ids.tolist() for ids in load_tokens(model, texts, count=count, length=length, seed=seed)]
@@ -103,7 +116,7 @@ def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
         given.write_text(json.dumps(task))
         began = time.perf_counter()
         command = [sys.executable, "-c", _CHILD, str(given), str(out)]
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         seconds = time.perf_counter() - began
         if done.returncode or not out.exists():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -125,8 +138,6 @@ def child() -> None:
 
 
 def _torch(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
-    from onestep_jax.bench.reference import Reference
-
     reference = Reference(task["model"], task["dtype"])
     began = time.perf_counter()
     fits = [reference.fit(ids, task["steps"], seed) for seed, ids in enumerate(task["tokens"])]
@@ -134,34 +145,27 @@ def _torch(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
 
 
 def _ours(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
-    from onestep_jax.checkpoint import load_model
-    from onestep_jax.fitting import fit, slot_count
-    from onestep_jax.placement import Pmap
-    from onestep_jax.schemes import OneStep
-
     model, tokens = load_model(task["model"], dtype=task["dtype"]), task["tokens"]
-    placement = Pmap()
-    slots = 1 if task["way"] == "one at a time" else slot_count(task["slots"], model, tokens, OneStep(), placement)
     began = time.perf_counter()
     if task["way"] == "lockstep":
-        results = [text for first in range(0, len(tokens), slots) for text in _batch(task, model, slots, first)]
+        results = _lockstep(task, model)
     else:
-        results = list(fit(model, tokens, preset=task["preset"], steps=task["steps"], slots=slots))
+        alone = {"slots": 1, "placement": Pmap(jax.local_devices()[:1])}
+        how = alone if task["way"] == "one at a time" else {"slots": task["slots"]}
+        results = list(fit(model, tokens, preset=task["preset"], steps=task["steps"], **how))
     return [text.steps for text in results], [text.accuracy == 1 for text in results], began
 
 
-def _batch(task: dict[str, Any], model: Any, slots: int, first: int) -> list[Any]:
-    """Some texts until the last of them is done, with no refill and no narrowing."""
-    from onestep_jax.fitting import make_problem, prepare
-    from onestep_jax.optimizers import PRESETS
-    from onestep_jax.placement import Pmap
-    from onestep_jax.schemes import OneStep
-    from onestep_jax.sweep import Sweep
-    from onestep_jax.texts import text_ids
-
-    preset = PRESETS[task["preset"]]
+def _lockstep(task: dict[str, Any], model: Model) -> list[TextResult]:
+    """Batches one after the other, each until its last text is done, with no refill and no narrowing."""
+    preset, placement = PRESETS[task["preset"]], Pmap()
     problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), task["steps"])
-    tokens = prepare(model, task["tokens"][first : first + slots], None, OneStep())
-    sweep = Sweep(tokens, text_ids(tokens), OneStep(), 0, 1, model, None, 60.0)
-    sweep.optimise(problem, Pmap(), [slots], chunk=10)
-    return sweep.results
+    tokens = prepare(model, task["tokens"], None, OneStep())
+    ids, slots = text_ids(tokens), slot_count(task["slots"], model, tokens, OneStep(), placement)
+    results = []
+    for first in range(0, len(tokens), slots):
+        chosen = slice(first, first + slots)
+        sweep = Sweep(tokens[chosen], ids[chosen], OneStep(), 0, 1, model, None, 60.0)
+        sweep.optimise(problem, placement, rungs(slots, len(placement.devices))[:1], chunk=10)
+        results += sweep.results
+    return results
