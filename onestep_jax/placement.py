@@ -37,10 +37,13 @@ class Pmap:
         Compiled programs are kept by function, static values and devices, so that what is asked for again, by another
         engine or another fit, is there. `donate` is the place of the argument whose memory may be written over.
         """
-        devices = tuple(self.devices)
+        found: dict[int, Callable[..., Any]] = {}  # so that a call does not hash a whole configuration
 
         def call(params: Any, *arrays: Any) -> Any:
-            return _program(function, static, len(arrays), devices, donate)(params, *arrays)
+            count = len(arrays)
+            if count not in found:
+                found[count] = _program(function, static, count, tuple(self.devices), donate)
+            return found[count](params, *arrays)
 
         return call
 
