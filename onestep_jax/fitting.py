@@ -24,7 +24,7 @@ from onestep_jax.model import Model, input_scale
 from onestep_jax.optimizers import PRESETS, Optimizer, Preset
 from onestep_jax.placement import Pmap
 from onestep_jax.results import Results
-from onestep_jax.schemes import OneStep, Scheme
+from onestep_jax.schemes import OneStep, Scheme, without_start
 from onestep_jax.slots import Problem
 from onestep_jax.store import open_run, read_results
 from onestep_jax.sweep import Progress, Sweep
@@ -139,7 +139,7 @@ def make_problem(
     """
     unit = 1.0 if preset.start == "normal" else input_scale(model)
     how = {"temperature": preset.temperature, "patience": preset.patience, "record": record}
-    problem = Problem(model.network, scheme, optimizer, preset.scale * unit, steps, **how)
+    problem = Problem(model.network, without_start(scheme), optimizer, preset.scale * unit, steps, **how)
     try:
         hash(problem)
     except TypeError as error:

@@ -228,6 +228,13 @@ def from_description(description: Mapping[str, Any]) -> Scheme:
     return OneStep(**arguments)
 
 
+def without_start(scheme: Scheme) -> Scheme:
+    """The arrangement alone, for what outlives its start vectors; of a dataclass, others are kept as they are."""
+    if scheme.start is None or not dataclasses.is_dataclass(scheme):
+        return scheme
+    return dataclasses.replace(scheme, start=None)
+
+
 def axes(scheme: Scheme) -> dict[str, int | None]:
     """vmap axis of each leaf over the texts of a group: 0 if each text has its own, None if shared."""
     return {name: None if name in scheme.shared else 0 for name in scheme.leaf_shapes(1)}
