@@ -102,7 +102,7 @@ def table4(tables: Tables) -> str:
 
 
 def figure3(tables: Tables) -> str:
-    cells = (f"{row['vectors']} vectors: {float(row['ratio median']):.2f}" for row in tables["figure3_summary"])
+    cells = (f"with {row['vectors']} trained {float(row['ratio median']):.2f}" for row in tables["figure3_summary"])
     return f"median ratio of nats, {'; '.join(cells)}"
 
 
