@@ -118,6 +118,12 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory, created or gone on with")
     run.add_argument("--slots", default="auto", metavar="S", help="texts optimised at a time (default: auto)")
+    run.add_argument(
+        "--remat",
+        default="auto",
+        metavar="HOW",
+        help="activations again instead of kept: on, off or auto, where not one text fits (default: auto)",
+    )
     run.add_argument("--chunk", type=int, default=10, metavar="C", help="steps between looks of the host (default: 10)")
     run.add_argument(
         "--save-every", type=float, default=60, metavar="SECONDS", help="save the texts in flight (default: 60)"

@@ -13,7 +13,7 @@ from typing import Any
 
 from onestep_jax import looks
 from onestep_jax.config import UserError, check_known, stated
-from onestep_jax.options import given_settings, optimizer_of, scheme_of
+from onestep_jax.options import REMAT, given_settings, optimizer_of, scheme_of
 
 
 def _load(source: str, dtype: str | None, revision: str | None, **options: Any) -> Any:
@@ -69,6 +69,7 @@ def fit(args: argparse.Namespace) -> int:
     optimizer = optimizer_of(args, PRESETS[args.preset].optimizer)
     optimizer.build()
     slots = int(args.slots) if args.slots.lstrip("-").isdigit() else args.slots
+    check_known("way of --remat", [args.remat], REMAT)
     from onestep_jax import fitting
     from onestep_jax.corpora import is_named, load_tokens
     from onestep_jax.texts import read_source
@@ -91,7 +92,8 @@ def fit(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     names = "length run preset steps seed seeds chunk save_every copies record".split()
-    options = {"optimizer": optimizer, "slots": slots, "scheme": scheme} | {key: getattr(args, key) for key in names}
+    options = {"optimizer": optimizer, "slots": slots, "remat": REMAT[args.remat], "scheme": scheme}
+    options |= {key: getattr(args, key) for key in names}
     began = time.perf_counter()
     with looks.fitting_bar() as progress:
         results = fitting.fit(model, [ids.tolist() for ids in tokens], progress=progress, **options)
@@ -205,7 +207,7 @@ def info(args: argparse.Namespace) -> int:
 
     from onestep_jax.checkpoint import DTYPES, default_dtype, describe
     from onestep_jax.footprint import fit_memory, step_flops
-    from onestep_jax.model import input_scale, parameter_counts
+    from onestep_jax.model import Network, input_scale, parameter_counts
     from onestep_jax.optimizers import PRESETS
     from onestep_jax.source import locate
 
@@ -220,7 +222,7 @@ def info(args: argparse.Namespace) -> int:
         raise UserError(f"--length {args.length} is beyond the model's context of {config.context} positions")
     counts = parameter_counts(config)
     sizes = {"slots": args.slots, "length": args.length}
-    memory = fit_memory(config, DTYPES[dtype], preset=PRESETS[args.preset], **sizes)
+    memory = fit_memory(Network(config), DTYPES[dtype], preset=PRESETS[args.preset], **sizes)
     facts: dict[str, Any] = {
         "model": args.model,
         "architecture": _architecture(config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import signal
@@ -17,7 +18,6 @@ import optax
 
 from onestep_jax.compilation import use_cache
 from onestep_jax.config import UserError, check_known
-from onestep_jax.footprint import fitting_slots
 from onestep_jax.ladder import rungs
 from onestep_jax.likelihood import beginning
 from onestep_jax.model import Model, input_scale
@@ -25,16 +25,11 @@ from onestep_jax.optimizers import PRESETS, Optimizer, Preset
 from onestep_jax.placement import Pmap
 from onestep_jax.results import Results
 from onestep_jax.schemes import OneStep, Scheme, without_start
+from onestep_jax.sizing import size_fit
 from onestep_jax.slots import Problem
 from onestep_jax.store import open_run, read_results
 from onestep_jax.sweep import Progress, Sweep
 from onestep_jax.texts import check_tokens, text_ids, tokenise
-
-# What automatic slots fill: tokens at a time, beyond which a device gets no faster (measured on a CPU, where a
-# text-step of 32 tokens costs the same with 8 and with 32 slots; a guess elsewhere), and the share of its memory.
-CPU_TOKENS = 1024
-ACCELERATOR_TOKENS = 2**16
-MEMORY_SHARE = 0.85
 
 
 def fit(
@@ -50,6 +45,7 @@ def fit(
     seed: int = 0,
     seeds: int = 1,
     slots: int | str = "auto",
+    remat: bool | str = "auto",
     scheme: Scheme | None = None,
     chunk: int = 10,
     save_every: float = 60.0,
@@ -72,6 +68,8 @@ def fit(
       seed: number of the first seed.
       seeds: how many seeds a text may use, one after the other until it is solved; the best is kept.
       slots: texts optimised at a time over all devices, or "auto".
+      remat: whether activations are computed again instead of kept, see `Network.remat`; "auto" for where one text's
+        would not fit into an accelerator's memory.
       scheme: the arrangement, `OneStep()` by default.
       chunk: steps between looks of the host.
       save_every: seconds between saves of the slots in flight.
@@ -106,14 +104,15 @@ def fit(
     ids = text_ids(tokens)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
-    count = slot_count(slots, model, tokens, scheme, placement, chosen)
+    sized = size_fit(model, tokens, scheme, placement, chosen, slots=slots, remat=remat)
+    model = dataclasses.replace(model, remat=sized.remat)
     settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given", "copies": copies}
-    settings |= {"slots": count, "chunk": chunk, "save_every": save_every}
+    settings |= {**sized._asdict(), "chunk": chunk, "save_every": save_every}
     settings["h_lm of the first token"] = "left out" if beginning(model) is None else "given BOS"
     settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
     problem = make_problem(model, scheme, chosen, transformation, steps, record)
-    ladder = rungs(count, len(placement.devices))
+    ladder = rungs(sized.slots, len(placement.devices))
     if run is None:
         sweep.optimise(problem, placement, ladder, chunk)
         return Results(tuple(sweep.results), scheme.describe(), model.fingerprint, model.source)
@@ -190,39 +189,6 @@ def _optimizer(
     if needs_name and not name:
         raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed run knows it")
     return given, {"name": name, "object": True}
-
-
-def slot_count(
-    slots: int | str,
-    model: Model,
-    tokens: Sequence[np.ndarray],
-    scheme: Scheme,
-    placement: Pmap,
-    preset: Preset = PRESETS["fast"],
-) -> int:
-    """Groups at a time: as given, or enough to fill the devices without running out of their memory.
-
-    Raises:
-      UserError: for anything but a number from one on or "auto".
-    """
-    if isinstance(slots, int):
-        if slots < 1:
-            raise UserError(f"slots = {slots}: expected at least 1, or 'auto'")
-        return slots
-    if slots != "auto":
-        raise UserError(f"slots = {slots!r}: expected a number or 'auto'")
-    device, positions = placement.devices[0], max(len(ids) for ids in tokens) + scheme.extra
-    if device.platform == "cpu":
-        count = max(4, CPU_TOKENS // (positions * scheme.group))
-        return _power_of_two(min(32, count)) * len(placement.devices)
-    limit = MEMORY_SHARE * (device.memory_stats() or {}).get("bytes_limit", 2**34)
-    most = fitting_slots(model.config, model.dtype, limit, length=positions, preset=preset, scheme=scheme)
-    enough = max(1, ACCELERATOR_TOKENS // (positions * scheme.group))
-    return _power_of_two(min(most, enough)) * len(placement.devices)
-
-
-def _power_of_two(most: int) -> int:
-    return 1 << (most.bit_length() - 1)
 
 
 def _check_start(scheme: Scheme, model: Model, rows: int) -> None:

@@ -42,7 +42,7 @@ def abstract_params(config: ModelConfig, dtype: Any) -> Params:
 
 
 def compiled_step(
-    config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
+    network: Network, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
 ) -> tuple[Params, device.Slot, Any]:
     """The step of `slots` groups of texts of `length` tokens, compiled for the default backend and not run.
 
@@ -51,8 +51,8 @@ def compiled_step(
     Returns:
       The params and the slots, as shapes, and the compiled program over them.
     """
-    params, chosen = abstract_params(config, dtype), scheme or OneStep()
-    problem = Problem(Network(config), chosen, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
+    params, chosen = abstract_params(network.config, dtype), scheme or OneStep()
+    problem = Problem(network, chosen, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
     one = device.shapes(problem, length)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), one)
     program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
@@ -60,21 +60,21 @@ def compiled_step(
 
 
 def fit_memory(
-    config: ModelConfig, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
+    network: Network, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
 ) -> Memory:
     """Memory of such a step on one device, by XLA's own account; see `compiled_step`."""
     shape: dict[str, Any] = {"slots": slots, "length": length, "preset": preset, "scheme": scheme}
-    params, state, program = compiled_step(config, dtype, **shape)
+    params, state, program = compiled_step(network, dtype, **shape)
     return Memory(_bytes(params), _bytes(state), int(program.memory_analysis().temp_size_in_bytes))
 
 
 def fitting_slots(
-    config: ModelConfig, dtype: Any, limit: float, *, length: int, preset: Preset, scheme: Scheme | None = None
+    network: Network, dtype: Any, limit: float, *, length: int, preset: Preset, scheme: Scheme | None = None
 ) -> int:
-    """How many slots fit into `limit` bytes of one device, at least one: memory grows linearly from one slot to two."""
+    """How many slots fit into `limit` bytes of one device, 0 for none: memory grows linearly from one slot to two."""
     shape: dict[str, Any] = {"length": length, "preset": preset, "scheme": scheme}
-    one, two = (fit_memory(config, dtype, slots=slots, **shape).total for slots in (1, 2))
-    return max(1, 1 + int((limit - one) // max(1, two - one)))
+    one, two = (fit_memory(network, dtype, slots=slots, **shape).total for slots in (1, 2))
+    return max(0, 1 + int((limit - one) // max(1, two - one)))
 
 
 def _bytes(tree: Any) -> int:

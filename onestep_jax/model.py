@@ -44,20 +44,24 @@ class States(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """A causal decoder over input vectors; token ids enter only through `embed`."""
+    """A causal decoder over input vectors; token ids enter only through `embed`.
+
+    With `remat` a backward pass computes the insides of each block again instead of keeping them.
+    """
 
     config: ModelConfig
     dot_general: DotGeneral = jax.lax.dot_general
+    remat: bool = False
 
     def setup(self) -> None:
-        c = self.config
+        c, block = self.config, nn.remat(Block) if self.remat else Block
         self.table = nn.Embed(c.vocab_size, c.embed_width or c.width, embedding_init=INIT, name="embed")
         if c.position_rows is not None:
             self.positions = nn.Embed(c.position_rows, c.width, embedding_init=INIT)
         if c.embed_width is not None:
             self.project_in = Linear(c.width, dot_general=self.dot_general)
             self.project_out = Linear(c.embed_width, dot_general=self.dot_general)
-        self.blocks = [Block(c, c.layer(i), self.dot_general, name=f"block_{i}") for i in range(c.layers)]
+        self.blocks = [block(c, c.layer(i), self.dot_general, name=f"block_{i}") for i in range(c.layers)]
         if c.final_norm:
             self.norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
@@ -110,9 +114,12 @@ class Network:
 
     Attributes:
       config: the architecture.
+      remat: rematerialisation: whether a backward pass computes the insides of each block again instead of keeping
+        them; half as much work again for a fraction of the memory, and the same numbers.
     """
 
     config: ModelConfig
+    remat: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def embed_width(self) -> int:
@@ -125,7 +132,8 @@ class Network:
 
     def hidden(self, params: Params, x_TD: Array) -> Array:
         """Output of the last block and of the final norm, if there is one: (T, D) → (T, D)."""
-        return Decoder(self.config).apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
+        decoder = Decoder(self.config, remat=self.remat)
+        return decoder.apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
 
     def head(self, params: Params, h_TD: Array) -> Array:
         """Logits of normed hidden states: (T, D) → (T, V), in the dtype of the weights."""
@@ -167,7 +175,7 @@ class Model(Network):
     @property
     def network(self) -> Network:
         """The functions alone, without the weights, for what is kept longer than they are."""
-        return Network(self.config)
+        return Network(self.config, remat=self.remat)
 
     @property
     def dtype(self) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 from onestep_jax.config import UserError, check_known, nearest
 
+REMAT = {"auto": "auto", "on": True, "off": False}
+
 
 def scheme_of(args: argparse.Namespace, rows: int) -> Any:
     """The scheme that the options describe, for so many texts and copies."""

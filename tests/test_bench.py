@@ -1,11 +1,14 @@
 """The benchmarks: contenders take turns, ratios are of medians, every repeat is on record, and they run."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,8 +18,9 @@ from onestep_jax.bench.command import BENCHMARKS
 from onestep_jax.bench.emitting import bench_decode, one_pass
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.measuring import interleaved, machine, spread
+from onestep_jax.bench.scale import bench_scale, with_vocabulary
 from onestep_jax.bench.shapes import SHAPES
-from onestep_jax.bench.step import Stepper, bench_scale, bench_step
+from onestep_jax.bench.step import Stepper, bench_step
 from onestep_jax.bench.subjects import subject
 from onestep_jax.cli import build_parser, main
 from onestep_jax.model import parameter_counts
@@ -111,12 +115,25 @@ def test_solved_slots_are_not_counted_as_work(tiny):
 
 
 def test_scale(tiny_folder: Path):
-    sizes = {"slots": (1, 2), "lengths": (8, 16, 4096), "budget": 16, "chunk": 1, "repeats": 2}
+    sizes = {"slots": (1, 2), "lengths": (16, 8, 4096), "vocabularies": (61, 500), "budget": 16}
+    sizes |= {"chunk": 1, "repeats": 2}
     said = []
     found = bench_scale(str(tiny_folder), **sizes, say=said.append)
     assert "4096 tokens: left out, beyond the model's context of 64 positions" in said
-    cases = {(row["against"], row["slots"], row["length"]) for row in found["rows"]}
-    assert cases == {("slots", 1, 8), ("slots", 2, 8), ("length", 2, 8), ("length", 1, 16)}
+    cases = {(row["against"], row["slots"], row["length"], row["vocabulary"]) for row in found["rows"]}
+    by_length = {("length", 2, 8, 61), ("length", 1, 16, 61)}
+    by_vocabulary = {("vocabulary", 1, 8, 61), ("vocabulary", 1, 8, 500)}
+    assert cases == {("slots", 1, 8, 61), ("slots", 2, 8, 61)} | by_length | by_vocabulary
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_larger_vocabulary_repeats_the_rows(tiny, tied):
+    model = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, tied=tied))
+    larger = with_vocabulary(model, 100)
+    x_TD = 0.3 * jax.random.normal(jax.random.key(0), (5, 32))
+    logits, more = model.apply(model.params, x_TD), larger.apply(larger.params, x_TD)
+    assert more.shape == (5, 100)
+    chex.assert_trees_all_close(more, jnp.concatenate([logits, logits[:, :39]], axis=1), atol=1e-5)
 
 
 def test_decode(tiny_folder: Path):

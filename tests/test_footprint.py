@@ -15,7 +15,7 @@ from onestep_jax import PRESETS, Model, OneStep, load_model
 from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.families import read_config
 from onestep_jax.footprint import abstract_params, compiled_step, fit_memory, fitting_slots, step_flops
-from onestep_jax.model import parameter_counts
+from onestep_jax.model import Network, parameter_counts
 
 FAST = PRESETS["fast"]
 
@@ -34,7 +34,7 @@ def test_abstract_params_are_the_shapes_of_the_real_ones(default: Model):
 
 
 def test_memory_has_the_weights_and_grows_with_the_slots(default: Model):
-    few, many = (fit_memory(default.config, jnp.float32, slots=n, length=16, preset=FAST) for n in (4, 16))
+    few, many = (fit_memory(default.network, jnp.float32, slots=n, length=16, preset=FAST) for n in (4, 16))
     assert few.weights == many.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(default.params))
     assert many.state == 4 * few.state
     assert 3 < many.working / few.working < 5
@@ -45,7 +45,7 @@ def test_memory_has_the_weights_and_grows_with_the_slots(default: Model):
 
 def test_weights_take_half_in_bfloat16(default: Model):
     sizes = [
-        fit_memory(default.config, dtype, slots=1, length=8, preset=FAST).weights
+        fit_memory(default.network, dtype, slots=1, length=8, preset=FAST).weights
         for dtype in (jnp.float32, jnp.bfloat16)
     ]
     assert sizes[0] == 2 * sizes[1]
@@ -68,19 +68,19 @@ def test_flops_are_those_that_xla_counts(default: Model, tied: bool, length: int
 
 def test_slots_that_fit_fill_the_memory(default: Model):
     shape: dict[str, Any] = {"length": 16, "preset": FAST}
-    three = fit_memory(default.config, jnp.float32, slots=3, **shape).total
-    assert fitting_slots(default.config, jnp.float32, 1.02 * three, **shape) in (3, 4)
-    assert fitting_slots(default.config, jnp.float32, 10 * three, **shape) > 20
-    assert fitting_slots(default.config, jnp.float32, 1.0, **shape) == 1
-    group = fit_memory(default.config, jnp.float32, slots=1, scheme=OneStep(share="m", group=4), **shape)
-    assert group.working > 2 * fit_memory(default.config, jnp.float32, slots=1, **shape).working
+    one, three = (fit_memory(default.network, jnp.float32, slots=n, **shape).total for n in (1, 3))
+    assert fitting_slots(default.network, jnp.float32, 1.02 * three, **shape) in (3, 4)
+    assert fitting_slots(default.network, jnp.float32, 10 * three, **shape) > 20
+    assert fitting_slots(default.network, jnp.float32, 0.9 * one, **shape) == 0
+    group = fit_memory(default.network, jnp.float32, slots=1, scheme=OneStep(share="m", group=4), **shape)
+    assert group.working > 2 * fit_memory(default.network, jnp.float32, slots=1, **shape).working
 
 
 def test_no_logits_of_all_positions_exist():
     """At the width, vocabulary and length of Llama-3.2-1B; its sixteen equal layers are cut to one."""
     config = dataclasses.replace(read_config(SHAPES["llama-3.2-1b"])[1], layers=1)
     slots, length = 2, 256
-    *_, program = compiled_step(config, jnp.bfloat16, slots=slots, length=length, preset=FAST)
+    *_, program = compiled_step(Network(config), jnp.bfloat16, slots=slots, length=length, preset=FAST)
     shapes = [
         [int(number) for number in found.split(",")]
         for found in re.findall(r"\b(?:f32|bf16|f16|s32|pred)\[([\d,]+)\]", program.as_text())

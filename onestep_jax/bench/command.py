@@ -18,7 +18,7 @@ from onestep_jax.config import UserError
 
 BENCHMARKS = {
     "step": "milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch",
-    "scale": "milliseconds a text-step against slots and length; with a plot",
+    "scale": "milliseconds a text-step against slots, length and vocabulary; with a plot",
     "sweep": "solved texts per hour of a whole sweep, four ways; start-up included",
     "decode": "one forward pass against token by token with a KV cache, tokens per second (Figure 4)",
     "load": "reading a checkpoint, beside plain safetensors",
@@ -52,6 +52,7 @@ def _step_options(sub: argparse.ArgumentParser) -> None:
 def _scale_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--slots", type=_numbers, metavar="S,…", help="at the shortest length (default: 1,2,4,…,64)")
     sub.add_argument("--lengths", type=_numbers, metavar="N,…", help="tokens (default: 16,32,64,…,512)")
+    sub.add_argument("--vocabularies", type=_numbers, metavar="V,…", help="default: 4096,16384,65536,131072")
     sub.add_argument("--budget", type=int, default=2048, metavar="K", help="slots × length held at (default: 2048)")
 
 
@@ -90,11 +91,11 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 def bench(args: argparse.Namespace) -> int:
     """Run one benchmark, print its table and ratios, write its record."""
-    from onestep_jax.bench import emitting, load, measuring, step, sweep
+    from onestep_jax.bench import emitting, load, measuring, scale, step, sweep
 
     runs: dict[str, Callable[..., dict[str, Any]]] = {
         "step": step.bench_step,
-        "scale": step.bench_scale,
+        "scale": scale.bench_scale,
         "sweep": sweep.bench_sweep,
         "decode": emitting.bench_decode,
         "load": load.bench_load,
@@ -118,7 +119,7 @@ def bench(args: argparse.Namespace) -> int:
         print(f"{name}: {'none solved' if value is None else format(value, '.4g')}")
     print(f"Record {out}")
     if args.benchmark == "scale":
-        print(f"Figure {_draw(found, out.with_suffix('.png'))}")
+        print(f"Figure {scale.draw_scale(found, out.with_suffix('.png'))}")
     return 0
 
 
@@ -127,23 +128,3 @@ def _check(options: dict[str, Any]) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         if name != "seed" and any(type(number) is int and number < 1 for number in numbers):
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-
-
-def _draw(found: dict[str, Any], path: Path) -> Path:
-    """Milliseconds a text-step against slots and against length."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axis, against in zip(figure.subplots(1, 2), ("slots", "length"), strict=True):
-        rows = [row for row in found["rows"] if row["against"] == against]
-        rows.sort(key=lambda row: row[against])
-        middle, least, most = ([row[f"ms a text-step {key}"] for row in rows] for key in ("median", "least", "most"))
-        bars = [[m - x for m, x in zip(middle, least, strict=True)], [y - m for m, y in zip(middle, most, strict=True)]]
-        axis.errorbar([row[against] for row in rows], middle, bars, marker="o", capsize=3)
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xticks([row[against] for row in rows], [str(row[against]) for row in rows])
-        other = "tokens N" if against == "length" else f"slots, at {rows[0]['length']} tokens"
-        axis.set(xlabel=other, ylabel="ms a text-step")
-    figure.savefig(path, dpi=150)
-    return path

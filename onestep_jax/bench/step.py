@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +16,13 @@ from onestep_jax.bench.measuring import interleaved, matmul, record, spread, wit
 from onestep_jax.bench.reference import Reference, Training
 from onestep_jax.bench.subjects import subject
 from onestep_jax.config import UserError
-from onestep_jax.fitting import make_problem, slot_count
+from onestep_jax.fitting import make_problem
 from onestep_jax.footprint import fit_memory, step_flops
 from onestep_jax.model import Model
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.placement import Pmap
 from onestep_jax.schemes import OneStep
+from onestep_jax.sizing import size_fit
 from onestep_jax.slots import RUNNING
 
 ENDLESS = 2**30  # steps
@@ -84,7 +86,9 @@ def bench_step(
     model = subject(source, dtype)
     dtype = str(model.dtype)
     within_context(model, [length], say)
-    slots = slot_count(slots, model, [np.zeros(length)], OneStep(), Pmap(jax.local_devices()[:1]))
+    one_device = Pmap(jax.local_devices()[:1])
+    slots, remat = size_fit(model, [np.zeros(length)], OneStep(), one_device, PRESETS["fast"], slots=slots)
+    model = dataclasses.replace(model, remat=remat)
     ours = [_Contender(f"onestep_jax, {n} at a time", n, Stepper(model, n, length, chunk)) for n in sorted({1, slots})]
     ways = ["eager"] * torch + ["compiled"] * (torch and compiled)
     theirs = [one for way in ways for one in _of_pytorch(source, dtype, way, slots, length, chunk)]
@@ -157,50 +161,8 @@ def _fits(call: Callable[[], Any]) -> bool:
 def _memory(model: Model, one: _Contender, length: int) -> int | None:
     """Bytes on the device: ours by XLA's account of the compiled step, PyTorch's by its allocator, where it counts."""
     if one.reference is None:
-        return fit_memory(model.config, model.dtype, slots=one.texts, length=length, preset=PRESETS["fast"]).total
+        return fit_memory(model.network, model.dtype, slots=one.texts, length=length, preset=PRESETS["fast"]).total
     if one.reference.peak_bytes() is None:
         return None
     one.call()
     return one.reference.peak_bytes()
-
-
-def bench_scale(
-    source: str = "default",
-    *,
-    slots: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
-    lengths: Sequence[int] = (16, 32, 64, 128, 256, 512),
-    budget: int = 2048,
-    chunk: int = 4,
-    repeats: int = 3,
-    dtype: str | None = None,
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Time a text-step against the number of slots and the length of the texts.
-
-    Args:
-      source: see `subjects.subject`.
-      slots: at the shortest length.
-      lengths: at as many slots as keep slots × length at `budget`, at least one.
-      budget: tokens.
-      chunk: steps of a call.
-      repeats: timed calls of each.
-      dtype: of the weights.
-      say: receives a line for the user.
-    """
-    model = subject(source, dtype)
-    lengths = within_context(model, lengths, say)
-    cases = {("slots", count, lengths[0]) for count in slots}
-    cases |= {("length", max(1, budget // length), length) for length in lengths}
-    rows, every = [], {}
-    for against, count, length in sorted(cases):
-        stepper = Stepper(model, count, length, chunk)
-        seconds = interleaved({"step": stepper}, repeats)["step"]
-        stepper.check()
-        row: dict[str, Any] = {"against": against, "slots": count, "length": length}
-        row |= spread(A_STEP, seconds, 1e3 / (chunk * count))
-        middle = row[f"{A_STEP} median"]
-        rows.append(row | {"GFLOP/s": step_flops(model.config, length) / 1e6 / middle})
-        every[f"{against}-{count}-{length}"] = seconds
-        say(f"{count} slots of {length} tokens: {middle:.3g} {A_STEP}")
-    settings = {"model": source, "chunk": chunk, "repeats": repeats, "dtype": str(model.dtype), "budget": budget}
-    return record("scale", settings, rows, seconds=every)

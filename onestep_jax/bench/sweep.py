@@ -11,6 +11,7 @@ imports this package as well, which takes it a few seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -30,13 +31,14 @@ from onestep_jax.checkpoint import default_dtype, load_model
 from onestep_jax.compilation import VARIABLE
 from onestep_jax.config import UserError, check_known
 from onestep_jax.corpora import load_tokens
-from onestep_jax.fitting import fit, make_problem, prepare, slot_count
+from onestep_jax.fitting import fit, make_problem, prepare
 from onestep_jax.ladder import rungs
 from onestep_jax.model import Model
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.placement import Pmap
 from onestep_jax.results import TextResult
 from onestep_jax.schemes import OneStep
+from onestep_jax.sizing import size_fit
 from onestep_jax.sweep import Sweep
 from onestep_jax.texts import text_ids
 
@@ -159,9 +161,10 @@ def _ours(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
 def _lockstep(task: dict[str, Any], model: Model) -> list[TextResult]:
     """Batches one after the other, each until its last text is done, with no refill and no narrowing."""
     preset, placement = PRESETS[task["preset"]], Pmap()
-    problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), task["steps"])
     tokens = prepare(model, task["tokens"], None, OneStep())
-    ids, slots = text_ids(tokens), slot_count(task["slots"], model, tokens, OneStep(), placement)
+    slots, remat = size_fit(model, tokens, OneStep(), placement, preset, slots=task["slots"])
+    model, ids = dataclasses.replace(model, remat=remat), text_ids(tokens)
+    problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), task["steps"])
     results = []
     for first in range(0, len(tokens), slots):
         chosen = slice(first, first + slots)

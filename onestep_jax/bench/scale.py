@@ -1,0 +1,106 @@
+"""What a text-step costs against the number of slots, the length of the texts and the size of the vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from onestep_jax.bench.measuring import interleaved, record, spread, within_context
+from onestep_jax.bench.step import A_STEP, Stepper
+from onestep_jax.bench.subjects import subject
+from onestep_jax.footprint import step_flops
+from onestep_jax.model import Model
+
+AXES = ("slots", "length", "vocabulary")
+
+
+def bench_scale(
+    source: str = "default",
+    *,
+    slots: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    lengths: Sequence[int] = (16, 32, 64, 128, 256, 512),
+    vocabularies: Sequence[int] = (4096, 16384, 65536, 131072),
+    budget: int = 2048,
+    chunk: int = 4,
+    repeats: int = 3,
+    dtype: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Time a text-step against each of `AXES`, the rows of the model's embedding table being repeated or cut.
+
+    Args:
+      source: see `subjects.subject`.
+      slots: at the shortest length.
+      lengths: at as many slots as keep slots × length at `budget`, at least one.
+      vocabularies: at the shortest length and the fewest slots that fill an eighth of `budget`.
+      budget: tokens.
+      chunk: steps of a call.
+      repeats: timed calls of each.
+      dtype: of the weights.
+      say: receives a line for the user.
+
+    Returns:
+      See `measuring.record`; a row a case.
+    """
+    model = subject(source, dtype)
+    lengths = within_context(model, lengths, say)
+    shortest, own = min(lengths), model.config.vocab_size
+    cases = {("slots", count, shortest, own) for count in slots}
+    cases |= {("length", max(1, budget // length), length, own) for length in lengths}
+    cases |= {("vocabulary", max(1, budget // (8 * shortest)), shortest, size) for size in vocabularies}
+    rows, every = [], {}
+    for case in sorted(cases):
+        against, count, length, size = case
+        sized = model if size == own else with_vocabulary(model, size)
+        stepper = Stepper(sized, count, length, chunk)
+        seconds = interleaved({"step": stepper}, repeats)["step"]
+        stepper.check()
+        row: dict[str, Any] = {"against": against, "slots": count, "length": length, "vocabulary": size}
+        row |= spread(A_STEP, seconds, 1e3 / (chunk * count))
+        middle = row[f"{A_STEP} median"]
+        rows.append(row | {"GFLOP/s": step_flops(sized.config, length) / 1e6 / middle})
+        every["-".join(map(str, case))] = seconds
+        say(f"{count} slots of {length} tokens, {size} in the vocabulary: {middle:.3g} {A_STEP}")
+    settings = {"model": source, "chunk": chunk, "repeats": repeats, "dtype": str(model.dtype), "budget": budget}
+    return record("scale", settings, rows, seconds=every)
+
+
+def with_vocabulary(model: Model, size: int) -> Model:
+    """The model with a vocabulary of `size`: the rows of its table, and of its head, repeated or cut."""
+    rows = jnp.arange(size) % model.config.vocab_size
+    params = {**model.params, "embed": {"embedding": model.params["embed"]["embedding"][rows]}}
+    if not model.config.tied:
+        params["head"] = {"kernel": model.params["head"]["kernel"][rows]}
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=size), params=params)
+
+
+def draw_scale(found: dict[str, Any], path: Path) -> Path:
+    """Milliseconds a text-step against each axis that was measured, with their ranges."""
+    from matplotlib.figure import Figure
+
+    measured = [axis for axis in AXES if any(row["against"] == axis for row in found["rows"])]
+    figure = Figure(figsize=(4.2 * len(measured), 3.6), layout="constrained")
+    for panel, against in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
+        rows = [row for row in found["rows"] if row["against"] == against]
+        rows.sort(key=lambda row: row[against])
+        middle, least, most = ([row[f"{A_STEP} {key}"] for row in rows] for key in ("median", "least", "most"))
+        bars = [[m - x for m, x in zip(middle, least, strict=True)], [y - m for m, y in zip(middle, most, strict=True)]]
+        panel.errorbar([row[against] for row in rows], middle, bars, marker="o", capsize=3)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xticks([row[against] for row in rows], [str(row[against]) for row in rows])
+        panel.set(xlabel=_label(against, rows[0], found["settings"]["budget"]), ylabel=A_STEP)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _label(against: str, row: dict[str, Any], budget: int) -> str:
+    return {
+        "slots": f"slots, of {row['length']} tokens",
+        "length": f"tokens N, slots × N = {budget}",
+        "vocabulary": f"vocabulary, {row['slots']} slots of {row['length']} tokens",
+    }[against]

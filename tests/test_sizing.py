@@ -1,0 +1,109 @@
+"""Slots and rematerialisation follow from what a device holds; rematerialisation changes no number."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onestep_jax import PRESETS, Model, OneStep, Preset, UserError, fit, footprint, sizing
+from onestep_jax.footprint import Memory
+from onestep_jax.model import Network
+from onestep_jax.schemes import Scheme
+from onestep_jax.sizing import Sizing, size_fit
+
+LENGTH = 64
+TEXTS = [np.zeros(LENGTH, np.int32), np.zeros(8, np.int32)]
+FAST = PRESETS["fast"]
+WEIGHTS, KEPT, AGAIN = 1000, 100, 20  # bytes of the weights, and of a slot with its activations and without
+
+
+@pytest.fixture(autouse=True)
+def account(monkeypatch):
+    """Memory as counted above, in the place of XLA's account of compiled steps."""
+
+    def memory(network: Network, _dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme) -> Memory:
+        assert (length, preset, scheme) == (LENGTH, FAST, OneStep())
+        return Memory(WEIGHTS, 0, slots * (AGAIN if network.remat else KEPT))
+
+    monkeypatch.setattr(footprint, "fit_memory", memory)
+
+
+def devices_of(memory: float, count: int = 1) -> Any:
+    """Accelerators, of which a fit may fill so much."""
+    found = {"bytes_limit": memory / sizing.MEMORY_SHARE}
+    return SimpleNamespace(devices=[SimpleNamespace(platform="gpu", memory_stats=lambda: found)] * count)
+
+
+def size(model: Model, placement: Any, **given: Any) -> Sizing:
+    return size_fit(model, TEXTS, OneStep(), placement, FAST, **given)
+
+
+def test_slots_fill_the_memory_in_powers_of_two(tiny):
+    assert size(tiny, devices_of(WEIGHTS + 7.5 * KEPT)) == (4, False)
+    assert size(tiny, devices_of(WEIGHTS + 8.5 * KEPT)) == (8, False)
+    assert size(tiny, devices_of(WEIGHTS + 8.5 * KEPT, count=3)) == (24, False)
+
+
+def test_slots_are_no_more_than_keep_a_device_busy(tiny):
+    assert size(tiny, devices_of(1e9)) == (sizing.ACCELERATOR_TOKENS // LENGTH, False)
+
+
+def test_activations_are_computed_again_where_one_text_does_not_fit(tiny):
+    short = devices_of(WEIGHTS + 4.5 * AGAIN)
+    assert WEIGHTS + 4.5 * AGAIN < WEIGHTS + KEPT
+    assert size(tiny, short) == (4, True)
+    assert size(tiny, short, remat=False) == (1, False)
+    assert size(tiny, devices_of(WEIGHTS + 2.5 * KEPT)) == (2, False)
+    assert size(tiny, devices_of(WEIGHTS + 2.5 * KEPT), remat=True) == (8, True)
+    assert size(tiny, devices_of(1.0)) == (1, True)
+
+
+def test_what_is_given_is_taken(tiny, one_device):
+    assert size(tiny, one_device, slots=3) == (3, False)
+    assert size(tiny, one_device, slots=3, remat=True) == (3, True)
+    assert size(tiny, one_device, remat=True) == (16, True)
+    assert size(tiny, one_device) == (16, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"slots": 0}, "slots = 0: expected at least 1, or 'auto'"),
+        ({"slots": "many"}, "slots = 'many': expected a number or 'auto'"),
+        ({"remat": "maybe"}, "remat = 'maybe': expected True, False or 'auto'"),
+    ],
+)
+def test_bad_sizes_are_refused(tiny, one_device, given, said):
+    with pytest.raises(UserError, match=said):
+        size(tiny, one_device, **given)
+
+
+def test_rematerialisation_changes_no_number(tiny):
+    x_TD = 0.3 * jax.random.normal(jax.random.key(0), (9, 32))
+
+    def loss(network: Any, x_TD: jax.Array) -> jax.Array:
+        return jnp.sum(jax.nn.log_softmax(network.apply(tiny.params, x_TD))[:, 0])
+
+    kept, again = (
+        jax.value_and_grad(lambda x, how=how: loss(dataclasses.replace(tiny.network, remat=how), x))(x_TD)
+        for how in (False, True)
+    )
+    chex.assert_trees_all_close(again, kept, rtol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_blocks_are_kept_from_being_merged_with_their_recomputation(tiny, remat):
+    network = dataclasses.replace(tiny.network, remat=remat)
+    lowered = jax.jit(jax.grad(lambda x_TD: network.apply(tiny.params, x_TD).sum())).lower(jnp.zeros((9, 32)))
+    assert lowered.as_text().count("optimization_barrier") == (tiny.config.layers if remat else 0)
+
+
+def test_texts_are_solved_with_rematerialisation(tiny, token_lists):
+    again = fit(tiny, token_lists, steps=2000, remat=True)
+    assert again.solved == len(token_lists)
+    assert fit(tiny, token_lists, steps=2000).solved == len(token_lists)
