@@ -11,6 +11,7 @@ from typing import Any
 import optax
 
 from onestep_jax.config import UserError, check_known
+from onestep_jax.quasi_newton import cautious_lbfgs
 
 _OPTAX = """adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lbfgs lion
 nadam nadamw noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd
@@ -28,9 +29,10 @@ _PEAK = ("value", "peak_value", "init_value")
 
 
 def optimizer_names() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """Name → optax factory, of those this optax has."""
+    """Name → factory, of those this optax has, and of our own."""
     found = {name: getattr(optax, name) for name in _OPTAX if hasattr(optax, name)}
-    return found | {name: getattr(optax.contrib, name) for name in _CONTRIB if hasattr(optax.contrib, name)}
+    found |= {name: getattr(optax.contrib, name) for name in _CONTRIB if hasattr(optax.contrib, name)}
+    return {**found, "cautious_lbfgs": cautious_lbfgs}
 
 
 def schedule_names() -> dict[str, Callable[..., optax.Schedule]]:
@@ -71,10 +73,10 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimiser of optax by name.
+    """An optimiser by name.
 
     Attributes:
-      name: function of `optax` or `optax.contrib`.
+      name: function of `optax` or `optax.contrib`, or "cautious_lbfgs".
       arguments: keyword arguments; `learning_rate` among them where the optimiser takes one.
       schedule: shape of the learning rate over the steps of one text; None for constant.
     """
@@ -158,11 +160,7 @@ PRESETS = {
     "cramming": Preset("embedding", _PAPER, patience=2000),
     "fast": Preset(
         "embedding",
-        Optimizer(
-            "adamw",
-            {"learning_rate": 0.06, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01},
-            Schedule("warmup_cosine_decay", {"warmup_steps": 20, "decay_steps": 800, "end_value": 0.2}),
-        ),
+        Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
         scale=0.2,
         temperature=0.25,
     ),

@@ -6,9 +6,9 @@ from pathlib import Path
 import onestep_jax
 
 LINE = """config compilation rotary families layers model partition source tensors checkpoint texts schemes objective
-likelihood generation passages corpora optimizers results decoding placement slots engine inflight footprint files
-parts store ladder sweep sizing fitting exporting metrics tables capacity analysis report demo __init__ experiment looks
-bench options commands cli""".split()
+likelihood generation passages corpora quasi_newton optimizers results decoding placement slots engine inflight
+footprint files parts store ladder sweep sizing fitting exporting metrics tables capacity analysis report demo __init__
+experiment looks bench options commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 
