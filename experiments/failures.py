@@ -49,7 +49,7 @@ class Config:
 def config(smoke: bool) -> Config:
     """The paper's lengths around the capacity, or seconds: a budget too small for the longer texts."""
     if smoke:
-        return Config("default", "demo", count=4, lengths=(5, 8), bins=4, preset="fast", steps=40)
+        return Config("default", "demo", count=4, lengths=(5, 8), bins=4, preset="fast", steps=12)
     return Config()
 
 

@@ -60,7 +60,7 @@ class Config:
 def config(smoke: bool) -> Config:
     """The paper's size, or seconds."""
     if smoke:
-        fast: dict[str, Any] = {"preset": "fast", "steps": 200, "curve_steps": 100, "temperature": 0.1}
+        fast: dict[str, Any] = {"preset": "fast", "steps": 200, "curve_steps": 300, "temperature": 0.1}
         return Config("default", "demo", count=2, solutions=2, length=8, points=9, **fast)
     return Config()
 

@@ -131,7 +131,7 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     how = parser.add_argument_group("optimisation")
     how.add_argument("--preset", default="fast", metavar="NAME", help=f"{', '.join(PRESETS)} (default: fast)")
-    how.add_argument("--optimizer", metavar="NAME", help="of optax or optax.contrib, such as adamw, lion, prodigy")
+    how.add_argument("--optimizer", metavar="NAME", help="cautious_lbfgs, or of optax or optax.contrib: adamw, lion, …")
     how.add_argument("--lr", type=float, metavar="LR", help="learning rate, the peak of a schedule")
     how.add_argument(
         "--schedule",

@@ -159,9 +159,8 @@ PRESETS = {
     "paper": Preset("normal", _PAPER),
     "cramming": Preset("embedding", _PAPER, patience=2000),
     "fast": Preset(
-        "embedding",
+        "normal",
         Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
-        scale=0.2,
         temperature=0.25,
     ),
 }

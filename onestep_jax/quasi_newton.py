@@ -20,7 +20,7 @@ class CautiousLbfgsState(NamedTuple):
     """Where the last update was made and the last pairs, oldest first; P is the number of components, M of pairs.
 
     Attributes:
-      count: () int32, updates made.
+      steps: () int32, updates made.
       point_P, gradient_P: of the last update.
       moves_MP: differences of points (s); zero where there is no pair yet.
       turns_MP: differences of gradients (y).
@@ -28,7 +28,7 @@ class CautiousLbfgsState(NamedTuple):
       scale: () the inverse Hessian before any pair is s · y / y · y of the newest one, times the identity.
     """
 
-    count: jax.Array
+    steps: jax.Array
     point_P: jax.Array
     gradient_P: jax.Array
     moves_MP: jax.Array
@@ -63,18 +63,19 @@ def cautious_lbfgs(
         )
 
     def update(
-        updates: optax.Updates, state: CautiousLbfgsState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, CautiousLbfgsState]:
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, CautiousLbfgsState)
         if params is None:
             raise ValueError("cautious_lbfgs needs params: update(updates, state, params)")
         (gradient_P, restore), (point_P, _) = ravel_pytree(updates), ravel_pytree(params)
         state = _remember(state, point_P, gradient_P, curvature)
         direction_P = _precondition(state, gradient_P)
-        rate: Any = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate: Any = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         step_P = -rate * direction_P
         rms = jnp.sqrt(jnp.mean(jnp.square(step_P)))
         step_P = step_P * jnp.minimum(1.0, max_rms / jnp.maximum(rms, jnp.finfo(rms.dtype).tiny))
-        return restore(step_P), state._replace(count=state.count + 1)
+        return restore(step_P), state._replace(steps=state.steps + 1)
 
     return optax.GradientTransformation(init, update)
 
@@ -85,7 +86,7 @@ def _remember(
     """The state at this point, the newest pair in the place of the oldest if its curvature is positive enough."""
     move_P, turn_P = point_P - state.point_P, gradient_P - state.gradient_P
     product, square = jnp.vdot(move_P, turn_P), jnp.vdot(turn_P, turn_P)
-    known = state.count > 0
+    known = state.steps > 0
     kept = known & (product > curvature * jnp.sqrt(jnp.vdot(move_P, move_P) * square))
 
     def push(pairs: jax.Array, newest: jax.Array) -> jax.Array:

@@ -233,7 +233,7 @@ def test_agreement_is_of_the_same_texts_and_lengths(monkeypatch, tiny):
 
 TEXTS = np.random.default_rng(1).integers(61, size=(4, 12)).tolist()
 LENGTHS = (4, 8, 12)
-BUDGET = 100
+BUDGET = 45
 
 
 class Killed(Exception):

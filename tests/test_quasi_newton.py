@@ -69,7 +69,7 @@ def test_pairs_of_negative_curvature_are_left_out():
 def test_pairs_are_kept_oldest_first():
     points, state = descend(cautious_lbfgs(memory_size=2, max_rms=10.0), bowl, start(), 5)
     assert isinstance(state, CautiousLbfgsState)
-    assert int(state.count) == 5
+    assert int(state.steps) == 5
     moves = [np.ravel(points[i + 1]["a"] - points[i]["a"]) for i in (2, 3)]
     chex.assert_trees_all_close(state.moves_MP[:, :6], np.stack(moves), atol=1e-6)
 

@@ -58,7 +58,7 @@ HOSTILE = [
 def run(tiny_folder, token_lists, one_device, tmp_path_factory):
     """A finished run of six texts, some of them exact; no test may change it."""
     folder = tmp_path_factory.mktemp("report") / "six"
-    results = fit(load_model(tiny_folder), token_lists[:6], run=folder, steps=60, slots=3, placement=one_device)
+    results = fit(load_model(tiny_folder), token_lists[:6], run=folder, steps=40, slots=3, placement=one_device)
     assert 0 < results.solved < 6
     return folder
 
@@ -205,7 +205,7 @@ def test_numbers_shown_equal_the_run(page, run):
     assert tiles["Steps"] == f"{np.median(results.steps):.0f}"
     assert "[e] [m]×(N−1)" in page.by_id("summary").text
     assert f"6 texts, {results.solved} of them exact" in page.all("header")[0].text
-    assert "preset fast: adamw (learning_rate 0.06, b1 0.9" in page.by_id("summary").text
+    assert "preset fast: cautious_lbfgs (learning_rate 1" in page.by_id("summary").text
     sizes = {row[0]: row[1] for row in rows_of(page.by_id("summary").all("table")[0])}
     assert sizes["Learned vectors, float32"] == f"{6 * 2 * 32 * 4:,} bytes"
     assert sizes["Token ids, 6 bits each"] == "36 bytes"
@@ -528,7 +528,7 @@ def test_the_command_says_what_was_run(run, tmp_path, optimizer, scheme):
     assert program == "onestep"
     assert optimizer_of(args, PRESETS["fast"].optimizer).describe() == described
     assert scheme_of(args, 12).describe() == scheme.describe()
-    assert (args.run, args.length, args.steps, args.copies) == (tmp_path / "a run", 8, 60, 2)
+    assert (args.run, args.length, args.steps, args.copies) == (tmp_path / "a run", 8, 40, 2)
     assert (args.model, args.dtype, args.record) == (config["settings"]["model"], "float32", True)
 
 

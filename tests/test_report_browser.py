@@ -44,7 +44,7 @@ def rendered(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tiny_folder, token_lists, one_device, tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser-run") / "run"
-    results = fit(load_model(tiny_folder), token_lists[:6], run=folder, steps=60, slots=3, placement=one_device)
+    results = fit(load_model(tiny_folder), token_lists[:6], run=folder, steps=40, slots=3, placement=one_device)
     assert 0 < results.solved < 6
     return folder
 
