@@ -40,8 +40,8 @@ VERDICTS = """## What holds on the packaged model
 
 Judged from the same tables by [`findings.py`](findings.py). The packaged model is a thousand times smaller than the
 largest of the paper, its texts have 4 to 90 tokens instead of 4 to 1,448, and its fits stop after 500 to 2,000
-evaluations with the preset `fast`, autoregressive ones as well; what does not hold here may hold there, and the other
-way round.
+evaluations, autoregressive ones as well, of the preset that was `fast` then: AdamW, which needs more than twice as many
+as today's ([why](results/preset_fast/README.md)). What does not hold here may hold there, and the other way round.
 """
 
 Fits = Iterable[tuple[int, int]]
