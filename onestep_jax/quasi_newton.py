@@ -39,8 +39,8 @@ class CautiousLbfgsState(NamedTuple):
 
 def cautious_lbfgs(
     learning_rate: optax.ScalarOrSchedule = 1.0,
-    memory_size: int = 20,
-    max_rms: float = 0.05,
+    memory_size: int = 40,
+    max_rms: float = 0.08,
     curvature: float = 1e-3,
 ) -> optax.GradientTransformation:
     """L-BFGS with cautious pairs and bounded steps (Nocedal and Wright, Numerical Optimization, algorithm 7.4).
@@ -48,7 +48,7 @@ def cautious_lbfgs(
     Args:
       learning_rate: factor of the quasi-Newton step.
       memory_size: pairs kept (M).
-      max_rms: largest root mean square of the components of an update; a longer one is shortened.
+      max_rms: largest root mean square of the components of an update, over all leaves; a longer one is shortened.
       curvature: least cosine between s and y of a pair that is kept.
     """
     if memory_size < 1:

@@ -15,8 +15,8 @@ from onestep_jax.optimizers import Preset
 from onestep_jax.placement import Pmap
 from onestep_jax.schemes import Scheme
 
-# Tokens at a time beyond which a device gets no faster (measured on a CPU by `onestep bench scale`; a guess elsewhere),
-# and the share of an accelerator's memory that a fit may fill.
+# Tokens at a time beyond which a device gets no faster (measured on a CPU, where a text-step of 32 tokens costs as much
+# with 8 slots as with 32; a guess elsewhere), and the share of an accelerator's memory that a fit may fill.
 CPU_TOKENS = 1024
 ACCELERATOR_TOKENS = 2**16
 MEMORY_SHARE = 0.85

@@ -142,7 +142,7 @@ class Sweep:
         fitting = [rung for rung in self.ladder if rung < self.width]
         where = f"{self.width} slots of {self.bucket.positions} tokens"
         if not fitting:
-            cure = "give a smaller --length, --dtype bfloat16, or more devices"
+            cure = "give --remat on, a smaller --length or --dtype bfloat16"
             raise UserError(f"the device's memory does not hold {where}; {cure}") from error
         warnings.warn(f"the device's memory does not hold {where}; going on with {fitting[0]}", stacklevel=2)
         self.ladder, self.width = fitting, fitting[0]

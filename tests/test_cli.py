@@ -30,7 +30,7 @@ def lines_file(home):
 def fitted(tiny_folder, lines_file, home):
     """The options that made a finished run of four texts; no test may change the run."""
     options = ["fit", "--model", tiny_folder, "--texts", lines_file, "--split", "lines"]
-    options = [*map(str, options), "--length", "6", "--run", str(home / "run"), "--slots", "2"]
+    options = [*map(str, options), "--length", "6", "--run", str(home / "run"), "--slots", "2", "--remat", "on"]
     assert main(options) == 0
     before = contents(home / "run")
     yield options

@@ -13,8 +13,10 @@ import pytest
 from onestep_jax import PRESETS, Model, OneStep, Preset, UserError, fit, footprint, sizing
 from onestep_jax.footprint import Memory
 from onestep_jax.model import Network
+from onestep_jax.placement import Pmap
 from onestep_jax.schemes import Scheme
 from onestep_jax.sizing import Sizing, size_fit
+from onestep_jax.slots import Problem
 
 LENGTH = 64
 TEXTS = [np.zeros(LENGTH, np.int32), np.zeros(8, np.int32)]
@@ -101,6 +103,21 @@ def test_blocks_are_kept_from_being_merged_with_their_recomputation(tiny, remat)
     network = dataclasses.replace(tiny.network, remat=remat)
     lowered = jax.jit(jax.grad(lambda x_TD: network.apply(tiny.params, x_TD).sum())).lower(jnp.zeros((9, 32)))
     assert lowered.as_text().count("optimization_barrier") == (tiny.config.layers if remat else 0)
+
+
+class Noting(Pmap):
+    """Notes what the programs of a fit are made of."""
+
+    def map(self, function: Any, *static: Any, donate: int | None = None) -> Any:
+        self.noted = [*getattr(self, "noted", []), *(one.network.remat for one in static if isinstance(one, Problem))]
+        return super().map(function, *static, donate=donate)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_fit_is_made_with_what_it_is_told(tiny, token_lists, remat):
+    placement = Noting(jax.local_devices()[:1])
+    fit(tiny, token_lists[:1], steps=1, slots=1, remat=remat, placement=placement)
+    assert set(placement.noted) == {remat}
 
 
 def test_texts_are_solved_with_rematerialisation(tiny, token_lists):
