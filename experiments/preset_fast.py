@@ -178,17 +178,17 @@ def bfloat16(study: Study) -> None:
             study.add("bfloat16", {"dtype": dtype} | summary(results, 24))
 
 
-def judge(study: Study, presets: Sequence[str] = tuple(JUDGED)) -> None:
+def judge(study: Study) -> None:
     """All texts at the first length; longer ones while a text is solved, shorter ones where it is not even there."""
-    for name in presets:
-        preset, (first, *others) = {"fast": FAST, "base": BASE, "paper": PAPER}[name], JUDGED[name]
+    presets = {"fast": FAST, "base": BASE, "paper": PAPER}
+    for name, (first, *others) in JUDGED.items():
         everyone = list(range(len(study.judging)))
-        at_first = still = judge_at(study, name, preset, first, everyone)
+        at_first = still = judge_at(study, name, presets[name], first, everyone)
         for length in others:
             if length > first:
-                still = judge_at(study, name, preset, length, still)
+                still = judge_at(study, name, presets[name], length, still)
             else:
-                judge_at(study, name, preset, length, [text for text in everyone if text not in at_first])
+                judge_at(study, name, presets[name], length, [text for text in everyone if text not in at_first])
 
 
 def judge_at(study: Study, name: str, preset: Preset, length: int, texts: list[int]) -> list[int]:

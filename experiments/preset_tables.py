@@ -15,7 +15,9 @@ PATIENCE = (150, 200, 300, 500, 1000, 1800)
 ABOUT = """Made by [`preset_fast.py`](../../preset_fast.py), which says what each part is. Packaged model. Work is
 gradient evaluations times tokens; an unsolved text counts with its whole budget, 600 evaluations while choosing and
 5,000 while judging. `base` is `fast` with start vectors at 0.2 × the deviation of the embeddings; `choose` changes one
-thing of it at a time, at 24 tokens. N(0, 1) was taken for `fast` and not N(0, 4), because the paper starts there."""
+thing of it at a time, at 24 tokens, with other optimisers on the first eight texts only. N(0, 1) was taken for `fast`
+and not N(0, 4), because the paper starts there. The temperature is older: it was chosen on one piece of each of eight
+books, one of which is among those of the judged texts, which are other pieces of it."""
 
 
 def write_tables(folder: Path) -> Path:

@@ -2,19 +2,42 @@
 
 import csv
 import importlib.util
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "experiments" / "preset_tables.py"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("preset_tables", PATH)
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    return load("preset_tables")
+
+
+@pytest.fixture
+def study(tables, monkeypatch, tmp_path):
+    """A study of two texts, of which no fit is made: the first is solved to 32 tokens, the second to 16."""
+    module, fitted = load("preset_fast"), []
+
+    def fit(_model, texts, *, preset, steps):
+        fitted.append((preset, [(ids[0], len(ids)) for ids in texts], steps))
+        solved = [len(ids) <= {1: 32, 2: 16}[ids[0]] for ids in texts]
+        return [SimpleNamespace(steps=10, accuracy=float(good), c_tokens=0) for good in solved]
+
+    monkeypatch.setattr(module.onestep_jax, "fit", fit)
+    made = module.Study(None, [], [[1] * 40, [2] * 40], tmp_path, 600, lambda line: None)
+    return module, made, fitted
 
 
 def judged(preset, length, text, steps, solved):
@@ -47,10 +70,36 @@ def test_judging_is_summed_by_preset_and_length(tables):
 
 
 def test_the_recorded_page_is_that_of_the_recorded_rows(tables, tmp_path):
-    recorded = PATH.parent / "results" / "preset_fast"
+    recorded = EXPERIMENTS / "results" / "preset_fast"
     for path in recorded.glob("*.csv"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
         with path.open(newline="") as file:
             assert list(csv.DictReader(file))
     page = tables.write_tables(tmp_path)
     assert page.read_text(encoding="utf-8") == (recorded / "README.md").read_text(encoding="utf-8")
+
+
+def test_judging_goes_up_where_texts_are_solved_and_down_where_not(study):
+    module, made, fitted = study
+    module.judge(made)
+    sizes = {
+        name: [texts for preset, texts, _ in fitted if preset is preset_of]
+        for name, preset_of in {"fast": module.FAST, "base": module.BASE, "paper": module.PAPER}.items()
+    }
+    upwards = [[(1, 24), (2, 24)], [(1, 32)], [(1, 40)]]
+    assert sizes == {"fast": upwards, "base": upwards, "paper": [[(1, 24), (2, 24)], [(2, 16)]]}
+    assert {steps for *_, steps in fitted} == {5000}
+    rows = made.rows("judge")
+    fitted.clear()
+    module.judge(made)
+    assert not fitted
+    assert made.rows("judge") == rows
+
+
+def test_candidates_differ_and_can_be_built(study):
+    module, *_ = study
+    found = list(module.candidates())
+    assert len({(changed, to) for changed, to, _ in found}) == len(found)
+    assert len({repr(preset) for *_, preset in found}) == len(found)
+    for *_, preset in found:
+        preset.optimizer.build()
