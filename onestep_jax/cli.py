@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     cards.add_argument("--out", type=Path, metavar="DIR", help="parent of the results (default: runs/experiments)")
     cards.epilog = "Any other option is a setting of the card: --count 20 --lengths 4,8,16. See --card."
 
-    bench = command("bench", benchmarks.bench, "Measure speed side by side: step, scale, sweep, decode, load.")
+    bench = command("bench", benchmarks.bench, "Measure speed side by side: step, scale, sweep, host, decode, load.")
     benchmarks.add_benchmarks(bench)
 
     info = command("info", commands.info, "Describe a model: architecture, sizes, memory and work of a fit.")
@@ -124,11 +124,25 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="activations again instead of kept: on, off or auto, where not one text fits (default: auto)",
     )
+    run.add_argument(
+        "--placement",
+        default="auto",
+        metavar="HOW",
+        help="pmap: weights on every device; mesh: weights and large groups split; auto: pmap where it will do",
+    )
+    run.add_argument(
+        "--model-axis", type=int, metavar="K", help="devices a model is split over (default: as few as hold it)"
+    )
     run.add_argument("--chunk", type=int, default=10, metavar="C", help="steps between looks of the host (default: 10)")
     run.add_argument(
         "--save-every", type=float, default=60, metavar="SECONDS", help="save the texts in flight (default: 60)"
     )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    job = parser.add_argument_group("several processes", "the same command in each, with a run directory all share")
+    job.add_argument("--distributed", action="store_true", help="join a job; Cloud TPU, GKE and Slurm say what it is")
+    job.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: of process 0")
+    job.add_argument("--processes", type=int, metavar="P", help="elsewhere: how many")
+    job.add_argument("--process", type=int, metavar="I", help="elsewhere: which one this is, from 0")
     how = parser.add_argument_group("optimisation")
     how.add_argument("--preset", default="fast", metavar="NAME", help=f"{', '.join(PRESETS)} (default: fast)")
     how.add_argument("--optimizer", metavar="NAME", help="cautious_lbfgs, or of optax or optax.contrib: adamw, lion, …")

@@ -13,7 +13,7 @@ from typing import Any
 
 from onestep_jax import looks
 from onestep_jax.config import UserError, check_known, stated
-from onestep_jax.options import REMAT, given_settings, optimizer_of, scheme_of
+from onestep_jax.options import REMAT, given_settings, join, optimizer_of, placement_of, scheme_of
 
 
 def _load(source: str, dtype: str | None, revision: str | None, **options: Any) -> Any:
@@ -65,6 +65,7 @@ def demo(args: argparse.Namespace) -> int:
 def fit(args: argparse.Namespace) -> int:
     from onestep_jax.optimizers import PRESETS
 
+    join(args)
     check_known("preset", [args.preset], PRESETS)
     optimizer = optimizer_of(args, PRESETS[args.preset].optimizer)
     optimizer.build()
@@ -79,11 +80,13 @@ def fit(args: argparse.Namespace) -> int:
         raise UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
     if not named:
         texts = read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
-    model = _load(args.model, args.dtype, args.revision)
+    rows = (args.limit if named else len(texts)) * args.copies
+    scheme = scheme_of(args, rows)
+    placement = placement_of(args, scheme, rows)
+    model = _load(args.model, args.dtype, args.revision, mesh=placement.mesh)
     if named:
         found = load_tokens(model, args.texts, count=args.limit, length=args.length, seed=args.seed, column=args.column)
         texts = [ids.tolist() for ids in found]
-    scheme = scheme_of(args, len(texts) * args.copies)
     tokens = fitting.prepare(model, texts, args.length, scheme)
     short = sum(len(ids) < args.length for ids in tokens)
     if short:
@@ -92,7 +95,8 @@ def fit(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     names = "length run preset steps seed seeds chunk save_every copies record".split()
-    options = {"optimizer": optimizer, "slots": slots, "remat": REMAT[args.remat], "scheme": scheme}
+    options: dict[str, Any] = {"optimizer": optimizer, "slots": slots, "remat": REMAT[args.remat]}
+    options |= {"scheme": scheme, "placement": placement}
     options |= {key: getattr(args, key) for key in names}
     began = time.perf_counter()
     with looks.fitting_bar() as progress:

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax import slots as device
-from onestep_jax.placement import Pmap
+from onestep_jax.placement import Placement
 from onestep_jax.slots import RUNNING, STATUS, Harvest, Info, Offer, Problem, Slot
+
+VERDICTS = ("go", "save", "narrow", "stop")  # of processes in lockstep the last one holds
 
 
 @dataclasses.dataclass
@@ -92,8 +94,8 @@ class Work(Protocol):
     def tick(self, running: int, steps: int) -> str:
         """Called after each chunk with the running slots and the steps made.
 
-        Answers "go"; "save", to receive the tasks in flight and go on; "stop", to receive them and end; "narrow", to
-        have them given back and end.
+        Answers one of `VERDICTS`: to go on; to receive the tasks in flight and go on; to have them given back and end;
+        to receive them and end.
         """
         ...
 
@@ -108,7 +110,7 @@ class Pending(NamedTuple):
     Attributes:
       harvested: slot → (state without what only the optimiser needs, harvest) rows on the device.
       offers: slot → task offered to it.
-      taken: (device, slot) bool array on the devices, whether an offer was taken.
+      taken: (row, slot) bool array on the devices, whether an offer was taken.
     """
 
     harvested: dict[int, tuple[Slot, Harvest]]
@@ -121,19 +123,19 @@ class Engine:
 
     Args:
       problem: model functions, scheme, optimiser, budget.
-      params: the frozen weights, already replicated by `placement`.
+      params: the frozen weights, where `placement` puts them.
       placement: the devices.
       positions: T.
-      slots: groups at a time over all devices, rounded up to a multiple of their number.
+      slots: groups at a time, rounded up to a multiple of the placement's rows.
       chunk: steps between looks of the host.
     """
 
-    def __init__(self, problem: Problem, params: Any, placement: Pmap, *, positions: int, slots: int, chunk: int):
+    def __init__(self, problem: Problem, params: Any, placement: Placement, *, positions: int, slots: int, chunk: int):
         self.problem, self.params, self.placement = problem, params, placement
         self.positions, self.group = positions, problem.scheme.group
-        self.devices = len(placement.devices)
-        self.per_device = -(-slots // self.devices)
-        self.count = self.per_device * self.devices
+        self.per_row = -(-slots // placement.rows)
+        self.lead = (placement.rows, self.per_row)
+        self.count = placement.rows * self.per_row
         self._chunk = placement.map(device.chunk, problem, chunk, donate=1)
         self._harvest = placement.map(device.harvest, problem, donate=1)
         self._refill = placement.map(device.refill, problem, donate=1)
@@ -156,6 +158,7 @@ class Engine:
                 looked = time.perf_counter()
                 state, pending = self._turn(state, finished, work)
                 verdict = work.tick(sum(task is not None for task in self.tasks), steps)
+                verdict = VERDICTS[self.placement.agree(VERDICTS.index(verdict))]
                 if verdict != "go":
                     changed, pending = self._settle(pending, work), None
                     self._look(info, changed, looked)
@@ -183,7 +186,7 @@ class Engine:
 
     def _look(self, info: Info, changed: set[int], since: float) -> tuple[dict[int, Task], int]:
         """Read a chunk's numbers: extend the traces, share out the time; finished slots and steps made."""
-        host = jax.tree.map(lambda field: field.reshape(self.count, *field.shape[2:]), jax.device_get(info))
+        host = jax.tree.map(lambda field: field.reshape(self.count, *field.shape[2:]), self.placement.fetch(info))
         seen = {slot: task for slot, task in enumerate(self.tasks) if task is not None and slot not in changed}
         share = (time.perf_counter() - since) / max(1, len(seen))
         finished, steps = {}, 0
@@ -206,7 +209,7 @@ class Engine:
             state, harvest = self._harvest(self.params, state)
             wanted = state._replace(leaves={}, opt_state=None)
             for slot in finished:
-                harvested[slot] = self.placement.row((wanted, harvest), slot, self.per_device)
+                harvested[slot] = self.placement.row((wanted, harvest), slot, self.per_row)
         fresh: dict[int, Task] = {}
         saved: dict[int, Task] = {}
         for slot in [slot for slot, task in enumerate(self.tasks) if task is None or slot in finished]:
@@ -230,7 +233,7 @@ class Engine:
         """
         if pending is None:
             return set()
-        rows = jax.device_get(pending.harvested)
+        rows = self.placement.fetch(pending.harvested)
         for slot, (row, harvest) in rows.items():
             task = self.tasks[slot]
             assert task is not None
@@ -241,7 +244,7 @@ class Engine:
             status, numbers = STATUS[int(row.status)], (int(row.steps), int(row.best_step), float(row.best_loss))
             decoded = (np.asarray(harvest.accuracy_G), np.asarray(harvest.predicted_GT))
             work.finished(Outcome(task, status, *numbers, *decoded, leaves, row.first_hit_GT))
-        taken = None if pending.taken is None else np.asarray(jax.device_get(pending.taken)).reshape(self.count)
+        taken = None if pending.taken is None else np.asarray(self.placement.fetch(pending.taken)).reshape(self.count)
         for slot, task in pending.offers.items():
             assert taken is not None
             if taken[slot]:
@@ -254,11 +257,11 @@ class Engine:
         return {*pending.harvested, *pending.offers}
 
     def _in_flight(self, state: Slot) -> list[Task]:
-        host: Slot = jax.device_get(state)
+        host: Slot = self.placement.fetch(state)
         tasks = []
         for slot, task in enumerate(self.tasks):
             if task is not None:
-                place = divmod(slot, self.per_device)
+                place = divmod(slot, self.per_row)
                 row = jax.tree.map(lambda array, place=place: np.asarray(array[place]), host)
                 tasks.append(dataclasses.replace(task, saved=row, trace=list(task.trace), path=list(task.path)))
         return tasks
@@ -266,24 +269,23 @@ class Engine:
     # --- host arrays of the right shapes ---
 
     def _idle(self) -> Slot:
-        return device.idle(self.problem, self.positions, (self.devices, self.per_device))
+        return device.idle(self.problem, self.positions, self.lead)
 
     def _offer(self, tasks: dict[int, Task]) -> Offer:
-        lead = (self.devices, self.per_device)
-        offered = np.zeros(lead, bool)
-        tokens = np.zeros((*lead, self.group, self.positions), np.int32)
-        lengths = np.zeros((*lead, self.group), np.int32)
-        ids = np.zeros((*lead, self.group, 4), np.uint32)
+        offered = np.zeros(self.lead, bool)
+        tokens = np.zeros((*self.lead, self.group, self.positions), np.int32)
+        lengths = np.zeros((*self.lead, self.group), np.int32)
+        ids = np.zeros((*self.lead, self.group, 4), np.uint32)
         start: dict[str, np.ndarray] | None = None
         for slot, task in tasks.items():
-            place = divmod(slot, self.per_device)
+            place = divmod(slot, self.per_row)
             offered[place] = True
             for g, text in enumerate(task.tokens):
                 tokens[place][g, : len(text)], lengths[place][g] = text, len(text)
             ids[place][: len(task.ids)] = task.ids
             for name, vectors in (task.start or {}).items():
                 start = start or {}
-                leaf = start.setdefault(name, np.zeros((*lead, *self._leaf_shape(name)), np.float32))
+                leaf = start.setdefault(name, np.zeros((*self.lead, *self._leaf_shape(name)), np.float32))
                 leaf[place][: len(vectors)] = vectors
         return self.placement.spread(Offer(offered, tokens, lengths, ids, start))
 
@@ -293,9 +295,9 @@ class Engine:
 
     def _rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot]:
         """Mask and slots of tasks that go on from saved state."""
-        offered, rows = np.zeros((self.devices, self.per_device), bool), self._idle()
+        offered, rows = np.zeros(self.lead, bool), self._idle()
         for slot, task in tasks.items():
-            place = divmod(slot, self.per_device)
+            place = divmod(slot, self.per_row)
             offered[place] = True
             jax.tree.map(lambda array, value, place=place: array.__setitem__(place, value), rows, task.saved)
         return self.placement.spread(offered), self.placement.spread(rows)

@@ -13,21 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
+from onestep_jax.blocks import block_size
 from onestep_jax.compilation import use_cache
 from onestep_jax.config import UserError, check_known
 from onestep_jax.ladder import rungs
 from onestep_jax.likelihood import beginning
-from onestep_jax.model import Model, input_scale
+from onestep_jax.model import Model, input_scale, weights_bytes
 from onestep_jax.optimizers import PRESETS, Optimizer, Preset
-from onestep_jax.placement import Pmap
+from onestep_jax.placement import Placement
+from onestep_jax.processes import meet, open_in_turn, wait_for_others
 from onestep_jax.results import Results
 from onestep_jax.schemes import OneStep, Scheme, without_start
-from onestep_jax.sizing import size_fit
+from onestep_jax.sizing import choose_placement, size_fit
 from onestep_jax.slots import Problem
-from onestep_jax.store import open_run, read_results
+from onestep_jax.store import join_run, open_run, read_results
 from onestep_jax.sweep import Progress, Sweep
 from onestep_jax.texts import check_tokens, text_ids, tokenise
 
@@ -51,7 +54,7 @@ def fit(
     save_every: float = 60.0,
     copies: int = 1,
     record: bool = False,
-    placement: Pmap | None = None,
+    placement: Placement | str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
     """Find proto-tokens with which the frozen model emits each text in one forward pass.
@@ -76,7 +79,7 @@ def fit(
       copies: how often each text is fitted, from start vectors of its own each time; every copy is a row of the
         results, copies of a text following each other. In a sharing scheme the copies are texts of the group.
       record: whether the vectors after each chunk are kept, see `Trial.path`.
-      placement: the devices, all local ones by default.
+      placement: the devices and what is split over them, or "auto", "pmap" or "mesh", see `sizing.choose_placement`.
       progress: called after each chunk.
 
     Returns:
@@ -100,7 +103,8 @@ def fit(
     chosen = PRESETS[preset] if isinstance(preset, str) else preset
     transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
     steps = steps or chosen.steps
-    placement = placement or Pmap()
+    if isinstance(placement, str):
+        placement = choose_placement(placement, weights_bytes(model), scheme, len(tokens))
     ids = text_ids(tokens)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
@@ -112,14 +116,26 @@ def fit(
     settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)
     problem = make_problem(model, scheme, chosen, transformation, steps, record)
-    ladder = rungs(sized.slots, len(placement.devices))
+    ladder = rungs(sized.slots, placement.rows)
     if run is None:
+        if jax.process_count() > 1:
+            raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
         sweep.optimise(problem, placement, ladder, chunk)
         return Results(tuple(sweep.results), scheme.describe(), model.fingerprint, model.source)
-    folder = Path(run)
-    with open_run(folder, identity, settings, list(zip(ids, tokens, strict=True))) as opened, _catch_signals(sweep):
+    folder, processes = Path(run), jax.process_count()
+    how = {"processes": processes, "block": block_size(len(sweep.groups), sized.slots, processes)}
+    listed = list(zip(ids, tokens, strict=True))
+    opened = open_in_turn(
+        lambda: open_run(folder, identity, settings, listed, apart=processes > 1, **how),
+        lambda: join_run(folder, identity, jax.process_index(), apart=True),
+    )
+    with opened, _catch_signals(sweep):
         sweep.resume(opened, problem)
+        if placement.lockstep:
+            meet("resumed")  # before anybody writes, all have read the same
         sweep.optimise(problem, placement, ladder, chunk)
+        if processes > 1:
+            wait_for_others(opened, len(ids), lambda: sweep.stopping, sweep.show_recorded)
     return read_results(folder)
 
 

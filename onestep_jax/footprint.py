@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -13,6 +12,8 @@ from onestep_jax import slots as device
 from onestep_jax.config import ModelConfig
 from onestep_jax.model import Network, Params, parameter_shapes
 from onestep_jax.optimizers import Preset
+from onestep_jax.partition import params_shardings
+from onestep_jax.placement import Placement, Pmap
 from onestep_jax.schemes import OneStep, Scheme
 from onestep_jax.slots import Problem
 
@@ -42,43 +43,59 @@ def abstract_params(config: ModelConfig, dtype: Any) -> Params:
 
 
 def compiled_step(
-    network: Network, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
+    network: Network,
+    dtype: Any,
+    *,
+    slots: int,
+    length: int,
+    preset: Preset,
+    scheme: Scheme | None = None,
+    placement: Placement | None = None,
 ) -> tuple[Params, device.Slot, Any]:
-    """The step of `slots` groups of texts of `length` tokens, compiled for the default backend and not run.
+    """The step of groups of texts of `length` tokens, `slots` of them a row of devices, compiled and not run.
 
-    No weight is needed. Compiling takes seconds, for a large model up to a minute.
+    No weight is needed. Compiling takes seconds, for a large model up to a minute. One device if not told otherwise.
 
     Returns:
       The params and the slots, as shapes, and the compiled program over them.
     """
+    placement = placement or Pmap(jax.local_devices()[:1])
     params, chosen = abstract_params(network.config, dtype), scheme or OneStep()
+    params = jax.tree.map(_lying, params, params_shardings(placement.mesh, params))
     problem = Problem(network, chosen, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
-    one = device.shapes(problem, length)
-    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype), one)
-    program = jax.jit(functools.partial(device.chunk, problem, 1), donate_argnums=1)
-    return params, state, program.lower(params, state).compile()
+
+    def stacked(leaf: Any) -> Any:
+        shape = (placement.rows, slots, *leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=placement.sharding(shape))
+
+    state = jax.tree.map(stacked, device.shapes(problem, length))
+    lowered = placement.lower(device.chunk, params, state, static=(problem, 1), donate=1)
+    return params, state, lowered.compile()
 
 
-def fit_memory(
-    network: Network, dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme | None = None
-) -> Memory:
-    """Memory of such a step on one device, by XLA's own account; see `compiled_step`."""
-    shape: dict[str, Any] = {"slots": slots, "length": length, "preset": preset, "scheme": scheme}
+def _lying(leaf: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def fit_memory(network: Network, dtype: Any, **shape: Any) -> Memory:
+    """Memory of such a step on one device, by XLA's own account; arguments of `compiled_step`."""
     params, state, program = compiled_step(network, dtype, **shape)
     return Memory(_bytes(params), _bytes(state), int(program.memory_analysis().temp_size_in_bytes))
 
 
-def fitting_slots(
-    network: Network, dtype: Any, limit: float, *, length: int, preset: Preset, scheme: Scheme | None = None
-) -> int:
-    """How many slots fit into `limit` bytes of one device, 0 for none: memory grows linearly from one slot to two."""
-    shape: dict[str, Any] = {"length": length, "preset": preset, "scheme": scheme}
+def fitting_slots(network: Network, dtype: Any, limit: float, **shape: Any) -> int:
+    """How many slots a row fit into `limit` bytes of a device, 0 for none: memory grows linearly from one slot to two.
+
+    Arguments of `compiled_step`, without `slots`.
+    """
     one, two = (fit_memory(network, dtype, slots=slots, **shape).total for slots in (1, 2))
     return max(0, 1 + int((limit - one) // max(1, two - one)))
 
 
 def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Bytes of shapes on one device."""
+    parts = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
 
 
 def step_flops(config: ModelConfig, length: int) -> int:

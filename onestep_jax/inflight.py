@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -11,6 +11,9 @@ import numpy as np
 from onestep_jax import slots
 from onestep_jax.engine import Outcome, Task
 from onestep_jax.slots import Problem
+
+Group: TypeAlias = tuple[int, ...]
+"""Indices of the texts of a group."""
 
 _PLAIN = ("status", "steps", "best_step", "loss")
 _ARRAYS = ("accuracy_G", "predicted_GT", "first_hit_GT")
@@ -45,32 +48,83 @@ def _about(task: Task) -> dict[str, Any]:
 
 
 def unpack(
-    arrays: Mapping[str, np.ndarray], record: Any, problem: Problem, make_task: Callable[[tuple[int, ...], int], Task]
+    arrays: Mapping[str, np.ndarray],
+    record: Any,
+    problem: Problem,
+    make_task: Callable[[Group, int], Task],
+    wanted: Collection[Group],
 ) -> tuple[list[Task], list[Outcome]]:
-    """What `pack` was given; `make_task` makes a task of (texts, seed) as at its beginning."""
+    """What `pack` was given, of the wanted groups; `make_task` makes a task of (texts, seed) as at its beginning."""
+    shapes_of = problem.scheme.leaf_shapes(problem.network.embed_width)
+    treedef = jax.tree.structure(slots.shapes(problem, 1))
+    names = [key.removeprefix("leaf_") for key in arrays if key.startswith("leaf_")]
 
     def task_of(about: Any, kind: str, number: int) -> Task:
-        task = make_task(tuple(about["texts"]), about["seed"])
+        task = make_task(_group(about), about["seed"])
         path = {name: arrays[key] for name in shapes_of if (key := f"{kind}_{number}_path_{name}") in arrays}
         task.path = [{name: leaf[i] for name, leaf in path.items()} for i in range(len(about["trace"]))] if path else []
         task.trace = [(steps, loss, accuracy) for steps, loss, accuracy in about["trace"]]
         task.seconds = about["seconds"]
         return task
 
-    if not record:
-        return [], []
-    shapes_of = problem.scheme.leaf_shapes(problem.network.embed_width)
-    treedef = jax.tree.structure(slots.shapes(problem, 1))
-    tasks = []
+    tasks, outcomes = [], []
     for number, about in enumerate(record["tasks"]):
-        leaves = [arrays[f"slot_{place:03d}"][number] for place in range(treedef.num_leaves)]
-        task = task_of(about, "task", number)
-        task.saved = jax.tree.unflatten(treedef, leaves)
-        tasks.append(task)
-    names = [key.removeprefix("leaf_") for key in arrays if key.startswith("leaf_")]
-    outcomes = []
+        if _group(about) in wanted:
+            task = task_of(about, "task", number)
+            leaves = [arrays[f"slot_{place:03d}"][number] for place in range(treedef.num_leaves)]
+            task.saved = jax.tree.unflatten(treedef, leaves)
+            tasks.append(task)
     for number, about in enumerate(record["outcomes"]):
-        leaves = {name: arrays[f"leaf_{name}"][number] for name in names}
-        fields = {key: about[key] for key in _PLAIN} | {name: arrays[name][number] for name in _ARRAYS}
-        outcomes.append(Outcome(task=task_of(about, "outcome", number), leaves=leaves, **fields))
+        if _group(about) in wanted:
+            leaves = {name: arrays[f"leaf_{name}"][number] for name in names}
+            fields = {key: about[key] for key in _PLAIN} | {name: arrays[name][number] for name in _ARRAYS}
+            outcomes.append(Outcome(task=task_of(about, "outcome", number), leaves=leaves, **fields))
     return tasks, outcomes
+
+
+class Saved:
+    """What earlier sessions left in flight, found by group: the state that has it furthest.
+
+    Args:
+      states: (name, record) of each.
+      load: arrays of a state by its name.
+      problem, make_task: see `unpack`.
+    """
+
+    def __init__(
+        self,
+        states: Iterable[tuple[str, Any]],
+        load: Callable[[str], Mapping[str, np.ndarray]],
+        problem: Problem,
+        make_task: Callable[[Group, int], Task],
+    ):
+        self._load, self._problem, self._make_task = load, problem, make_task
+        self._records = dict(states)
+        self._where: dict[Group, tuple[tuple[int, int], str]] = {}
+        for name, record in self._records.items():
+            for about in record["tasks"] + record["outcomes"]:
+                far = (about["seed"] + ("status" in about), 0 if "status" in about else _steps(about))
+                best = self._where.get(_group(about))
+                if best is None or far > best[0]:
+                    self._where[_group(about)] = (far, name)
+
+    def of(self, groups: Sequence[Group]) -> tuple[list[Task], list[Outcome]]:
+        """Tasks that go on and outcomes of seeds already tried, of these groups; a state is read once."""
+        tasks, outcomes = [], []
+        wanted: dict[str, set[Group]] = {}
+        for group in groups:
+            if group in self._where:
+                wanted.setdefault(self._where[group][1], set()).add(group)
+        for name, members in wanted.items():
+            found = unpack(self._load(name), self._records[name], self._problem, self._make_task, members)
+            tasks += found[0]
+            outcomes += found[1]
+        return tasks, outcomes
+
+
+def _group(about: Any) -> Group:
+    return tuple(about["texts"])
+
+
+def _steps(about: Any) -> int:
+    return about["trace"][-1][0] if about["trace"] else 0

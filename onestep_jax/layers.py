@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from onestep_jax.config import Layer, ModelConfig
+from onestep_jax.partition import settle
 from onestep_jax.rotary import rope_frequencies, rotate
 
 Array: TypeAlias = jax.Array
@@ -81,7 +82,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x_TD: Array) -> Array:
         kernel = self.param("kernel", INIT, (self.features, x_TD.shape[-1]))
-        y = matmul_transposed(x_TD, kernel, self.dot_general)
+        y = settle(matmul_transposed(x_TD, kernel, self.dot_general), self.name)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)[None, :]
         return y

@@ -25,6 +25,7 @@ from flax.traverse_util import flatten_dict
 
 from onestep_jax.config import ModelConfig
 from onestep_jax.layers import INIT, Array, Block, DotGeneral, Linear, Norm, matmul_transposed, soft_cap
+from onestep_jax.partition import settle
 
 Params: TypeAlias = dict[str, Any]
 
@@ -87,7 +88,7 @@ class Decoder(nn.Module):
         if c.embed_width is not None:
             h_TD = self.project_out(h_TD)
         if c.tied:
-            logits_TV = matmul_transposed(h_TD, self.table.embedding, self.dot_general)
+            logits_TV = settle(matmul_transposed(h_TD, self.table.embedding, self.dot_general), "head")
         else:
             logits_TV = self.unembed(h_TD)
         return soft_cap(logits_TV, c.logit_cap)
@@ -186,6 +187,11 @@ class Model(Network):
 def weights_dtype(params: Params) -> Any:
     """dtype of frozen weights."""
     return params["embed"]["embedding"].dtype
+
+
+def weights_bytes(model: Model) -> int:
+    """Bytes of all weights, each counted once."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:

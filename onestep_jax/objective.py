@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from onestep_jax.model import Network, Params, weights_dtype
+from onestep_jax.partition import TEXTS, texts_are_spread
 from onestep_jax.schemes import Array, Leaves, Scheme, axes
 
 TEXTS_AT_A_TIME = 16  # of one group, in a forward and backward pass
@@ -116,19 +118,26 @@ def score_group(
     """`score_text` over the texts of a group, shared leaves going to each of them.
 
     A group of more than `TEXTS_AT_A_TIME` is walked in micro-batches; the gradient of a shared leaf is their sum,
-    and what the backward pass needs of a micro-batch is computed again instead of kept.
+    and what the backward pass needs of a micro-batch is computed again instead of kept. Where the texts of a group are
+    spread over devices, each walks its own, and the gradient of a shared leaf is summed over the devices.
     """
     own = {name: leaf for name, leaf in leaves.items() if axes(scheme)[name] == 0}
     shared = {name: leaf for name, leaf in leaves.items() if name not in own}
 
-    def one(text: tuple[Leaves, Array, Array]) -> tuple[Array, Array, Array]:
-        own, tokens_T, length = text
-        return score_text(network, scheme, params, {**own, **shared}, tokens_T, length, temperature)
+    def over(params: Params, shared: Leaves, texts: tuple[Leaves, Array, Array]) -> tuple[Array, Array, Array]:
+        def one(text: tuple[Leaves, Array, Array]) -> tuple[Array, Array, Array]:
+            own, tokens_T, length = text
+            return score_text(network, scheme, params, {**own, **shared}, tokens_T, length, temperature)
 
-    texts = (own, tokens_GT, lengths_G)
-    if len(tokens_GT) <= TEXTS_AT_A_TIME:
-        return Score(*jax.vmap(one)(texts))
-    return Score(*jax.lax.map(jax.checkpoint(one), texts, batch_size=TEXTS_AT_A_TIME))
+        if len(texts[1]) <= TEXTS_AT_A_TIME:
+            return jax.vmap(one)(texts)
+        return jax.lax.map(jax.checkpoint(one), texts, batch_size=TEXTS_AT_A_TIME)
+
+    if texts_are_spread():
+        whole, split = PartitionSpec(), PartitionSpec(TEXTS)
+        specs = {"in_specs": (whole, whole, split), "out_specs": split}
+        over = jax.shard_map(over, **specs, axis_names={TEXTS}, check_vma=False)
+    return Score(*over(params, shared, (own, tokens_GT, lengths_G)))
 
 
 def group_loss(nats_G: Array, lengths_G: Array) -> Array:

@@ -29,6 +29,37 @@ def scheme_of(args: argparse.Namespace, rows: int) -> Any:
     return OneStep(args.arrangement, args.share, rows if args.group == "all" else int(args.group))
 
 
+def join(args: argparse.Namespace) -> None:
+    """Join the job that the options describe, before anything else asks JAX for its devices."""
+    given = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
+    if args.distributed:
+        from onestep_jax.processes import join_job
+
+        join_job(**given)
+        return
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"--{name} {value} goes with --distributed")
+
+
+def placement_of(args: argparse.Namespace, scheme: Any, texts: int) -> Any:
+    """The placement that the options ask for, from the model's config.json alone: its weights are not yet read."""
+    import jax.numpy as jnp
+
+    from onestep_jax.analysis.untrained import PREFIX
+    from onestep_jax.checkpoint import DTYPES, default_dtype, describe
+    from onestep_jax.model import parameter_counts
+    from onestep_jax.sizing import choose_placement
+    from onestep_jax.source import locate
+
+    dtype = args.dtype or default_dtype()
+    check_known("dtype", [dtype], DTYPES)
+    source = args.model.split(":", 3)[-1] if args.model.startswith(PREFIX) else args.model
+    _, _, config = describe(locate(source, args.revision, weights=False))
+    weights = parameter_counts(config)["total"] * jnp.dtype(DTYPES[dtype]).itemsize
+    return choose_placement(args.placement, weights, scheme, texts, model_axis=args.model_axis)
+
+
 def optimizer_of(args: argparse.Namespace, preset: Any) -> Any:
     """The optimiser that the options describe; `args.rest` are options of the optimiser itself."""
     from onestep_jax.optimizers import Optimizer, Schedule, optimizer_names

@@ -1,10 +1,16 @@
-"""How the weights of one model are split over the devices of a mesh."""
+"""How one model is split over the devices of a mesh: its weights, and what flows between them.
+
+One table of module names says it for all families, since their params have the same names.
+"""
 
 from __future__ import annotations
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from typing import Any
 
-AXIS = "model"  # the mesh axis over which weights are split
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+TEXTS, MODEL = "texts", "model"  # axes of a mesh: over the first texts are spread, over the second weights are split
 
 # Projections into heads, features and tokens are split by output, those back to the residual by input: one sum over the
 # devices after attention and one after the feed-forward (Megatron-LM, arXiv:1909.08053, section 3).
@@ -22,6 +28,45 @@ def weight_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedShard
     """
     *_, module, leaf = path.split("/")
     axis = 0 if module in _BY_OUTPUT else 1 if module in _BY_INPUT and leaf == "kernel" else None
-    if axis is None or shape[axis] % mesh.shape[AXIS]:
+    if axis is None or shape[axis] % mesh.shape[MODEL]:
         return NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, AXIS))
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, MODEL))
+
+
+def params_shardings(mesh: Mesh, params: Any) -> Any:
+    """`weight_sharding` of every weight, as a tree like `params`."""
+
+    def one(path: Any, weight: Any) -> NamedSharding:
+        return weight_sharding(mesh, "/".join(key.key for key in path), weight.shape)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def settle(y: jax.Array, module: str | None) -> jax.Array:
+    """Keep the output of a projection where its weights put it, so that no weight is ever gathered to make it.
+
+    Features made by weights split by output stay split; sums over weights split by input are whole on every device.
+    Nothing happens where the program is compiled for no such mesh.
+
+    Args:
+      y: (…, features).
+      module: name of the projection.
+    """
+    count = _devices_of(MODEL)
+    if count == 1 or module not in _BY_OUTPUT | _BY_INPUT:
+        return y
+    split = MODEL if module in _BY_OUTPUT and y.shape[-1] % count == 0 else None
+    free = (PartitionSpec.UNCONSTRAINED,) * (y.ndim - 1)
+    return jax.lax.with_sharding_constraint(y, PartitionSpec(*free, split))
+
+
+def texts_are_spread() -> bool:
+    """Whether the program is compiled for a mesh over which the texts of a group are spread."""
+    return _devices_of(TEXTS) > 1
+
+
+def _devices_of(axis: str) -> int:
+    """Devices along an axis that XLA splits over, of the mesh that the program is compiled for; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return mesh.shape[axis] if kinds.get(axis) == AxisType.Auto else 1

@@ -1,18 +1,20 @@
-"""How many groups to optimise at a time, and whether activations are kept, by what the devices hold."""
+"""Over which devices a fit is spread, how many groups at a time, whether activations are kept: by what devices hold."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from onestep_jax.config import UserError
+from onestep_jax.config import UserError, check_known
 from onestep_jax.footprint import fitting_slots
 from onestep_jax.model import Model
 from onestep_jax.optimizers import Preset
-from onestep_jax.placement import Pmap
+from onestep_jax.placement import Mesh, Placement, Pmap, Together
 from onestep_jax.schemes import Scheme
 
 # Tokens at a time beyond which a device gets no faster (measured on a CPU, where a text-step of 32 tokens costs as much
@@ -22,11 +24,82 @@ ACCELERATOR_TOKENS = 2**16
 MEMORY_SHARE = 0.85
 
 
+PLACEMENTS = ("auto", "pmap", "mesh")
+WEIGHTS_SHARE = 0.6  # of a device's memory; beyond it the weights are split
+
+
+def memory_of(device: Any) -> float:
+    """Bytes that XLA may use of a device: no end of them on a CPU, 16 GiB where an accelerator does not say."""
+    if device.platform == "cpu":
+        return math.inf
+    return (device.memory_stats() or {}).get("bytes_limit", 2**34)
+
+
+def choose_placement(
+    how: str,
+    weights: int,
+    scheme: Scheme,
+    texts: int,
+    *,
+    model_axis: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Placement:
+    """The devices of a fit, and what is split over them.
+
+    Args:
+      how: "pmap", a copy of the weights on each device; "mesh", weights and large groups split; or "auto", a mesh where
+        one device cannot hold the weights, or where there are fewer groups than devices.
+      weights: bytes of the model's weights.
+      scheme: the arrangement.
+      texts: how many there are.
+      model_axis: devices over which the weights are split; None for as few as hold them.
+      devices: all local ones by default.
+
+    Raises:
+      UserError: if devices cannot be split so, or do not hold the weights.
+    """
+    check_known("placement", [how], PLACEMENTS)
+    devices = list(devices or jax.local_devices())
+    if how == "pmap" and model_axis not in (None, 1):
+        raise UserError(f"model axis = {model_axis}: pmap keeps all weights on each device; ask for placement mesh")
+    needed = 1 if how == "pmap" else model_axis or _devices_for(weights, devices)
+    if how != "pmap" and scheme.shared:
+        sharing = _sharing(scheme.group, -(-texts // scheme.group), devices, needed)
+        if sharing:
+            return Together(scheme.group, sharing, needed)
+    if how == "mesh" or needed > 1:
+        return Mesh(devices, needed)
+    return Pmap(devices)
+
+
+def _sharing(group: int, groups: int, devices: Sequence[Any], needed: int) -> list[Any]:
+    """Devices that share the texts of each group, as many of every process; none where there are groups for all.
+
+    Fewer groups than processes are shared by all processes, which then go in lockstep; else each takes its own.
+    """
+    hosts = [devices]
+    if groups < jax.process_count():
+        hosts = [[one for one in jax.devices() if one.process_index == i] for i in range(jax.process_count())]
+    rows = min(len(host) for host in hosts) // needed
+    most = max((count for count in range(1, rows + 1) if group % (count * len(hosts)) == 0), default=0)
+    return [one for host in hosts for one in host[: most * needed]] if most * len(hosts) > groups else []
+
+
+def _devices_for(weights: int, devices: Sequence[Any]) -> int:
+    """The least number of devices, a divisor of all, that hold the weights together."""
+    limit = WEIGHTS_SHARE * memory_of(devices[0])
+    for count in range(1, len(devices) + 1):
+        if len(devices) % count == 0 and weights / count <= limit:
+            return count
+    size = f"{weights / 2**30:.1f} GiB of weights"
+    raise UserError(f"{size} do not fit into {len(devices)} devices of {memory_of(devices[0]) / 2**30:.1f} GiB each")
+
+
 class Sizing(NamedTuple):
     """What a fit runs with.
 
     Attributes:
-      slots: groups at a time over all devices.
+      slots: groups at a time over all rows of the placement.
       remat: see `Network.remat`.
     """
 
@@ -38,7 +111,7 @@ def size_fit(
     model: Model,
     tokens: Sequence[np.ndarray],
     scheme: Scheme,
-    placement: Pmap,
+    placement: Placement,
     preset: Preset,
     *,
     slots: int | str = "auto",
@@ -63,9 +136,9 @@ def size_fit(
     device, positions = placement.devices[0], max(len(ids) for ids in tokens) + scheme.extra
     if device.platform == "cpu":
         count = max(4, CPU_TOKENS // (positions * scheme.group))
-        return Sizing(_power_of_two(min(32, count)) * len(placement.devices), remat is True)
-    limit = MEMORY_SHARE * (device.memory_stats() or {}).get("bytes_limit", 2**34)
-    shape: dict[str, Any] = {"length": positions, "preset": preset, "scheme": scheme}
+        return Sizing(_power_of_two(min(32, count)) * placement.rows, remat is True)
+    limit = MEMORY_SHARE * memory_of(device)
+    shape: dict[str, Any] = {"length": positions, "preset": preset, "scheme": scheme, "placement": placement}
 
     def fitting(again: bool) -> int:
         return fitting_slots(dataclasses.replace(model.network, remat=again), model.dtype, limit, **shape)
@@ -75,7 +148,7 @@ def size_fit(
     if remat == "auto" and most == 0:
         again, most = True, fitting(True)
     enough = max(1, ACCELERATOR_TOKENS // (positions * scheme.group))
-    return Sizing(_power_of_two(max(1, min(most, enough))) * len(placement.devices), again)
+    return Sizing(_power_of_two(max(1, min(most, enough))) * placement.rows, again)
 
 
 def _power_of_two(most: int) -> int:

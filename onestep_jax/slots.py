@@ -25,7 +25,7 @@ STATUS = ("idle", "running", "solved", "exhausted", "failed")
 
 
 class Slot(NamedTuple):
-    """The state of one group; every array gains a leading slot axis (and a device axis) outside this module.
+    """The state of one group; every array gains a leading slot axis (and a row axis) outside this module.
 
     Attributes:
       status: () int32, index into STATUS.
@@ -90,7 +90,7 @@ class Harvest(NamedTuple):
 class Problem:
     """What stays the same over a run: the frozen model's functions, the arrangement, the optimiser, the budget.
 
-    Two equal problems are served by the same compiled programs (`placement.Pmap.map`).
+    Two equal problems are served by the same compiled programs (`placement.Placement.map`).
 
     Attributes:
       network: functions of the frozen model.
@@ -243,7 +243,7 @@ def harvest(problem: Problem, params: Params, slots: Slot) -> tuple[Slot, Harves
 
 
 class Offer(NamedTuple):
-    """Groups for free slots, as host arrays with leading (device, slot) axes.
+    """Groups for free slots, as host arrays with leading (row, slot) axes.
 
     Attributes:
       offered: bool, whether this slot is offered a group.

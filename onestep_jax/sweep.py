@@ -6,24 +6,26 @@ import dataclasses
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from onestep_jax.blocks import Block, cut, from_its_place
 from onestep_jax.config import Interrupted, UserError
 from onestep_jax.engine import Engine, Outcome, Task
 from onestep_jax.footprint import step_flops
-from onestep_jax.inflight import pack, unpack
+from onestep_jax.inflight import Saved, pack
 from onestep_jax.ladder import narrower, starting
 from onestep_jax.likelihood import TextNats, text_nats
 from onestep_jax.model import Model
-from onestep_jax.placement import Pmap
-from onestep_jax.results import TextResult, Trial
+from onestep_jax.outcomes import Given, text_results
+from onestep_jax.placement import Placement
+from onestep_jax.results import TextResult
 from onestep_jax.schemes import Scheme
 from onestep_jax.slots import Problem
-from onestep_jax.store import Run, read_results
+from onestep_jax.store import Run
 from onestep_jax.texts import buckets, id_words
 
 FLUSH_SECONDS = 10.0
@@ -36,7 +38,7 @@ class Progress:
     Attributes:
       texts: in the fit; solved, finished (solved or not), running and waiting ones among them.
       steps_per_second: gradient evaluations of one text, since the last report.
-      seconds_left: estimate from the texts finished in this session, or None before the first.
+      seconds_left: estimate from the texts finished since this process began, or None before the first.
     """
 
     texts: int
@@ -53,7 +55,7 @@ class _Bucket(NamedTuple):
 
     problem: Problem
     params: Any
-    placement: Pmap
+    placement: Placement
     positions: int
     chunk: int
     flops: float
@@ -82,46 +84,65 @@ class Sweep:
         self.unwritten: list[TextResult] = []
         self.run: Run | None = None
         self.done: set[tuple[int, ...]] = set()
-        self.saved_tasks: list[Task] = []
-        self.solved = 0
+        self.saved: Saved | None = None
+        self.unclaimed: deque[Block] = deque()
+        self.known: dict[str, float] = {}  # accuracies by text_id, of all texts that are finished
+        self.known_before = 0
+        self.apart = False  # whether other processes take texts of the same run
+        self.records = True  # whether this process is the one that records
         self.stopping = False
         self.last_save = self.last_flush = self.last_tick = self.started = time.monotonic()
-        self.finished_here = 0
         self.nats: dict[int, TextNats] = {}
 
     # --- order of work ---
 
-    def optimise(self, problem: Problem, placement: Pmap, ladder: list[int], chunk: int) -> None:
+    def optimise(self, problem: Problem, placement: Placement, ladder: list[int], chunk: int) -> None:
         """Run the engine over the padded lengths, longest first, with slots from a ladder.
 
         Raises:
           Interrupted: if told to stop; the state is saved.
           UserError: if the devices have no memory for even one slot each.
         """
-        params = placement.replicate(self.model.params)
+        params = placement.place(self.model.params)
         self.ladder = ladder
         longest = [max(len(self.tokens[i]) for i in group) for group in self.groups]
         padded = buckets(longest, self.model.config.boundary, self.scheme.extra)
-        for positions in sorted(set(padded), reverse=True):
-            members = [group for group, bucket in zip(self.groups, padded, strict=True) if bucket == positions]
-            members = [group for group in members if group not in self.done]
-            resumed = {task.texts for task in self.saved_tasks}
-            self.waiting.extend(task for task in self.saved_tasks if task.texts in members)
-            self.waiting.extend(self._task(group) for group in members if group not in resumed)
-            if not self.waiting:
-                continue
-            self._count_nats([i for group in members for i in group])
-            flops = self.scheme.group * step_flops(self.model.config, positions + self.scheme.extra)
-            self._of_one_length(_Bucket(problem, params, placement, positions, chunk, flops))
+        self.apart = self.run is not None and self.run.processes > 1 and not placement.lockstep
+        self.records = not placement.lockstep or jax.process_index() == 0
+        process, processes, size = 0, 1, len(self.groups)
+        if self.run is not None and self.apart:
+            process, processes, size = self.run.process, self.run.processes, self.run.block
+        for positions, blocks in cut(self.groups, padded, size).items():
+            self.unclaimed = from_its_place(blocks, process, processes)
+            left = sum(group not in self.done for block in blocks for group in block.groups)
+            self._claim()
+            if self.waiting:
+                flops = self.scheme.group * step_flops(self.model.config, positions + self.scheme.extra)
+                bucket = _Bucket(problem, params, placement, positions, chunk, flops)
+                self._of_one_length(bucket, starting(self.ladder, -(-left // processes)))
         self.flush()
-        if self.run is not None:
-            self.run.save_state({}, [])
+        if self.run is not None and self.records:
+            self.run.save_state({}, {"tasks": [], "outcomes": []})
+            self.run.wait()
         self.results.sort(key=lambda text: text.index)
 
-    def _of_one_length(self, bucket: _Bucket) -> None:
+    def _claim(self) -> None:
+        """Make the groups of the next block wait that is nobody else's and not yet done."""
+        while not self.waiting and self.unclaimed:
+            block = self.unclaimed.popleft()
+            groups = [group for group in block.groups if group not in self.done]
+            if not groups or (self.run is not None and self.apart and not self.run.claim(block.number)):
+                continue
+            self._count_nats([i for group in groups for i in group])
+            tasks, outcomes = self.saved.of(groups) if self.saved else ([], [])
+            for outcome in outcomes:
+                self.trials.setdefault(outcome.task.texts, []).append(outcome)
+            resumed = {task.texts for task in tasks}
+            self.waiting.extend([*tasks, *(self._task(group) for group in groups if group not in resumed)])
+
+    def _of_one_length(self, bucket: _Bucket, width: int) -> None:
         """Run the engine over what waits, on narrower rungs of the ladder at the end and where memory is short."""
-        self.bucket, self.spent = bucket, []
-        self.width = starting(self.ladder, len(self.waiting))
+        self.bucket, self.spent, self.width = bucket, [], width
         verdict = "narrow"
         while verdict == "narrow":
             sizes = {"positions": bucket.positions, "slots": self.width, "chunk": bucket.chunk}
@@ -165,8 +186,8 @@ class Sweep:
 
     def take(self) -> Task | None:
         if not self.waiting:
-            return None
-        return self.waiting.popleft()
+            self._claim()
+        return self.waiting.popleft() if self.waiting else None
 
     def give_back(self, task: Task) -> None:
         self.waiting.appendleft(task)
@@ -178,66 +199,20 @@ class Sweep:
         if outcome.status != "solved" and len(self.trials[group]) < self.seeds:
             self.waiting.append(self._task(group))
             return
-        texts = list(self._results(group, self.trials.pop(group)))
+        given = [Given(i, self.ids[i], self.tokens[i], self.nats.pop(i)) for i in group]
+        texts = list(text_results(given, self.trials.pop(group), self.scheme.shared))
         self.done.add(group)
-        self.finished_here += len(texts)
-        self.solved += sum(text.accuracy == 1 for text in texts)
+        self.known |= {text.text_id: text.accuracy for text in texts}
         if self.run is None:
             self.results.extend(texts)
         else:
             self.unwritten.extend(texts)
 
-    def _results(self, group: tuple[int, ...], outcomes: list[Outcome]) -> Iterator[TextResult]:
-        best = max(outcomes, key=lambda outcome: (outcome.accuracy_G[: len(group)].mean(), -outcome.loss))
-        for g, i in enumerate(group):
-            count = len(self.tokens[i])
-            trials = []
-            for outcome in outcomes:
-                correct = round(float(outcome.accuracy_G[g]) * count)
-                numbers = (correct / count, outcome.loss, outcome.steps, outcome.best_step)
-                trace = np.asarray(outcome.task.trace, float).reshape(-1, 3)
-                found = (trace, outcome.first_hit_GT[g, :count], self._path(outcome.task, g))
-                trials.append(Trial(outcome.task.seed, outcome.status, *numbers, *found))
-            vectors = {name: leaf if name in self.scheme.shared else leaf[g] for name, leaf in best.leaves.items()}
-            nats = self.nats[i].nats
-            correct = round(float(best.accuracy_G[g]) * count)
-            yield TextResult(
-                index=i,
-                text_id=self.ids[i],
-                tokens=self.tokens[i],
-                vectors=vectors,
-                predicted=best.predicted_GT[g, :count],
-                nats=np.concatenate([np.full(count - len(nats), np.nan, np.float32), nats]),
-                accuracy=correct / count,
-                c_tokens=correct,
-                loss=best.loss,
-                steps=sum(outcome.steps for outcome in outcomes),
-                best_step=best.best_step,
-                seconds=sum(outcome.task.seconds for outcome in outcomes),
-                seed=best.task.seed,
-                status=best.status,
-                h_lm=self.nats[i].total,
-                trials=tuple(trials),
-            )
-
-    def _path(self, task: Task, g: int) -> dict[str, np.ndarray] | None:
-        """The recorded vectors of one text of a group, leaf → (points, *shape)."""
-        if not task.path:
-            return None
-        stacked = {name: np.stack([point[name] for point in task.path]) for name in task.path[0]}
-        return {name: leaf if name in self.scheme.shared else leaf[:, g] for name, leaf in stacked.items()}
-
     # --- survival ---
 
     def tick(self, running: int, steps: int) -> str:
         now = time.monotonic()
-        if self.progress is not None:
-            done = sum(len(group) for group in self.done)
-            rate = self.finished_here / (now - self.started)
-            left = (len(self.ids) - done) / rate if self.finished_here else None
-            waiting = max(0, len(self.ids) - done - running * self.scheme.group)
-            speed = steps / max(now - self.last_tick, 1e-9)
-            self.progress(Progress(len(self.ids), self.solved, done, running, waiting, speed, left))
+        self._report(running, steps / max(now - self.last_tick, 1e-9))
         self.last_tick = now
         if now - self.last_flush > FLUSH_SECONDS:
             self.flush()
@@ -247,9 +222,24 @@ class Sweep:
             return "narrow"
         return "save" if self.run is not None and now - self.last_save > self.save_every else "go"
 
+    def _report(self, running: int, speed: float) -> None:
+        """Tell how far the fit is; of a job of several processes, what this one knows of the others."""
+        if self.progress is None:
+            return
+        texts, done, solved = len(self.ids), len(self.known), sum(accuracy == 1 for accuracy in self.known.values())
+        rate = (done - self.known_before) / (time.monotonic() - self.started)
+        left = (texts - done) / rate if rate else None
+        waiting = max(0, texts - done - running * self.scheme.group)
+        self.progress(Progress(texts, solved, done, running, waiting, speed, left))
+
+    def show_recorded(self, recorded: Mapping[str, float]) -> None:
+        """Take note of, and report, what all processes have recorded: accuracies by text_id."""
+        self.known |= recorded
+        self._report(0, 0.0)
+
     def _narrows(self, running: int) -> bool:
         """Whether to go on with fewer slots, which `width` then says; the rest is guessed to take the mean so far."""
-        if self.waiting or not running or not self.spent:
+        if self.waiting or self.unclaimed or not running or not self.spent:
             return False
         device = self.bucket.placement.devices[0]
         expected = sum(self.spent) / len(self.spent)
@@ -259,29 +249,25 @@ class Sweep:
 
     def flush(self) -> None:
         """Record the results that are ready."""
-        if self.run is not None:
+        if self.run is not None and self.records:
             self.run.append(self.unwritten)
+            if self.apart:
+                self.known |= self.run.recorded()
         self.unwritten, self.last_flush = [], time.monotonic()
 
     def save(self, tasks: list[Task]) -> None:
         """Record what is ready, then the slots in flight and the seeds already tried of unfinished groups."""
         self.flush()
-        assert self.run is not None
+        self.last_save = time.monotonic()
+        if self.run is None or not self.records:
+            return
         waiting = [task for task in self.waiting if task.saved is not None]
         arrays, record = pack([*tasks, *waiting], [outcome for group in self.trials.values() for outcome in group])
         self.run.save_state(arrays, record)
-        self.last_save = time.monotonic()
 
     def resume(self, run: Run, problem: Problem) -> None:
         """Take over what a run directory holds; a recorded text is never reopened."""
-        self.run = run
-        recorded = run.recorded()
-        self.done = {group for group in self.groups if all(self.ids[i] in recorded for i in group)}
-        self.solved = sum(text.accuracy == 1 for text in read_results(run.folder)) if recorded else 0
-        state = run.load_state()
-        if state is not None:
-            tasks, outcomes = unpack(*state, problem, self._task)
-            self.saved_tasks = [task for task in tasks if task.texts not in self.done]
-            for outcome in outcomes:
-                if outcome.task.texts not in self.done:
-                    self.trials.setdefault(outcome.task.texts, []).append(outcome)
+        self.run, self.known = run, run.recorded()
+        self.known_before = len(self.known)
+        self.done = {group for group in self.groups if all(self.ids[i] in self.known for i in group)}
+        self.saved = Saved(run.saved_states(), run.load_state_arrays, problem, self._task)

@@ -16,6 +16,7 @@ from onestep_jax import UserError, fit
 from onestep_jax.bench import measuring, sweep
 from onestep_jax.bench.command import BENCHMARKS
 from onestep_jax.bench.emitting import bench_decode, one_pass
+from onestep_jax.bench.host import Watched, bench_host
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.measuring import interleaved, machine, spread
 from onestep_jax.bench.scale import bench_scale, with_vocabulary
@@ -136,6 +137,24 @@ def test_a_larger_vocabulary_repeats_the_rows(tiny, tied):
     chex.assert_trees_all_close(more, jnp.concatenate([logits, logits[:, :39]], axis=1), atol=1e-5)
 
 
+def test_host(tiny_folder: Path):
+    found = bench_host(str(tiny_folder), devices=(1, 4), slots=2, length=8, steps=20, chunk=5, repeats=2, say=silent)
+    assert [(row["devices"], row["slots"]) for row in found["rows"]] == [(1, 2), (4, 8)]
+    for row in found["rows"]:
+        assert 0 < row["ms not waiting median"] < row["ms a chunk median"]
+        assert 0 < row["share not waiting least"] <= row["share not waiting most"] < 1
+
+
+def test_waiting_for_devices_is_told_from_the_rest(tiny, one_device):
+    """A value that is there already costs no waiting; one that takes a while does."""
+    placement, ready = Watched(one_device.devices), jnp.ones(3)
+    placement.fetch(ready.block_until_ready())
+    assert placement.waited < 0.05
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 60, lambda _, y: jnp.tanh(y @ y), x))(jnp.ones((700, 700)))
+    placement.fetch(slow)
+    assert placement.waited > 0.05
+
+
 def test_decode(tiny_folder: Path):
     found = bench_decode(str(tiny_folder), lengths=(4,), batches=(1, 2), repeats=2, say=silent)
     assert [(row["length"], row["batch"]) for row in found["rows"]] == [(4, 1), (4, 2)]
@@ -196,6 +215,7 @@ def test_the_command_prints_and_records(tiny_folder: Path, tmp_path: Path, capsy
     found = json.loads(out.read_text())
     assert found["benchmark"] == "load"
     assert found["versions"]["jax"]
+    assert found["command"].startswith("onestep bench load --model ")
     assert [len(found["seconds"][row["way"]]) for row in found["rows"]] == [2, 2]
 
 
@@ -208,6 +228,7 @@ def test_the_command_prints_and_records(tiny_folder: Path, tmp_path: Path, capsy
         (["sweep", "--preset", "fats"], "did you mean 'fast'"),
         (["scale", "--slots", "1,two"], "'1,two': expected whole numbers with commas between"),
         (["decode", "--lengths", "4096,8192"], "lengths 4096, 8192: all beyond the model's context of 512 positions"),
+        (["host", "--devices", "1,16"], "16 devices: there are 8; give fewer with --devices"),
         (["step", "--no-torch", "--length", "600"], "lengths 600: all beyond the model's context of 512 positions"),
     ],
 )
@@ -237,3 +258,35 @@ def test_the_plan_for_accelerators_parses_and_is_short():
         if args.model.startswith("shape:"):
             assert args.model.removeprefix("shape:") in SHAPES
     assert sum(limit for _, limit in accelerator.PLAN.values()) <= 540
+
+
+def test_the_page_of_records_says_what_they_say(tiny_folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
+    import bench_tables
+
+    words = [
+        "bench",
+        "step",
+        "--model",
+        str(tiny_folder),
+        "--length",
+        "8",
+        "--slots",
+        "2",
+        "--repeats",
+        "2",
+        "--no-torch",
+    ]
+    assert main([*words, "--out", str(tmp_path / "step.json")]) == 0
+    (tmp_path / "step.png").touch()
+    page = bench_tables.write_page(tmp_path).read_text().splitlines()
+    found = json.loads((tmp_path / "step.json").read_text())
+    assert found["command"] in page
+    (line,) = [line for line in page if line.startswith("| onestep_jax, 2 at a time")]
+    row = found["rows"][1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    middle, least, most = (format(row[f"ms a text-step {which}"], ".3g") for which in ("median", "least", "most"))
+    assert cells[:3] == ["onestep_jax, 2 at a time", "2", f"{middle} ({least} to {most})"]
+    assert "![step](step.png)" in page
+    ((name, ratio),) = found["ratios"].items()
+    assert f"* {name}: {ratio:.3g}" in page

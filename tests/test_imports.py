@@ -5,10 +5,10 @@ from pathlib import Path
 
 import onestep_jax
 
-LINE = """config compilation rotary families layers model partition source tensors checkpoint texts schemes objective
-likelihood generation passages corpora quasi_newton optimizers results decoding placement slots engine inflight
-footprint files parts store ladder sweep sizing fitting exporting metrics tables capacity analysis report demo __init__
-experiment looks bench options commands cli""".split()
+LINE = """config compilation rotary families partition layers model source tensors checkpoint texts schemes objective
+likelihood generation passages corpora quasi_newton optimizers results decoding placement slots engine inflight outcomes
+footprint files parts store processes blocks ladder sweep sizing fitting exporting metrics tables capacity analysis
+report demo __init__ experiment looks bench options commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 

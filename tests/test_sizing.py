@@ -28,7 +28,9 @@ WEIGHTS, KEPT, AGAIN = 1000, 100, 20  # bytes of the weights, and of a slot with
 def account(monkeypatch):
     """Memory as counted above, in the place of XLA's account of compiled steps."""
 
-    def memory(network: Network, _dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme) -> Memory:
+    def memory(
+        network: Network, _dtype: Any, *, slots: int, length: int, preset: Preset, scheme: Scheme, **_: Any
+    ) -> Memory:
         assert (length, preset, scheme) == (LENGTH, FAST, OneStep())
         return Memory(WEIGHTS, 0, slots * (AGAIN if network.remat else KEPT))
 
@@ -38,7 +40,8 @@ def account(monkeypatch):
 def devices_of(memory: float, count: int = 1) -> Any:
     """Accelerators, of which a fit may fill so much."""
     found = {"bytes_limit": memory / sizing.MEMORY_SHARE}
-    return SimpleNamespace(devices=[SimpleNamespace(platform="gpu", memory_stats=lambda: found)] * count)
+    devices = [SimpleNamespace(platform="gpu", memory_stats=lambda: found)] * count
+    return SimpleNamespace(devices=devices, rows=count)
 
 
 def size(model: Model, placement: Any, **given: Any) -> Sizing:

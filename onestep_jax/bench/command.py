@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ BENCHMARKS = {
     "step": "milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch",
     "scale": "milliseconds a text-step against slots, length and vocabulary; with a plot",
     "sweep": "solved texts per hour of a whole sweep, four ways; start-up included",
+    "host": "milliseconds a chunk in which the host keeps its devices waiting, against their number",
     "decode": "one forward pass against token by token with a KV cache, tokens per second (Figure 4)",
     "load": "reading a checkpoint, beside plain safetensors",
 }
@@ -31,7 +33,7 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
     for name, text in BENCHMARKS.items():
         sub = found.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         sub.add_argument("--model", default="default", help="default, a folder or a hub id (default: default)")
-        if name not in ("sweep", "load"):
+        if name not in ("sweep", "host", "load"):
             shapes = ", ".join(PREFIX + shape for shape in SHAPES)
             sub.epilog = f"--model also takes random weights of a published shape: {shapes}."
         sub.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU)")
@@ -68,6 +70,15 @@ def _sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--ways", type=lambda text: text.split(","), metavar="WAY,…", help=f"default: {','.join(WAYS)}")
 
 
+def _host_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--texts", default="gen", metavar="SOURCE", help="as of onestep fit (default: gen)")
+    sub.add_argument("--devices", type=_numbers, metavar="K,…", help="how many of them (default: 1,2,4,8)")
+    sub.add_argument("--slots", default="1", metavar="S", help="texts on each (default: 1)")
+    sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
+    sub.add_argument("--steps", type=int, default=100, metavar="K", help="of every text (default: 100)")
+    sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a chunk (default: 10)")
+
+
 def _decode_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--lengths", type=_numbers, metavar="N,…", help="tokens (default: 16,32,64,128,256)")
     sub.add_argument("--batches", type=_numbers, metavar="B,…", help="texts at a time (default: 1,16)")
@@ -84,6 +95,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": _step_options,
     "scale": _scale_options,
     "sweep": _sweep_options,
+    "host": _host_options,
     "decode": _decode_options,
     "load": lambda sub: None,
 }
@@ -91,12 +103,13 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 def bench(args: argparse.Namespace) -> int:
     """Run one benchmark, print its table and ratios, write its record."""
-    from onestep_jax.bench import emitting, load, measuring, scale, step, sweep
+    from onestep_jax.bench import emitting, host, load, measuring, scale, step, sweep
 
     runs: dict[str, Callable[..., dict[str, Any]]] = {
         "step": step.bench_step,
         "scale": scale.bench_scale,
         "sweep": sweep.bench_sweep,
+        "host": host.bench_host,
         "decode": emitting.bench_decode,
         "load": load.bench_load,
     }
@@ -110,6 +123,7 @@ def bench(args: argparse.Namespace) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the device
     out = args.out or Path("runs") / "bench" / f"{args.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     found = runs[args.benchmark](args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
+    found["command"] = shlex.join(["onestep", *args.argv])
     measuring.write(out, found)
     if args.json:
         print(json.dumps(found))

@@ -169,6 +169,6 @@ def _lockstep(task: dict[str, Any], model: Model) -> list[TextResult]:
     for first in range(0, len(tokens), slots):
         chosen = slice(first, first + slots)
         sweep = Sweep(tokens[chosen], ids[chosen], OneStep(), 0, 1, model, None, 60.0)
-        sweep.optimise(problem, placement, rungs(slots, len(placement.devices))[:1], chunk=10)
+        sweep.optimise(problem, placement, rungs(slots, placement.rows)[:1], chunk=10)
         results += sweep.results
     return results

@@ -1,0 +1,210 @@
+"""One pure step under every placement: the same numbers, and no communication that the placement does not need."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from onestep_jax import Model, OneStep, UserError, fit, sizing, slots
+from onestep_jax.optimizers import PRESETS
+from onestep_jax.placement import Mesh, Placement, Pmap, Together
+from onestep_jax.sizing import choose_placement
+from onestep_jax.slots import Problem
+
+COLLECTIVES = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+PLACEMENTS = {
+    "pmap": Pmap,
+    "8x1": Mesh,
+    "4x2": lambda: Mesh(model_axis=2),
+    "1x8": lambda: Mesh(model_axis=8),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Model, token_lists: Any, one_device: Pmap):
+    return fit(tiny, token_lists, preset="paper", steps=50, slots=12, placement=one_device)
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.norm(one - other) / np.linalg.norm(other))
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_vectors_after_fifty_steps_are_the_same(tiny, token_lists, alone, name):
+    run = fit(tiny, token_lists, preset="paper", steps=50, slots=16, placement=PLACEMENTS[name]())
+    assert run.steps.tolist() == alone.steps.tolist()
+    for leaf in ("e", "m"):
+        assert distance(run.vectors[leaf], alone.vectors[leaf]) <= 1e-3
+    np.testing.assert_allclose([text.loss for text in run], [text.loss for text in alone], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_the_same_texts_are_solved(tiny, token_lists, name):
+    run = fit(tiny, token_lists, steps=2000, slots=16, placement=PLACEMENTS[name]())
+    assert run.status == ["solved"] * len(token_lists)
+
+
+def problem_of(model: Model, **changes: Any) -> Problem:
+    return Problem(model.network, OneStep(**changes), PRESETS["paper"].optimizer.build(), 1.0, 100)
+
+
+def filled(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> tuple[Any, Any]:
+    """Weights and state on the devices, eight texts from their start vectors."""
+    group = problem.scheme.group
+    lead = (placement.rows, 8 // group // placement.rows)
+    tokens = np.array(token_lists[:8], np.int32).reshape(*lead, group, 8)
+    ids = np.arange(32, dtype=np.uint32).reshape(*lead, group, 4)
+    offer = slots.Offer(np.ones(lead, bool), tokens, np.full((*lead, group), 8, np.int32), ids)
+    params = placement.place(model.params)
+    state, taken = placement.map(slots.refill, problem)(
+        params, placement.spread(slots.idle(problem, 8, lead)), placement.spread(offer)
+    )
+    assert placement.fetch(taken).all()
+    return params, state
+
+
+def gradients(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> dict[str, np.ndarray]:
+    """Gradients of the first step, as AdamW's first moment holds them, one row a group."""
+    params, state = filled(placement, model, problem, token_lists)
+    state, _ = placement.map(slots.chunk, problem, 1, donate=1)(params, state)
+    moments = placement.fetch(state).opt_state[0].mu
+    return {name: leaf.reshape(-1, *leaf.shape[2:]) for name, leaf in moments.items()}
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_first_gradients_are_the_same(tiny, token_lists, one_device, name):
+    problem = problem_of(tiny)
+    expected = gradients(one_device, tiny, problem, token_lists)
+    found = gradients(PLACEMENTS[name](), tiny, problem, token_lists)
+    for leaf in ("e", "m"):
+        assert np.linalg.norm(expected[leaf]) > 0
+        assert distance(found[leaf], expected[leaf]) <= 1e-5
+
+
+@pytest.mark.parametrize("rows", [2, 4, 8])
+def test_gradients_of_a_group_spread_over_devices_are_the_same(tiny, token_lists, one_device, rows):
+    problem = problem_of(tiny, share="m", group=8)
+    expected = gradients(one_device, tiny, problem, token_lists)
+    together = Together(8, jax.local_devices(), 8 // rows)
+    found = gradients(together, tiny, problem, token_lists)
+    assert found["m"].shape == (1, 32)
+    for leaf in ("e", "m"):
+        assert distance(found[leaf], expected[leaf]) <= 1e-5
+
+
+def test_a_group_spread_over_devices_walks_its_micro_batches(tiny, token_lists, one_device, monkeypatch):
+    """Fewer texts at a time than each device has of the group."""
+    problem = problem_of(tiny, share="m", group=8)
+    expected = gradients(one_device, tiny, problem, token_lists)
+    monkeypatch.setattr("onestep_jax.objective.TEXTS_AT_A_TIME", 2)
+    found = gradients(Together(8, jax.local_devices()[:2]), tiny, problem_of(tiny, share="m", group=8), token_lists)
+    for leaf in ("e", "m"):
+        assert distance(found[leaf], expected[leaf]) <= 1e-5
+
+
+def compiled_chunk(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> str:
+    params, state = filled(placement, model, problem, token_lists)
+    return placement.lower(slots.chunk, params, state, static=(problem, 3), donate=1).compile().as_text()
+
+
+def collectives(program: str) -> list[tuple[str, int]]:
+    """(kind, numbers in the result) of every collective of a compiled program."""
+    found = []
+    for shape, kind in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", program):
+        sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\w\[([\d,]*)\]", shape)]
+        found.append((kind, int(max(sizes))))
+    return found
+
+
+@pytest.mark.parametrize("name", ["pmap", "8x1"])
+def test_independent_texts_need_no_communication(tiny, token_lists, name):
+    assert collectives(compiled_chunk(PLACEMENTS[name](), tiny, problem_of(tiny), token_lists)) == []
+
+
+@pytest.mark.parametrize(("name", "tied"), [("4x2", False), ("1x8", False), ("4x2", True)])
+def test_no_weight_is_gathered(tiny, token_lists, name, tied):
+    model = tiny
+    if tied:
+        params = {name: leaf for name, leaf in tiny.params.items() if name != "head"}
+        model = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, tied=True), params=params)
+    found = collectives(compiled_chunk(PLACEMENTS[name](), model, problem_of(model), token_lists))
+    assert any(kind == "all-reduce" for kind, _ in found)
+    least = min(leaf.size for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2)
+    assert [one for one in found if one[0] != "all-reduce" and one[1] >= least] == []
+
+
+def test_the_check_sees_a_gathered_weight(tiny):
+    """Else the test above could not fail."""
+    placement = Mesh(model_axis=8)
+    kernel = placement.place(tiny.params)["block_0"]["mlp"]["up"]["kernel"]
+    gathered = jax.jit(lambda x: x, out_shardings=placement.sharding(())).lower(kernel).compile().as_text()
+    assert max(size for _, size in collectives(gathered)) == kernel.size
+
+
+def test_shared_gradients_are_summed_once_over_the_devices(tiny, token_lists):
+    problem = problem_of(tiny, share="m", group=8)
+    found = collectives(compiled_chunk(Together(8), tiny, problem, token_lists))
+    assert {kind for kind, _ in found} == {"all-reduce"}
+    assert max(size for _, size in found) <= 8 * 32
+
+
+def test_a_device_holds_its_part_of_the_weights_only(tiny):
+    params = Mesh(model_axis=4).place(tiny.params)
+    parts = [leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params)]
+    whole = sum(leaf.size for leaf in jax.tree.leaves(tiny.params))
+    assert sum(parts) < 0.6 * whole
+
+
+SHARING = OneStep(share="m", group=24)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "shape"),
+    [
+        ({}, Pmap, (8, 1)),
+        ({"weights": 601}, Mesh, (4, 2)),
+        ({"weights": 4800}, Mesh, (1, 8)),
+        ({"weights": 601, "how": "pmap"}, Pmap, (8, 1)),
+        ({"how": "mesh"}, Mesh, (8, 1)),
+        ({"how": "mesh", "model_axis": 4}, Mesh, (2, 4)),
+        ({"model_axis": 4}, Mesh, (2, 4)),
+        ({"scheme": SHARING, "texts": 24}, Together, (8, 1)),
+        ({"scheme": SHARING, "texts": 24, "weights": 601}, Together, (4, 2)),
+        ({"scheme": SHARING, "texts": 24, "how": "pmap"}, Pmap, (8, 1)),
+        ({"scheme": SHARING, "texts": 24 * 8}, Pmap, (8, 1)),
+        ({"scheme": OneStep(share="m", group=6), "texts": 6}, Together, (6, 1)),
+        ({"scheme": OneStep(share="m", group=7), "texts": 49}, Pmap, (8, 1)),
+    ],
+)
+def test_placement_follows_weights_and_groups(monkeypatch, asked, kind, shape):
+    monkeypatch.setattr(sizing, "memory_of", lambda device: 1000)
+    asked = {"how": "auto", "weights": 600, "scheme": OneStep(), "texts": 8} | asked
+    chosen = choose_placement(**asked)
+    assert type(chosen) is kind
+    assert tuple(chosen.mesh.shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"how": "pnap"}, r"unknown placement 'pnap'.*did you mean 'pmap'"),
+        ({"how": "pmap", "model_axis": 2}, "model axis = 2: pmap keeps all weights on each device; ask for .*mesh"),
+        ({"how": "mesh", "model_axis": 3}, "model axis = 3: expected a divisor of the 8 devices"),
+        ({"weights": 4801 * 2**30}, r"4801.0 GiB of weights do not fit into 8 devices of 1000.0 GiB each"),
+    ],
+)
+def test_impossible_placements_are_refused(monkeypatch, asked, said):
+    monkeypatch.setattr(sizing, "memory_of", lambda device: 1000 * 2**30)
+    with pytest.raises(UserError, match=said):
+        choose_placement(**{"how": "auto", "weights": 600, "scheme": OneStep(), "texts": 8} | asked)
+
+
+def test_a_group_is_solved_over_all_devices(tiny, token_lists):
+    texts = [tokens[:3] for tokens in token_lists[:8]]
+    scheme = OneStep(share="m", group=8)
+    alone = fit(tiny, texts, steps=2000, scheme=scheme, placement=Pmap(jax.local_devices()[:1]))
+    spread = fit(tiny, texts, steps=2000, scheme=scheme, placement="mesh")
+    assert alone.solved == spread.solved == 8
