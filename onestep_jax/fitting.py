@@ -27,7 +27,7 @@ from onestep_jax.results import Results
 from onestep_jax.schemes import OneStep, Scheme, without_start
 from onestep_jax.sizing import size_fit
 from onestep_jax.slots import Problem
-from onestep_jax.store import open_run, read_results
+from onestep_jax.store import open_run
 from onestep_jax.sweep import Progress, Sweep
 from onestep_jax.texts import check_tokens, text_ids, tokenise
 
@@ -120,7 +120,7 @@ def fit(
     with open_run(folder, identity, settings, list(zip(ids, tokens, strict=True))) as opened, _catch_signals(sweep):
         sweep.resume(opened, problem)
         sweep.optimise(problem, placement, ladder, chunk)
-    return read_results(folder)
+        return opened.results()
 
 
 def make_problem(

@@ -23,7 +23,7 @@ from onestep_jax.placement import Pmap
 from onestep_jax.results import TextResult, Trial
 from onestep_jax.schemes import Scheme
 from onestep_jax.slots import Problem
-from onestep_jax.store import Run, read_results
+from onestep_jax.store import Run
 from onestep_jax.texts import buckets, id_words
 
 FLUSH_SECONDS = 10.0
@@ -115,7 +115,7 @@ class Sweep:
             self._of_one_length(_Bucket(problem, params, placement, positions, chunk, flops))
         self.flush()
         if self.run is not None:
-            self.run.save_state({}, [])
+            self.run.save_state({}, {})
         self.results.sort(key=lambda text: text.index)
 
     def _of_one_length(self, bucket: _Bucket) -> None:
@@ -134,6 +134,8 @@ class Sweep:
                 engine.abandon(self)
                 self._use_less_memory(error)
         if verdict == "stop":
+            if self.run:
+                self.run.wait()
             where = self.run.folder if self.run else ""
             raise Interrupted(f"stopped; everything is saved in {where}, the same command goes on from there")
 
@@ -277,11 +279,24 @@ class Sweep:
         self.run = run
         recorded = run.recorded()
         self.done = {group for group in self.groups if all(self.ids[i] in recorded for i in group)}
-        self.solved = sum(text.accuracy == 1 for text in read_results(run.folder)) if recorded else 0
-        state = run.load_state()
-        if state is not None:
-            tasks, outcomes = unpack(*state, problem, self._task)
-            self.saved_tasks = [task for task in tasks if task.texts not in self.done]
-            for outcome in outcomes:
-                if outcome.task.texts not in self.done:
-                    self.trials.setdefault(outcome.task.texts, []).append(outcome)
+        self.solved = sum(row["accuracy"] == 1 for row in recorded.values())
+        tasks: dict[tuple[tuple[int, ...], int], Task] = {}
+        outcomes: dict[tuple[tuple[int, ...], int], Outcome] = {}
+        for name, record in run.saved_states():
+            found, ended = unpack(run.load_state_arrays(name), record, problem, self._task)
+            outcomes |= {_key(outcome.task): outcome for outcome in ended if outcome.task.texts not in self.done}
+            for task in found:
+                if task.texts not in self.done and _steps(task) > _steps(tasks.get(_key(task))):
+                    tasks[_key(task)] = task
+        for outcome in outcomes.values():
+            self.trials.setdefault(outcome.task.texts, []).append(outcome)
+        self.saved_tasks = [task for key, task in tasks.items() if key not in outcomes]
+
+
+def _key(task: Task) -> tuple[tuple[int, ...], int]:
+    return task.texts, task.seed
+
+
+def _steps(task: Task | None) -> int:
+    """Gradient evaluations made, −1 of no task."""
+    return -1 if task is None else task.trace[-1][0] if task.trace else 0
