@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-_SILENCE = logging.Filter("nothing is called so")
 _SAVING = threading.Lock()  # two saves at a time in one process remove each other's temporary folders
 
 
@@ -111,8 +110,12 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 def _quiet() -> Iterator[None]:
     """Keep Orbax from logging, traceback and all, what it also raises."""
     logger = logging.getLogger("absl")
-    logger.addFilter(_SILENCE)
+    logger.addFilter(_nothing)
     try:
         yield
     finally:
-        logger.removeFilter(_SILENCE)
+        logger.removeFilter(_nothing)
+
+
+def _nothing(_record: logging.LogRecord) -> bool:
+    return False

@@ -15,7 +15,7 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import read_rows, remove, write_rows
+from onestep_jax.files import one_line, read_rows, remove, write_rows
 from onestep_jax.results import TextResult, Trial
 
 KINDS = ("results", "traces", "embeddings")  # the commit record first, so that a removal cut short leaves no half part
@@ -147,9 +147,8 @@ def _read(path: Path, read: Callable[[Path], Any], ids: Sequence[str]) -> Any:
         return read(path)
     except Exception as error:  # of pyarrow, Orbax and tensorstore, each with kinds of its own
         lost = _texts(ids) if ids else "which texts it holds cannot be told"
-        raise UserError(
-            f"{path}: damaged part of the run ({type(error).__name__}: {reason}); {lost}; {CURE}"
-        ) from error
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{path}: damaged part of the run ({told}); {lost}; {CURE}") from error
 
 
 def _texts(ids: Iterable[str]) -> str:

@@ -24,13 +24,19 @@ def state_names(folder: Path) -> list[str]:
 
 
 def write_state(
-    folder: Path, name: str, arrays: Mapping[str, np.ndarray], record: Any, store: Arrays, check: Callable[[], None]
+    folder: Path,
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    record: Any,
+    elapsed: float,
+    store: Arrays,
+    check: Callable[[], None],
 ) -> None:
     """Arrays of a state, then its record, which commits it; `check` may prevent that by raising."""
     if arrays:
         store.save(folder / "state" / name, arrays)
     sums = {key: _checksum(array) for key, array in arrays.items()}
-    content = {"checksum": _text_checksum(record), "checksums": sums, "record": record}
+    content = {"elapsed": elapsed, "checksum": _text_checksum(record), "checksums": sums, "record": record}
     replace(folder / "state" / f"{name}.json", json.dumps(content).encode(), check)
 
 
@@ -42,6 +48,11 @@ def read_record(folder: Path, name: str) -> Any:
       FileNotFoundError: if it is no longer there.
     """
     return _content(folder, name)["record"]
+
+
+def read_elapsed(folder: Path, name: str) -> float:
+    """Seconds that the process had been at work when it saved a state."""
+    return _content(folder, name)["elapsed"]
 
 
 def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]:
@@ -87,7 +98,7 @@ def _content(folder: Path, name: str) -> Any:
         content = json.loads(path.read_text())
         if _text_checksum(content["record"]) != content["checksum"]:
             raise ValueError("its record differs from its checksum")
-        return {key: content[key] for key in ("checksums", "record")}
+        return {key: content[key] for key in ("elapsed", "checksums", "record")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {CURE}") from error
 

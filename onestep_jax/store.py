@@ -31,7 +31,7 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import count_rows, create, replace, write_rows, writing
+from onestep_jax.files import count_rows, create, read_about, replace, write_rows, writing
 from onestep_jax.locks import take_lock
 from onestep_jax.parts import part_files, read_part, remove_part, write_part
 from onestep_jax.records import (
@@ -64,18 +64,15 @@ class Run:
       config: its config.json.
       session: number, processes, size of a block.
       process: number of this process, from 0.
+      processes: how many work on the run.
     """
 
     def __init__(self, folder: Path, session: Session, process: int, *, apart: bool, lock: int | None = None):
-        self.folder, self.session, self.process = folder, session, process
+        self.folder, self.session, self.process, self.processes = folder, session, process, session.processes
         self.config = read_config(folder)
         self._lock, self._arrays, self._writer = lock, Arrays(apart), Writer(folder)
         self._began, self._counter = time.monotonic(), itertools.count()
         self._state: Future[None] | None = None
-
-    @property
-    def processes(self) -> int:
-        return self.session.processes
 
     def close(self) -> None:
         """Write what was handed over, then let other jobs work on the run.
@@ -104,15 +101,19 @@ class Run:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with suppress(*[Exception] if kind else []):  # what ended the block says more
+        try:
             self.close()
+        except UserError:
+            if kind is None:  # else what ended the block says more
+                raise
 
     def recorded(self) -> dict[str, dict[str, Any]]:
         """text_id → index, accuracy, steps and status of the texts that have a result."""
         return read_summary(self.folder)
 
     def results(self) -> Results:
-        """All recorded results, see `read_results`."""
+        """All recorded results, see `records.read_results`, and those handed over."""
+        self._writer.wait()
         return read_results(self.folder, self._arrays)
 
     def append(self, texts: Sequence[TextResult]) -> None:
@@ -123,7 +124,7 @@ class Run:
         """
         if texts:
             texts = tuple(texts)
-            self._writer.hand(lambda: self._write_part(texts))
+            self._writer.hand(lambda: self._write_part(texts, new=len(texts)))
             self._writer.hand(lambda: self._merge(self._small(part_names(self.folder), ours=True)))
 
     def claim(self, block: int) -> bool:
@@ -152,12 +153,15 @@ class Run:
         self._state = self._writer.hand(lambda: self._write_state(arrays, record))
 
     def saved_states(self) -> list[tuple[str, Any]]:
-        """(name, record) of the states of all sessions and processes, newest first; several may hold the same task.
+        """(name, record) of the states that all processes of earlier sessions left, newest first.
+
+        Several may hold the same task. Those of the present session belong to processes that are at work on them.
 
         Raises:
           UserError: if one cannot be read.
         """
-        return [(name, read_record(self.folder, name)) for name in reversed(state_names(self.folder))]
+        earlier = [name for name in state_names(self.folder) if not name.startswith(self.session.prefix)]
+        return [(name, read_record(self.folder, name)) for name in reversed(earlier)]
 
     def load_state_arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a saved state.
@@ -183,8 +187,14 @@ class Run:
                 remove(self.folder, name)
             raise
 
-    def _write_part(self, texts: Sequence[TextResult]) -> None:
-        about = {"elapsed": f"{time.monotonic() - self._began:.1f}"}
+    @property
+    def _elapsed(self) -> float:
+        """Seconds since this process began, by a clock that never goes back."""
+        return round(time.monotonic() - self._began, 1)
+
+    def _write_part(self, texts: Sequence[TextResult], new: int) -> None:
+        """Write a part with so many texts of this session."""
+        about = {"elapsed": str(self._elapsed), "new": str(new)}
 
         def write(name: str) -> None:
             write_part(self.folder, name, texts, shared_leaf(self.config), self._arrays, about=about, check=self._check)
@@ -193,9 +203,11 @@ class Run:
 
     def _write_state(self, arrays: Mapping[str, np.ndarray], record: Any) -> None:
         before = [name for name in state_names(self.folder) if name.startswith(self._prefix)]
-        self._committed(
-            lambda name: write_state(self.folder, name, arrays, record, self._arrays, self._check), remove_state
-        )
+
+        def write(name: str) -> None:
+            write_state(self.folder, name, arrays, record, self._elapsed, self._arrays, self._check)
+
+        self._committed(write, remove_state)
         for name in before:
             remove_state(self.folder, name)
 
@@ -217,11 +229,12 @@ class Run:
         for name in sorted(names):
             read = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
             texts |= {text.text_id: text for text in read}
-        self._write_part(list(texts.values()))
+        ours = [part_files(self.folder, name)["results"] for name in names if name.startswith(self.session.prefix)]
+        self._write_part(list(texts.values()), new=sum(int(read_about(path)["new"]) for path in ours))
         for name in names:
             remove_part(self.folder, name)
 
-    def tidy(self) -> None:
+    def _tidy(self) -> None:
         """Delete what newer parts and states replace, and merge small parts; only while no other process writes."""
         self._merge(self._small(delete_superseded(self.folder), ours=False))
 
@@ -263,7 +276,7 @@ def open_run(
             session = begin_session(folder, processes, block, names)
             sweep_away(folder)
             run = Run(folder, session, 0, apart=apart, lock=lock)
-            run.tidy()
+            run._tidy()
     except BaseException:
         os.close(lock)
         raise
