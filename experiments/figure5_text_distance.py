@@ -41,8 +41,8 @@ from onestep_jax.analysis.similarity import Bin, binned, gap, semantic_distances
 from onestep_jax.config import UserError, check_known
 from onestep_jax.decoding import as_text
 from onestep_jax.experiment import Study
+from onestep_jax.records import read_results
 from onestep_jax.results import Results
-from onestep_jax.store import read_results
 
 NAMES = {"same_context": "same context", "different_contexts": "different contexts"}
 MEASURES = {"token": "token-level (TF-IDF)", "semantic": "semantic (MiniLM)"}

@@ -8,9 +8,9 @@ from onestep_jax.generation import Generated, generate
 from onestep_jax.likelihood import TextNats, text_nats
 from onestep_jax.model import Model
 from onestep_jax.optimizers import PRESETS, Optimizer, Preset, Schedule
+from onestep_jax.records import read_results
 from onestep_jax.results import Results, TextResult
 from onestep_jax.schemes import Cramming, OneStep
-from onestep_jax.store import read_results
 from onestep_jax.sweep import Progress
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from onestep_jax import commands
 from onestep_jax.bench import command as benchmarks
-from onestep_jax.config import Interrupted, UserError, nearest
+from onestep_jax.config import Interrupted, Stranded, UserError, nearest
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.schemes import ARRANGEMENTS
 
@@ -186,7 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown argument {rest[0]!r}{hint}; see onestep {' '.join(names)} --help")
         return args.function(args)
     except UserError as error:
-        print(f"onestep: error: {error}", file=sys.stderr)
+        print(f"onestep: error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, Stranded):
+            os._exit(2)  # JAX then ends the others, where an ordinary exit would wait for them
         return 2
     except Interrupted as stopped:
         print(f"onestep: {stopped}", file=sys.stderr)

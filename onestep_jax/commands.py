@@ -121,7 +121,7 @@ def fit(args: argparse.Namespace) -> int:
 
 
 def decode(args: argparse.Namespace) -> int:
-    from onestep_jax.store import read_config, read_results
+    from onestep_jax.records import read_config, read_results
 
     settings, identity = read_config(args.run)["settings"], read_config(args.run)["identity"]
     results = read_results(args.run)
@@ -154,7 +154,7 @@ def decode(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     from onestep_jax.exporting import write_safetensors
-    from onestep_jax.store import read_results
+    from onestep_jax.records import read_results
 
     results = read_results(args.run)
     write_safetensors(results, args.out)

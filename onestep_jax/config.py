@@ -12,6 +12,10 @@ class UserError(ValueError):
     """Input that a person can put right; the command line prints it as one line and exits with status 2."""
 
 
+class Stranded(UserError):
+    """A process cannot tell the others of its job that it ends, and must not wait for them."""
+
+
 class Interrupted(Exception):
     """A fit was told to stop; its state is saved and the same call goes on from there."""
 

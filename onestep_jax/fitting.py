@@ -30,7 +30,7 @@ from onestep_jax.results import Results
 from onestep_jax.schemes import OneStep, Scheme, without_start
 from onestep_jax.sizing import choose_placement, size_fit
 from onestep_jax.slots import Problem
-from onestep_jax.store import join_run, open_run, read_results
+from onestep_jax.store import join_run, open_run
 from onestep_jax.sweep import Progress, Sweep
 from onestep_jax.texts import check_tokens, text_ids, tokenise
 
@@ -136,7 +136,7 @@ def fit(
         sweep.optimise(problem, placement, ladder, chunk)
         if processes > 1:
             wait_for_others(opened, len(ids), lambda: sweep.stopping, sweep.show_recorded)
-    return read_results(folder)
+        return opened.results()
 
 
 def make_problem(

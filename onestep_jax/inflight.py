@@ -102,7 +102,7 @@ class Saved:
         self._records = dict(states)
         self._where: dict[Group, tuple[tuple[int, int], str]] = {}
         for name, record in self._records.items():
-            for about in record["tasks"] + record["outcomes"]:
+            for about in record.get("tasks", []) + record.get("outcomes", []):
                 far = (about["seed"] + ("status" in about), 0 if "status" in about else _steps(about))
                 best = self._where.get(_group(about))
                 if best is None or far > best[0]:

@@ -94,7 +94,7 @@ def wait_for_others(
     """
     while True:
         gone = run.others_left()  # before the look: what a process records, it records before it leaves
-        recorded = run.recorded()
+        recorded = run.accuracies()
         say(recorded)
         if len(recorded) >= texts:
             return

@@ -1,12 +1,15 @@
-"""The run directory: every result, whole or not at all, through kills and resumes.
+"""The run directory: every result, whole or not at all, through kills and resumes, by one process or many.
 
     config.json          identity and settings of the run, library versions, commit
     texts.parquet        index, text_id, tokens
-    embeddings/NNNNNN/   Orbax, leaf → (rows, *shape): a row a text, or a row a group for a shared leaf
-    traces/NNNNNN.parquet    a row a text and seed: curves, when each token first became right, recorded vectors
-    results/NNNNNN.parquet   a row a text; the commit record of the part NNNNNN, renamed into place last
-    state/NNNNNN/        Orbax, the slots in flight; state/NNNNNN.json, its commit record
-    lock                 held while a process works on the run
+    session.json         number, processes and owner of the present or last session, see `sessions`
+    embeddings/NAME/     Orbax, leaf → (rows, *shape): a row a text, or a row a group for a shared leaf
+    traces/NAME.parquet  a row a text and seed: curves, when each token first became right, recorded vectors
+    results/NAME.parquet a row a text; the commit record of the part NAME, renamed into place last
+    state/NAME/          Orbax, the slots in flight of a process; state/NAME.json, its commit record
+    claims/SSSSSS-BBBBBB a block of texts that one process of session S took; claims/SSSSSS-left-PPPP, one has closed it
+    lock                 held while a job works on the run
+    damaged/             what `onestep verify --drop` has set aside
 
 A part whose results file is missing was never committed and is swept away when the run is next opened for writing.
 This module takes numpy arrays and knows neither models nor devices.
@@ -14,243 +17,321 @@ This module takes numpy arrays and knows neither models nor devices.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onestep_jax.config import UserError
-from onestep_jax.files import count_rows, load_arrays, read_rows, replace, save_arrays, take_lock, write_rows, writing
-from onestep_jax.parts import read_part, write_part
+from onestep_jax.arrays import Arrays
+from onestep_jax.config import Stranded, UserError
+from onestep_jax.files import count_rows, create, read_about, replace, write_rows, writing
+from onestep_jax.locks import take_lock
+from onestep_jax.parts import part_files, read_part, remove_part, write_part
+from onestep_jax.records import (
+    FORMAT,
+    check_identity,
+    part_names,
+    read_config,
+    read_results,
+    read_summary,
+    read_texts,
+    shared_leaf,
+)
 from onestep_jax.results import Results, TextResult
+from onestep_jax.sessions import Session, begin_session, check_session, read_session
+from onestep_jax.states import read_arrays, read_record, remove_state, state_names, write_state
+from onestep_jax.upkeep import FOLDERS, delete_superseded, sweep_away
+from onestep_jax.writer import Writer
 
-FORMAT = 2
 COMPACT_AT = 16  # small parts that are merged into one
-READ_ATTEMPTS = 3  # a reader starts again when parts were merged under it
 SMALL = 1024  # rows below which a part counts as small
 
-_PARTS = ("embeddings", "results", "traces")
-_OURS = {*_PARTS, "config.json", "lock", "state", "texts.parquet"}
+_OURS = {*FOLDERS, "config.json", "damaged", "lock", "session.json", "texts.parquet"}
 
 
 class Run:
-    """A run directory opened for writing; use `open_run`."""
+    """A run directory opened for writing by one process of a session; use `open_run` or `join_run`.
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], lock: int | None):
-        self.folder, self.config, self._lock = folder, config, lock
+    Attributes:
+      folder: the directory.
+      config: its config.json.
+      session: number, processes, size of a block.
+      process: number of this process, from 0.
+      processes: how many work on the run.
+    """
+
+    def __init__(self, folder: Path, session: Session, process: int, *, apart: bool, lock: int | None = None):
+        self.folder, self.session, self.process, self.processes = folder, session, process, session.processes
+        self.config = read_config(folder)
+        self._lock, self._arrays, self._writer = lock, Arrays(apart), Writer(folder)
+        self._began, self._counter = time.monotonic(), itertools.count()
+        self._state: Future[None] | None = None
+        self._closed = False
 
     def close(self) -> None:
-        """Let other processes work on the run."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Write what was handed over, tell the other processes, then let other jobs work on the run.
+
+        Raises:
+          UserError: if the storage refused something; `Stranded` if the others could not be told.
+        """
+        try:
+            self._writer.wait()
+        finally:
+            self._leave()
+            self._writer.close()
+            self._arrays.close()
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
+
+    def wait(self) -> None:
+        """Return when everything handed over is on the disk.
+
+        Raises:
+          UserError: if the storage refused something of it, after some attempts; what was recorded before is intact.
+        """
+        self._writer.wait()
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except Stranded:
+            raise
+        except UserError:
+            if kind is None:  # else what ended the block says more
+                raise
 
-    def recorded(self) -> set[str]:
-        """Ids of the texts that have a result."""
-        return {
-            row["text_id"] for number in _parts(self.folder) for row in read_rows(self._results(number), ["text_id"])
-        }
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """text_id → index, accuracy, steps and status of the texts that have a result."""
+        return read_summary(self.folder)
+
+    def accuracies(self) -> dict[str, float]:
+        """text_id → accuracy of the texts that have a result."""
+        return {text_id: row["accuracy"] for text_id, row in self.recorded().items()}
+
+    def results(self) -> Results:
+        """All recorded results, see `records.read_results`, and those handed over."""
+        self._writer.wait()
+        return read_results(self.folder, self._arrays)
 
     def append(self, texts: Sequence[TextResult]) -> None:
-        """Record results as one part: vectors and traces first, read back; the results file last.
+        """Record results as one part: vectors and traces first, read back; the results file last. In the background.
 
         Raises:
-          UserError: if the storage refuses; what was recorded before stays as it was.
+          UserError: if the storage refused something handed over before.
         """
-        if not texts:
-            return
-        self._write_part(texts)
-        small = [number for number in _parts(self.folder) if count_rows(self._results(number)) < SMALL]
-        if len(small) >= COMPACT_AT:
-            self._compact(small)
+        if texts:
+            texts = tuple(texts)
+            self._writer.hand(lambda: self._write_part(texts, new=len(texts)))
+            self._writer.hand(lambda: self._merge(self._small(part_names(self.folder), ours=True)))
 
-    def _write_part(self, texts: Sequence[TextResult]) -> None:
-        number = max([*_parts(self.folder), -1]) + 1
+    def claim(self, block: int) -> bool:
+        """Take a block of texts; of all processes of the session exactly one gets True."""
+        check_session(self.folder, self.session)
+        if self.processes == 1:
+            return True
         with writing(self.folder):
-            write_part(self.folder, _name(number), texts, self._shared())
+            return create(self.folder / "claims" / f"{self.session.prefix}{block:06d}")
 
-    def _compact(self, numbers: list[int]) -> None:
-        """Merge parts into one new part, then delete them; a crash between leaves duplicates, which readers drop."""
-        tokens, shared = dict(read_texts(self.folder)), self._shared()
-        parts = (read_part(self.folder, _name(number), tokens, shared) for number in numbers)
-        texts = {text.text_id: text for part in parts for text in part}
-        self._write_part(list(texts.values()))
-        for number in numbers:
-            self._results(number).unlink()
-            _remove_part(self.folder, number)
+    def others_left(self) -> bool:
+        """Whether all other processes of the session have closed the run."""
+        others = set(range(self.processes)) - {self.process}
+        return all(self._left(process).exists() for process in others)
 
-    def _shared(self) -> str | None:
-        return self.config["identity"]["scheme"].get("share")
+    def _left(self, process: int) -> Path:
+        return self.folder / "claims" / f"{self.session.prefix}left-{process:04d}"
 
-    def _results(self, number: int) -> Path:
-        return self.folder / "results" / f"{_name(number)}.parquet"
+    def _leave(self) -> None:
+        if self.processes > 1 and not self._closed:
+            try:
+                create(self._left(self.process))
+            except OSError as error:
+                raise Stranded(f"{self.folder}: cannot write ({error}); the other processes are not told") from error
+        self._closed = True
 
     # --- slots in flight ---
 
     def save_state(self, arrays: Mapping[str, np.ndarray], record: Any) -> None:
-        """Keep the slots in flight: arrays in Orbax, `record` (JSON) beside them as the commit; the newest is kept.
+        """Keep the slots in flight of this process instead of those it saved before. In the background.
+
+        Args:
+          arrays: name → array.
+          record: JSON; its "tasks" and "outcomes" (finished seeds) each have "texts" (indices), "seed" and "trace".
 
         Raises:
-          UserError: if the storage refuses; the state saved before stays.
+          UserError: if the storage refused something handed over before.
         """
-        folder = self.folder / "state"
-        before = _states(self.folder)
-        name = _name(max([*before, -1]) + 1)
-        with writing(self.folder):
-            folder.mkdir(exist_ok=True)
-            shutil.rmtree(folder / name, ignore_errors=True)
-            if arrays:
-                save_arrays(folder / name, arrays)
-            replace(folder / f"{name}.json", json.dumps(record).encode())
-        for number in before:
-            (folder / f"{_name(number)}.json").unlink()
-            shutil.rmtree(folder / _name(number), ignore_errors=True)
+        record = json.loads(json.dumps(record))  # as it is now, whatever becomes of it
+        if self._state is not None:
+            self._state.cancel()
+        self._state = self._writer.hand(lambda: self._write_state(arrays, record))
 
-    def load_state(self) -> tuple[dict[str, np.ndarray], Any] | None:
-        """The newest saved state, or None."""
-        saved = _states(self.folder)
-        if not saved:
-            return None
-        name = _name(saved[-1])
-        record = json.loads((self.folder / "state" / f"{name}.json").read_text())
-        path = self.folder / "state" / name
-        return (load_arrays(path) if path.exists() else {}), record
+    def saved_states(self) -> list[tuple[str, Any]]:
+        """(name, record) of the states that all processes of earlier sessions left, newest first.
+
+        Several may hold the same task. Those of the present session belong to processes that are at work on them.
+
+        Raises:
+          UserError: if one cannot be read.
+        """
+        earlier = [name for name in state_names(self.folder) if not name.startswith(self.session.prefix)]
+        return [(name, read_record(self.folder, name)) for name in reversed(earlier)]
+
+    def load_state_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a saved state.
+
+        Raises:
+          UserError: if they are damaged.
+        """
+        return read_arrays(self.folder, name, self._arrays)
+
+    # --- what the writer does ---
+
+    def _check(self) -> None:
+        check_session(self.folder, self.session)
+
+    def _committed(self, write: Callable[[str], None], remove: Callable[[Path, str], None]) -> None:
+        """Write something under a new name; what is left of it after an error goes away."""
+        self._check()
+        name = self.session.name(self.process, next(self._counter))
+        try:
+            write(name)
+        except (OSError, ValueError):
+            with suppress(OSError):
+                remove(self.folder, name)
+            raise
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds since this process began, by a clock that never goes back."""
+        return round(time.monotonic() - self._began, 1)
+
+    def _write_part(self, texts: Sequence[TextResult], new: int) -> None:
+        """Write a part with so many texts of this session."""
+        about = {"elapsed": str(self._elapsed), "new": str(new)}
+
+        def write(name: str) -> None:
+            write_part(self.folder, name, texts, shared_leaf(self.config), self._arrays, about=about, check=self._check)
+
+        self._committed(write, remove_part)
+
+    def _write_state(self, arrays: Mapping[str, np.ndarray], record: Any) -> None:
+        before = [name for name in state_names(self.folder) if name.startswith(self._prefix)]
+
+        def write(name: str) -> None:
+            write_state(self.folder, name, arrays, record, self._elapsed, self._arrays, self._check)
+
+        self._committed(write, remove_state)
+        for name in before:
+            remove_state(self.folder, name)
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.session.prefix}{self.process:04d}-"
+
+    def _small(self, names: Iterable[str], *, ours: bool) -> list[str]:
+        """Small parts, this process's own of this session or all others."""
+        mine = (name for name in names if name.startswith(self._prefix) == ours)
+        return [name for name in mine if count_rows(part_files(self.folder, name)["results"]) < SMALL]
+
+    def _merge(self, names: Sequence[str]) -> None:
+        """Merge enough small parts into a new one, then delete them; readers drop what is there twice meanwhile."""
+        if len(names) < COMPACT_AT:
+            return
+        tokens = dict(read_texts(self.folder))
+        texts: dict[str, TextResult] = {}
+        for name in sorted(names):
+            read = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
+            texts |= {text.text_id: text for text in read}
+        ours = [part_files(self.folder, name)["results"] for name in names if name.startswith(self.session.prefix)]
+        self._write_part(list(texts.values()), new=sum(int(read_about(path)["new"]) for path in ours))
+        for name in names:
+            remove_part(self.folder, name)
+
+    def _tidy(self) -> None:
+        """Delete what newer parts and states replace, and merge small parts; only while no other process writes."""
+        self._merge(self._small(delete_superseded(self.folder), ours=False))
 
 
 def open_run(
-    folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], texts: Sequence[tuple[str, np.ndarray]]
+    folder: Path,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    texts: Sequence[tuple[str, np.ndarray]],
+    *,
+    processes: int = 1,
+    block: int = 1,
+    apart: bool = False,
 ) -> Run:
-    """Create a run directory, or open it to go on.
+    """Create a run directory, or open it to go on: a new session begins, of which this is process 0.
 
     Args:
       folder: the directory.
       identity: what must not change between sessions of the run.
       settings: what may change; recorded as of the first session.
       texts: (text_id, token ids) in source order.
+      processes: that are going to work on it; the others use `join_run`, once this has returned.
+      block: texts that a process claims at a time; kept with the session.
+      apart: save and load arrays in a process of its own, as is needed where this one has joined `jax.distributed`.
 
     Raises:
       UserError: if another process works on it, it belongs to a run of another identity, or it cannot be written.
     """
-    config_file = folder / "config.json"
-    foreign = {path.name.removesuffix(".tmp") for path in folder.iterdir()} - _OURS if folder.is_dir() else set()
-    if foreign and not config_file.exists():
+    found = {path.name.removesuffix(".tmp") for path in folder.iterdir()} if folder.is_dir() else set()
+    if found - _OURS and "config.json" not in found:
         raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
-    if config_file.exists():
-        check_identity(folder, read_config(folder)["identity"], identity)
     with writing(folder):
-        for part in _PARTS:
-            (folder / part).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock = take_lock(folder / "lock")
     try:
-        if not config_file.exists():
-            with writing(folder):
-                rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
-                write_rows(folder / "texts.parquet", rows)
-                described = {"format": FORMAT, "identity": identity, "settings": settings}
-                replace(config_file, (json.dumps(described, indent=2) + "\n").encode())
-        _sweep(folder)
+        with writing(folder):
+            _create(folder, identity, settings, texts)
+            names = [*part_names(folder), *state_names(folder)]
+            session = begin_session(folder, processes, block, names)
+            sweep_away(folder)
+            run = Run(folder, session, 0, apart=apart, lock=lock)
+            run._tidy()
     except BaseException:
         os.close(lock)
         raise
-    return Run(folder, read_config(folder), lock)
+    return run
 
 
-def check_identity(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under other settings.
-
-    Raises:
-      UserError: naming each key that differs, with both values.
-    """
-    theirs = json.loads(json.dumps(theirs))
-    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    if keys:
-        differences = "; ".join(f"{key}: {ours.get(key)!r} there, {theirs.get(key)!r} here" for key in keys)
-        raise UserError(f"{folder}: holds another run; {differences}. Give --run another folder, or the same settings")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a run directory.
+def join_run(folder: Path, identity: Mapping[str, Any], process: int, *, apart: bool = False) -> Run:
+    """Open a run directory as another process of the session that `open_run` has begun.
 
     Raises:
-      UserError: if there is none, or one that this version cannot read.
+      UserError: if there is no such run or session, or the run is another one.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no run directory (no config.json)") from error
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{folder}: run format {found!r}; this version reads {FORMAT}")
-    return config
+    check_identity(folder, read_config(folder)["identity"], identity)
+    session = read_session(folder)
+    if session is None or not 0 < process < session.processes:
+        expected = f"expected 1 to {session.processes - 1}" if session else "no session has begun"
+        raise UserError(f"{folder}: no place for process {process} in the run; {expected}")
+    return Run(folder, session, process, apart=apart)
 
 
-def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
-    """(text_id, token ids int32) of a run's texts in source order, finished or not."""
-    rows = read_rows(folder / "texts.parquet")
-    return [(row["text_id"], np.asarray(row["tokens"], np.int32)) for row in rows]
-
-
-def read_results(folder: str | Path) -> Results:
-    """All recorded results of a run directory in source order; works while the run is going.
-
-    Raises:
-      UserError: if the folder is no run directory or a part of it is damaged.
-    """
-    folder = Path(folder)
-    config = read_config(folder)
-    tokens, shared = dict(read_texts(folder)), config["identity"]["scheme"].get("share")
-    found: dict[str, TextResult] = {}
-    for attempt in range(READ_ATTEMPTS):
-        parts = _parts(folder)
-        try:
-            read = (read_part(folder, _name(number), tokens, shared) for number in reversed(parts))
-            found = {text.text_id: text for part in read for text in part}
-            break
-        except UserError:
-            merged_meanwhile = parts != _parts(folder)
-            if not merged_meanwhile or attempt == READ_ATTEMPTS - 1:
-                raise
-    identity = config["identity"]
-    ordered = tuple(sorted(found.values(), key=lambda text: text.index))
-    return Results(ordered, identity["scheme"], identity["model"], config["settings"].get("model", ""))
-
-
-# --- parts ---
-
-
-def _parts(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in (folder / "results").glob("*.parquet"))
-
-
-def _states(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in (folder / "state").glob("*.json"))
-
-
-def _remove_part(folder: Path, number: int) -> None:
-    (folder / "traces" / f"{_name(number)}.parquet").unlink(missing_ok=True)
-    shutil.rmtree(folder / "embeddings" / _name(number), ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what a killed process left half-written: parts and states without their commit record."""
-    parts, states = {_name(number) for number in _parts(folder)}, {_name(number) for number in _states(folder)}
-    for kind, committed in (("embeddings", parts), ("traces", parts), ("state", states), ("results", parts)):
-        for path in (folder / kind).glob("*"):
-            if path.name.split(".")[0] not in committed or path.suffix == ".tmp":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _name(number: int) -> str:
-    return f"{number:06d}"
+def _create(
+    folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], texts: Sequence[tuple[str, np.ndarray]]
+) -> None:
+    """Write the description of a run and its texts where they are missing; refuse those of another run."""
+    if (folder / "config.json").exists():
+        check_identity(folder, read_config(folder)["identity"], identity)
+    for name in FOLDERS:
+        (folder / name).mkdir(exist_ok=True)
+    if not (folder / "texts.parquet").exists():
+        rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
+        write_rows(folder / "texts.parquet", rows)
+    if not (folder / "config.json").exists():
+        described = {"format": FORMAT, "identity": identity, "settings": settings}
+        replace(folder / "config.json", (json.dumps(described, indent=2) + "\n").encode())

@@ -111,7 +111,7 @@ class Sweep:
         self.records = not placement.lockstep or jax.process_index() == 0
         process, processes, size = 0, 1, len(self.groups)
         if self.run is not None and self.apart:
-            process, processes, size = self.run.process, self.run.processes, self.run.block
+            process, processes, size = self.run.process, self.run.processes, self.run.session.block
         for positions, blocks in cut(self.groups, padded, size).items():
             self.unclaimed = from_its_place(blocks, process, processes)
             left = sum(group not in self.done for block in blocks for group in block.groups)
@@ -122,7 +122,7 @@ class Sweep:
                 self._of_one_length(bucket, starting(self.ladder, -(-left // processes)))
         self.flush()
         if self.run is not None and self.records:
-            self.run.save_state({}, {"tasks": [], "outcomes": []})
+            self.run.save_state({}, {})
             self.run.wait()
         self.results.sort(key=lambda text: text.index)
 
@@ -155,6 +155,8 @@ class Sweep:
                 engine.abandon(self)
                 self._use_less_memory(error)
         if verdict == "stop":
+            if self.run is not None:
+                self.run.wait()
             where = self.run.folder if self.run else ""
             raise Interrupted(f"stopped; everything is saved in {where}, the same command goes on from there")
 
@@ -252,7 +254,7 @@ class Sweep:
         if self.run is not None and self.records:
             self.run.append(self.unwritten)
             if self.apart:
-                self.known |= self.run.recorded()
+                self.known |= self.run.accuracies()
         self.unwritten, self.last_flush = [], time.monotonic()
 
     def save(self, tasks: list[Task]) -> None:
@@ -267,7 +269,7 @@ class Sweep:
 
     def resume(self, run: Run, problem: Problem) -> None:
         """Take over what a run directory holds; a recorded text is never reopened."""
-        self.run, self.known = run, run.recorded()
+        self.run, self.known = run, run.accuracies()
         self.known_before = len(self.known)
         self.done = {group for group in self.groups if all(self.ids[i] in self.known for i in group)}
         self.saved = Saved(run.saved_states(), run.load_state_arrays, problem, self._task)

@@ -19,8 +19,8 @@ import numpy as np
 from onestep_jax.config import UserError
 from onestep_jax.files import read_rows, replace, write_rows, writing
 from onestep_jax.metrics import THRESHOLD, Capacity, capacity
+from onestep_jax.records import check_identity, read_results
 from onestep_jax.results import TextResult
-from onestep_jax.store import check_identity, read_results
 from onestep_jax.texts import text_ids
 
 FORMAT = 1

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from onestep_jax.records import read_config, read_results
 from onestep_jax.report.reading import FittedRun
-from onestep_jax.store import open_run, read_config, read_results
+from onestep_jax.store import open_run
 
 
 def copy_run(source: Path, target: Path, *, recorded: int | None = None, **changes) -> Path:

@@ -9,7 +9,7 @@ from onestep_jax.analysis import similarity
 from onestep_jax.cli import main
 from onestep_jax.config import UserError
 from onestep_jax.corpora import load_tokens
-from onestep_jax.store import read_results
+from onestep_jax.records import read_results
 
 
 def test_figure3(tmp_path):

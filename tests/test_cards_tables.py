@@ -10,7 +10,7 @@ from smoke import smoke
 from onestep_jax import Decoded, Model, Results, TextResult, load_model, read_results, text_nats
 from onestep_jax.corpora import load_tokens
 from onestep_jax.experiment import Study, load_card
-from onestep_jax.store import read_config
+from onestep_jax.records import read_config
 
 
 @pytest.fixture(scope="module")

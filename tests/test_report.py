@@ -21,13 +21,14 @@ from onestep_jax.cli import build_parser
 from onestep_jax.metrics import exact_horizon, horizon
 from onestep_jax.optimizers import PRESETS, Schedule
 from onestep_jax.options import optimizer_of, scheme_of
+from onestep_jax.records import read_config
 from onestep_jax.report import charts, data, headline, wording, write_report
 from onestep_jax.report.markup import embedded, one_line, tag, visible
 from onestep_jax.report.page import page_html
 from onestep_jax.report.pieces import token_pieces
 from onestep_jax.report.reading import Found
 from onestep_jax.schemes import Cramming
-from onestep_jax.store import open_run, read_config
+from onestep_jax.store import open_run
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

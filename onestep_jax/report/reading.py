@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax.config import UserError
+from onestep_jax.records import read_config, read_results, read_texts
 from onestep_jax.report.pieces import find_tokenizer
 from onestep_jax.results import Results
-from onestep_jax.store import read_config, read_results, read_texts
 
 Progress = Callable[[int, int], None]
 """Called with the folders read so far and in all."""

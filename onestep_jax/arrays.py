@@ -1,0 +1,121 @@
+"""Trees of arrays on the disk, by Orbax, in this process or in one beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SAVING = threading.Lock()  # two saves at a time in one process remove each other's temporary folders
+
+
+class Arrays:
+    """Saves and loads trees of arrays.
+
+    Args:
+      apart: do so in a long-lived process beside this one. In a process that has joined `jax.distributed` Orbax saves
+        nothing of its own and loads only in step with all others; the process beside it never joins.
+    """
+
+    def __init__(self, apart: bool = False):
+        self._apart, self._pool = apart, None
+
+    def save(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write arrays and read them back.
+
+        Raises:
+          OSError, ValueError: if the storage refuses; tensorstore reports much of that as a ValueError.
+        """
+        self._call(_save, path, dict(arrays))
+
+    def load(self, path: Path) -> dict[str, np.ndarray]:
+        """Read what `save` wrote.
+
+        Raises:
+          OSError, ValueError: if it cannot be read. A flipped bit in a value is not noticed here: nothing in the
+            format sums values, so whoever saves keeps checksums.
+        """
+        return self._call(_load, path)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        if not self._apart:
+            return function(*args)
+        if self._pool is None:
+            from loky import ProcessPoolExecutor
+
+            how = {"env": {"JAX_PLATFORMS": "cpu"}, "initializer": _begin_helper, "initargs": (os.getpid(),)}
+            self._pool = ProcessPoolExecutor(max_workers=1, **how)
+        try:
+            return self._pool.submit(function, *args).result()
+        except BrokenExecutor as error:
+            self._pool = None
+            raise OSError(errno.EIO, "the process that saves arrays has ended", str(args[0])) from error
+
+
+def _begin_helper(parent: int) -> None:
+    """Leave signals to the parent, which stops the helper when everything is saved; end where the parent is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    shutil.rmtree(path, ignore_errors=True)
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # vectors hardly shrink, and a flipped bit stays in its own row
+    with _SAVING, _quiet(), context:
+        ocp.save(str(path.resolve()), dict(arrays))
+    back = _load(path)
+    for name, array in arrays.items():
+        if not np.array_equal(back[name], array, equal_nan=array.dtype.kind == "f"):
+            raise OSError(errno.EIO, f"{name} reads back differently from what was written", str(path))
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    from orbax.checkpoint import v1 as ocp
+
+    with _quiet():
+        described: Any = ocp.metadata(str(path.resolve())).metadata
+        if described is None:
+            raise OSError(errno.EIO, "the description of the arrays cannot be read", str(path))
+        target = {name: np.zeros(entry.shape, entry.dtype) for name, entry in described.items()}
+        loaded: Any = ocp.load(str(path.resolve()), target)
+    return {name: np.asarray(array) for name, array in loaded.items()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax from logging, traceback and all, what it also raises."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(_record: logging.LogRecord) -> bool:
+    return False

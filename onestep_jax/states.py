@@ -1,0 +1,111 @@
+"""Saved states of a run directory: the groups in flight, and which of them are still needed."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.arrays import Arrays
+from onestep_jax.config import UserError
+from onestep_jax.files import one_line, remove, replace
+
+CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
+
+
+def state_names(folder: Path) -> list[str]:
+    """Names of the committed states, oldest first."""
+    return sorted(path.stem for path in (folder / "state").glob("*.json"))
+
+
+def write_state(
+    folder: Path,
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    record: Any,
+    elapsed: float,
+    store: Arrays,
+    check: Callable[[], None],
+) -> None:
+    """Arrays of a state, then its record, which commits it; `check` may prevent that by raising."""
+    if arrays:
+        store.save(folder / "state" / name, arrays)
+    sums = {key: _checksum(array) for key, array in arrays.items()}
+    content = {"elapsed": elapsed, "checksum": _text_checksum(record), "checksums": sums, "record": record}
+    replace(folder / "state" / f"{name}.json", json.dumps(content).encode(), check)
+
+
+def read_record(folder: Path, name: str) -> Any:
+    """The record of a state.
+
+    Raises:
+      UserError: if it cannot be read.
+      FileNotFoundError: if it is no longer there.
+    """
+    return _content(folder, name)["record"]
+
+
+def read_elapsed(folder: Path, name: str) -> float:
+    """Seconds that the process had been at work when it saved a state."""
+    return _content(folder, name)["elapsed"]
+
+
+def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]:
+    """The arrays of a state.
+
+    Raises:
+      UserError: if they are missing, cannot be read or are not those that were written.
+    """
+    sums, path = _content(folder, name)["checksums"], folder / "state" / name
+    if not sums:
+        return {}
+    try:
+        arrays = store.load(path)
+    except Exception as error:  # of Orbax and tensorstore, each with kinds of its own
+        told = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"{path}: damaged saved state ({told}); {CURE}") from error
+    wrong = [key for key in sums if key not in arrays or _checksum(arrays[key]) != sums[key]]
+    if wrong:
+        raise UserError(f"{path}: damaged saved state: {wrong[0]} differs from its checksum; {CURE}")
+    return arrays
+
+
+def remove_state(folder: Path, name: str) -> None:
+    """Delete what there is of a state."""
+    remove(folder / "state" / f"{name}.json")
+    for path in (folder / "state").glob(f"{name}*"):
+        remove(path)
+
+
+def reached(record: Any) -> dict[tuple[tuple[int, ...], int], float]:
+    """(texts, seed) → gradient evaluations made, infinitely many for a seed that has come to its end."""
+    steps = {_key(task): task["trace"][-1][0] if task["trace"] else 0 for task in record.get("tasks", ())}
+    return steps | {_key(task): math.inf for task in record.get("outcomes", ())}
+
+
+def _key(task: Any) -> tuple[tuple[int, ...], int]:
+    return tuple(task["texts"]), task["seed"]
+
+
+def _content(folder: Path, name: str) -> Any:
+    path = folder / "state" / f"{name}.json"
+    try:
+        content = json.loads(path.read_text())
+        if _text_checksum(content["record"]) != content["checksum"]:
+            raise ValueError("its record differs from its checksum")
+        return {key: content[key] for key in ("elapsed", "checksums", "record")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {CURE}") from error
+
+
+def _text_checksum(record: Any) -> int:
+    return zlib.crc32(json.dumps(record).encode())
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).tobytes(), zlib.crc32(f"{array.dtype}{array.shape}".encode()))

@@ -1,0 +1,61 @@
+"""What opening a run directory clears away: leftovers of killed processes, and what newer parts and states replace."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+
+from onestep_jax.files import remove
+from onestep_jax.parts import KINDS, part_files, read_table, remove_part
+from onestep_jax.records import part_names, read_texts
+from onestep_jax.states import reached, read_record, remove_state, state_names
+
+FOLDERS = (*KINDS, "state", "claims")
+
+
+def sweep_away(folder: Path) -> None:
+    """Delete what killed processes left half-written, and the claims of earlier sessions.
+
+    A process of an earlier session that still lives may be about to rename a commit record into place. Its neighbour
+    file goes first, then the committed names are read: the rename came before that and counts, or it fails.
+    """
+    for kind in FOLDERS:
+        for path in (folder / kind).glob("*.tmp"):
+            remove(path)
+    parts, states = set(part_names(folder)), set(state_names(folder))
+    for kind, committed in (*((kind, parts) for kind in KINDS), ("state", states), ("claims", set())):
+        for path in (folder / kind).iterdir():
+            if path.name.split(".")[0] not in committed:
+                remove(path)
+
+
+def delete_superseded(folder: Path) -> list[str]:
+    """Delete parts whose texts are all in newer ones, and states that nothing needs any more; the parts left.
+
+    A state is needed while one of its tasks is neither recorded nor in a newer state that is as far.
+    """
+    ids = {}
+    for name in part_names(folder):
+        ids[name] = {row["text_id"] for row in read_table(part_files(folder, name)["results"], ["text_id"])}
+    for name in superseded({name: dict.fromkeys(held, 0.0) for name, held in ids.items()}):
+        remove_part(folder, name)
+        del ids[name]
+    recorded, order = set().union(*ids.values()), [text_id for text_id, _ in read_texts(folder)]
+    unfinished = {}
+    for name in state_names(folder):
+        tasks = reached(read_record(folder, name)).items()
+        unfinished[name] = {task: far for task, far in tasks if not {order[i] for i in task[0]} <= recorded}
+    for name in superseded(unfinished):
+        remove_state(folder, name)
+    return list(ids)
+
+
+def superseded(holdings: Mapping[str, Mapping[Hashable, float]]) -> list[str]:
+    """Names of which newer ones hold everything, at least as far; names sort by age."""
+    seen: dict[Hashable, float] = {}
+    gone = []
+    for name in sorted(holdings, reverse=True):
+        if all(seen.get(key, -1) >= far for key, far in holdings[name].items()):
+            gone.append(name)
+        seen |= {key: max(far, seen.get(key, -1)) for key, far in holdings[name].items()}
+    return gone

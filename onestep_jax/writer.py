@@ -1,0 +1,81 @@
+"""A background thread that writes what it is handed, in order, while the devices go on."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from onestep_jax.config import UserError
+from onestep_jax.files import one_line, refusal
+
+RETRIES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt of a write that the storage refused
+QUEUE = 8  # jobs that may wait; who hands over more waits with them, so that memory stays bounded
+
+
+class Writer:
+    """Does jobs one after the other. After one that failed for good no other is begun: no state without its parts."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, "onestep-writer")
+        self._jobs: list[Future[None]] = []
+        self._error: BaseException | None = None
+        self._warned = False
+
+    def hand(self, job: Callable[[], None]) -> Future[None]:
+        """Have a job done; it may be called again after an OSError or ValueError. Its future can be cancelled.
+
+        Raises:
+          UserError: if an earlier job was refused by the storage.
+        """
+        self._jobs = [waiting for waiting in self._jobs if not waiting.done()]
+        if len(self._jobs) >= QUEUE:
+            concurrent.futures.wait(self._jobs[:1])
+        self._check()
+        handed = self._thread.submit(self._do, job)
+        self._jobs.append(handed)
+        return handed
+
+    def wait(self) -> None:
+        """Return when everything handed over is done.
+
+        Raises:
+          UserError: if something of it was refused by the storage.
+        """
+        concurrent.futures.wait(self._jobs)
+        self._check()
+
+    def close(self) -> None:
+        """Do what was handed over, and end."""
+        self._thread.shutdown()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _do(self, job: Callable[[], None]) -> None:
+        if self._error is None:
+            try:
+                self._persist(job)
+            except BaseException as error:
+                self._error = error
+
+    def _persist(self, job: Callable[[], None]) -> None:
+        for pause in (*RETRIES, None):
+            try:
+                job()
+                return
+            except UserError:
+                raise
+            except (OSError, ValueError) as error:
+                if pause is None:
+                    raise refusal(self._folder, error) from error
+                if not self._warned:
+                    self._warned = True
+                    said = f"{self._folder}: a write failed and is tried again ({one_line(error)})"
+                    warnings.warn(said, stacklevel=2)
+            time.sleep(pause)
