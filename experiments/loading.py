@@ -53,7 +53,7 @@ from safetensors.numpy import save_file
 import onestep_jax
 from onestep_jax.families import read_config
 from onestep_jax.model import Model, parameter_shapes
-from onestep_jax.partition import AXIS
+from onestep_jax.partition import MODEL
 from onestep_jax.source import shards
 
 # config.json of Llama-3.2-1B as on the hub, in the spelling of transformers 4.
@@ -160,7 +160,7 @@ def watched(folder: Path, mesh: Mesh | None = None) -> dict[str, float]:
 
 def split(folder: Path) -> dict[str, float]:
     """`watched`, over a mesh of all devices, with the least and the most that one of them holds."""
-    return watched(folder, Mesh(np.array(jax.devices()), (AXIS,)))
+    return watched(folder, Mesh(np.array(jax.devices()), (MODEL,)))
 
 
 READINGS: dict[str, Callable[[Path], dict[str, float]]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from onestep_jax.likelihood import TextNats
 from onestep_jax.results import TextResult, Trial
 
 
-class Given(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Given:
     """A text as it went into the fit.
 
     Attributes:
