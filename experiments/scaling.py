@@ -33,10 +33,9 @@ from onestep_jax.families import read_config
 from onestep_jax.footprint import step_flops
 from onestep_jax.model import Network, parameter_counts
 from onestep_jax.objective import LOGITS_BYTES
-from onestep_jax.sizing import ACCELERATOR_TOKENS, MEMORY_SHARE
+from onestep_jax.sizing import ACCELERATOR_TOKENS, MEMORY_SHARE, WEIGHTS_SHARE
 
 SHARES = (0.2, 0.35, 0.5)  # of the published peak
-WEIGHTS_SHARE = 0.6  # of a device's memory, beyond which the weights are split
 JUDGED = Path(__file__).parent / "results" / "preset_fast" / "judge.csv"
 
 

@@ -121,7 +121,7 @@ def load_params(
         if not _all_finite(host, dtype):
             raise UserError(_not_finite(tensor, dtype))
         for row in table[name]:
-            params[row.path] = _place(_take(host, row), dtype, mesh, row.path)
+            params[row.path] = _place(_take(host, row), dtype, mesh, row.path, config.kv_heads)
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
@@ -188,11 +188,11 @@ def _take(host: np.ndarray, row: Weight) -> np.ndarray:
     return host.reshape(-1, of, *host.shape[1:])[:, first : first + size].reshape(-1, *host.shape[1:])
 
 
-def _place(host: np.ndarray, dtype: Any, mesh: Mesh | None, path: str) -> jax.Array:
+def _place(host: np.ndarray, dtype: Any, mesh: Mesh | None, path: str, kv_heads: int) -> jax.Array:
     if mesh is None:
         placed = jax.device_put(host)
     else:
-        sharding = weight_sharding(mesh, path, host.shape)
+        sharding = weight_sharding(mesh, path, host.shape, kv_heads)
         placed = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
     return placed if placed.dtype == dtype else placed.astype(dtype)
 

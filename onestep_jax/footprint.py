@@ -61,7 +61,7 @@ def compiled_step(
     """
     placement = placement or Pmap(jax.local_devices()[:1])
     params, chosen = abstract_params(network.config, dtype), scheme or OneStep()
-    params = jax.tree.map(_lying, params, params_shardings(placement.mesh, params))
+    params = jax.tree.map(_lying, params, params_shardings(placement.mesh, params, network.config.kv_heads))
     problem = Problem(network, chosen, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
 
     def stacked(leaf: Any) -> Any:

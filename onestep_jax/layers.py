@@ -73,16 +73,17 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x · kernelᵀ + bias, with the kernel as checkpoints keep it, (out, in)."""
+    """x · kernelᵀ + bias, with the kernel as checkpoints keep it, (out, in); see `partition.settle` for `kv_heads`."""
 
     features: int
     use_bias: bool = False
+    kv_heads: int = 1
     dot_general: DotGeneral = jax.lax.dot_general
 
     @nn.compact
     def __call__(self, x_TD: Array) -> Array:
         kernel = self.param("kernel", INIT, (self.features, x_TD.shape[-1]))
-        y = settle(matmul_transposed(x_TD, kernel, self.dot_general), self.name)
+        y = settle(matmul_transposed(x_TD, kernel, self.dot_general), self.name, self.kv_heads)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)[None, :]
         return y
@@ -131,14 +132,14 @@ class Attention(nn.Module):
         weights_KTS = weights_HTS.astype(x_TD.dtype).reshape(c.kv_heads, -1, S)
         mixed_HTC = jnp.einsum("kts,ksc->ktc", weights_KTS, v_KSC).reshape(c.heads, T, c.head_dim)
         mixed_TD = mixed_HTC.swapaxes(0, 1).reshape(T, -1)
-        return Linear(x_TD.shape[1], c.out_bias, self.dot_general, name="o")(mixed_TD)
+        return Linear(x_TD.shape[1], c.out_bias, c.kv_heads, self.dot_general, name="o")(mixed_TD)
 
     def heads(self, x_TD: Array, start: Array | int) -> tuple[Array, Array, Array]:
         """Queries (H, T, C), keys and values (K, T, C): projected, clipped, normed and turned."""
         c, T = self.config, x_TD.shape[0]
         made: dict[str, Array] = {}
         for name, count in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
-            y = Linear(count * c.head_dim, c.qkv_bias, self.dot_general, name=name)(x_TD)
+            y = Linear(count * c.head_dim, c.qkv_bias, c.kv_heads, self.dot_general, name=name)(x_TD)
             if c.clip_qkv is not None:
                 y = jnp.clip(y, -c.clip_qkv, c.clip_qkv)
             normed = c.qk_norm if name != "v" else None
@@ -174,7 +175,7 @@ class MLP(nn.Module):
         c, act = self.config, ACTIVATIONS[self.config.activation]
 
         def project(features: int, name: str) -> Linear:
-            return Linear(features, c.mlp_bias, self.dot_general, name=name)
+            return Linear(features, c.mlp_bias, c.kv_heads, self.dot_general, name=name)
 
         gate_TF = project(c.ffn, "gate")(x_TD) if c.gated else None
         up_TF = project(c.ffn, "up")(x_TD)

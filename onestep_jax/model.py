@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         if c.final_norm:
             self.norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
-            self.unembed = Linear(c.vocab_size, dot_general=self.dot_general, name="head")
+            self.unembed = Linear(c.vocab_size, dot_general=self.dot_general, kv_heads=c.kv_heads, name="head")
 
     def embed(self, tokens_T: Array) -> Array:
         x_TD = self.table(tokens_T)
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
         if c.embed_width is not None:
             h_TD = self.project_out(h_TD)
         if c.tied:
-            logits_TV = settle(matmul_transposed(h_TD, self.table.embedding, self.dot_general), "head")
+            logits_TV = settle(matmul_transposed(h_TD, self.table.embedding, self.dot_general), "head", c.kv_heads)
         else:
             logits_TV = self.unembed(h_TD)
         return soft_cap(logits_TV, c.logit_cap)

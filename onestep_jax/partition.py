@@ -16,33 +16,41 @@ TEXTS, MODEL = "texts", "model"  # axes of a mesh: over the first texts are spre
 # devices after attention and one after the feed-forward (Megatron-LM, arXiv:1909.08053, section 3).
 _BY_OUTPUT = {"embed", "head", "q", "k", "v", "gate", "up"}
 _BY_INPUT = {"o", "down"}
+# Attention is split by key head, with the query heads that share it; a head is never cut.
+_OF_HEADS = {"q", "k", "v", "o"}
 
 
-def weight_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+def weight_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], kv_heads: int) -> NamedSharding:
     """Where the weight at `path` ("block_0/attention/q/kernel") lies; whole on every device where it cannot be split.
 
     Args:
       mesh: has an axis "model"; other axes hold copies.
       path: keys of the params, joined by "/".
       shape: of the whole weight.
+      kv_heads: key heads of the model.
     """
     *_, module, leaf = path.split("/")
     axis = 0 if module in _BY_OUTPUT else 1 if module in _BY_INPUT and leaf == "kernel" else None
-    if axis is None or shape[axis] % mesh.shape[MODEL]:
+    if axis is None or _pieces(module, shape[axis], kv_heads) % mesh.shape[MODEL]:
         return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, MODEL))
 
 
-def params_shardings(mesh: Mesh, params: Any) -> Any:
+def _pieces(module: str, features: int, kv_heads: int) -> int:
+    """Into how many parts the features of a projection can be split at most."""
+    return kv_heads if module in _OF_HEADS else features
+
+
+def params_shardings(mesh: Mesh, params: Any, kv_heads: int) -> Any:
     """`weight_sharding` of every weight, as a tree like `params`."""
 
     def one(path: Any, weight: Any) -> NamedSharding:
-        return weight_sharding(mesh, "/".join(key.key for key in path), weight.shape)
+        return weight_sharding(mesh, "/".join(key.key for key in path), weight.shape, kv_heads)
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
-def settle(y: jax.Array, module: str | None) -> jax.Array:
+def settle(y: jax.Array, module: str | None, kv_heads: int) -> jax.Array:
     """Keep the output of a projection where its weights put it, so that no weight is ever gathered to make it.
 
     Features made by weights split by output stay split; sums over weights split by input are whole on every device.
@@ -51,13 +59,14 @@ def settle(y: jax.Array, module: str | None) -> jax.Array:
     Args:
       y: (…, features).
       module: name of the projection.
+      kv_heads: key heads of the model.
     """
     count = _devices_of(MODEL)
     if count == 1 or module not in _BY_OUTPUT | _BY_INPUT:
         return y
-    split = MODEL if module in _BY_OUTPUT and y.shape[-1] % count == 0 else None
+    split = module in _BY_OUTPUT and _pieces(module, y.shape[-1], kv_heads) % count == 0
     free = (PartitionSpec.UNCONSTRAINED,) * (y.ndim - 1)
-    return jax.lax.with_sharding_constraint(y, PartitionSpec(*free, split))
+    return jax.lax.with_sharding_constraint(y, PartitionSpec(*free, MODEL if split else None))
 
 
 def texts_are_spread() -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from onestep_jax.config import UserError
+from onestep_jax.model import Network, Params
 from onestep_jax.partition import MODEL, TEXTS, params_shardings
 
 PROGRAMS = 64  # kept in memory; those used least recently go first
@@ -80,9 +81,9 @@ class Placement:
 
         return int(multihost_utils.process_allgather(np.int32(choice)).max())
 
-    def place(self, params: Any) -> Any:
+    def place(self, network: Network, params: Params) -> Params:
         """`params` where the programs expect them, made once; a call then moves nothing."""
-        return jax.device_put(params, params_shardings(self.mesh, params))
+        return jax.device_put(params, params_shardings(self.mesh, params, network.config.kv_heads))
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """Where an array of the engine lies, (row, slot, …)."""

@@ -103,7 +103,7 @@ class Sweep:
           Interrupted: if told to stop; the state is saved.
           UserError: if the devices have no memory for even one slot each.
         """
-        params = placement.place(self.model.params)
+        params = placement.place(self.model.network, self.model.params)
         self.ladder = ladder
         longest = [max(len(self.tokens[i]) for i in group) for group in self.groups]
         padded = buckets(longest, self.model.config.boundary, self.scheme.extra)

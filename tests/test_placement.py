@@ -1,6 +1,7 @@
 """One pure step under every placement: the same numbers, and no communication that the placement does not need."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -58,7 +59,7 @@ def filled(placement: Placement, model: Model, problem: Problem, token_lists: An
     tokens = np.array(token_lists[:8], np.int32).reshape(*lead, group, 8)
     ids = np.arange(32, dtype=np.uint32).reshape(*lead, group, 4)
     offer = slots.Offer(np.ones(lead, bool), tokens, np.full((*lead, group), 8, np.int32), ids)
-    params = placement.place(model.params)
+    params = placement.place(model.network, model.params)
     state, taken = placement.map(slots.refill, problem)(
         params, placement.spread(slots.idle(problem, 8, lead)), placement.spread(offer)
     )
@@ -110,12 +111,12 @@ def compiled_chunk(placement: Placement, model: Model, problem: Problem, token_l
     return placement.lower(slots.chunk, params, state, static=(problem, 3), donate=1).compile().as_text()
 
 
-def collectives(program: str) -> list[tuple[str, int]]:
-    """(kind, numbers in the result) of every collective of a compiled program."""
+def collectives(program: str) -> list[tuple[str, list[int]]]:
+    """(kind, sizes of the result's axes but those of size one, in order of size) of every collective of a program."""
     found = []
     for shape, kind in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", program):
-        sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\w\[([\d,]*)\]", shape)]
-        found.append((kind, int(max(sizes))))
+        for axes in re.findall(r"\w\[([\d,]*)\]", shape):
+            found.append((kind, sorted(int(n) for n in axes.split(",") if n not in ("", "1"))))
     return found
 
 
@@ -132,27 +133,27 @@ def test_no_weight_is_gathered(tiny, token_lists, name, tied):
         model = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, tied=True), params=params)
     found = collectives(compiled_chunk(PLACEMENTS[name](), model, problem_of(model), token_lists))
     assert any(kind == "all-reduce" for kind, _ in found)
-    least = min(leaf.size for leaf in jax.tree.leaves(model.params) if leaf.ndim == 2)
-    assert [one for one in found if one[0] != "all-reduce" and one[1] >= least] == []
+    weights = [sorted(leaf.shape) for leaf in jax.tree.leaves(model.params)]
+    assert [one for one in found if one[0] != "all-reduce" and one[1] in weights] == []
 
 
 def test_the_check_sees_a_gathered_weight(tiny):
     """Else the test above could not fail."""
     placement = Mesh(model_axis=8)
-    kernel = placement.place(tiny.params)["block_0"]["mlp"]["up"]["kernel"]
+    kernel = placement.place(tiny.network, tiny.params)["block_0"]["mlp"]["up"]["kernel"]
     gathered = jax.jit(lambda x: x, out_shardings=placement.sharding(())).lower(kernel).compile().as_text()
-    assert max(size for _, size in collectives(gathered)) == kernel.size
+    assert collectives(gathered) == [("all-gather", sorted(kernel.shape))]
 
 
 def test_shared_gradients_are_summed_once_over_the_devices(tiny, token_lists):
     problem = problem_of(tiny, share="m", group=8)
     found = collectives(compiled_chunk(Together(8), tiny, problem, token_lists))
     assert {kind for kind, _ in found} == {"all-reduce"}
-    assert max(size for _, size in found) <= 8 * 32
+    assert max(math.prod(axes) for _, axes in found) <= 32
 
 
 def test_a_device_holds_its_part_of_the_weights_only(tiny):
-    params = Mesh(model_axis=4).place(tiny.params)
+    params = Mesh(model_axis=4).place(tiny.network, tiny.params)
     parts = [leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params)]
     whole = sum(leaf.size for leaf in jax.tree.leaves(tiny.params))
     assert sum(parts) < 0.6 * whole

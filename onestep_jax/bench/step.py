@@ -36,7 +36,7 @@ class Stepper:
         chosen = PRESETS[preset]
         problem = make_problem(model, OneStep(), chosen, chosen.optimizer.build(), ENDLESS)
         placement = Pmap(jax.local_devices()[:1])
-        self.params = placement.place(model.params)
+        self.params = placement.place(model.network, model.params)
         self.advance = placement.map(device.chunk, problem, chunk, donate=1)
         draw = np.random.default_rng(0)
         tokens = draw.integers(model.config.vocab_size, size=(1, slots, 1, length)).astype(np.int32)
