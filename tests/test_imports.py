@@ -7,8 +7,9 @@ import onestep_jax
 
 LINE = """config compilation rotary families layers model partition source tensors checkpoint texts schemes objective
 likelihood generation passages corpora quasi_newton optimizers results decoding placement slots engine inflight
-footprint files locks sessions arrays writer parts states records upkeep store ladder sweep sizing fitting exporting
-metrics tables capacity analysis report demo __init__ experiment looks bench options commands cli""".split()
+footprint files locks sessions arrays writer parts states records upkeep store status verify ladder sweep sizing
+fitting exporting metrics tables capacity analysis report demo __init__ experiment looks bench options commands
+cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 
