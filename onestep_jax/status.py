@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.files import read_about
 from onestep_jax.locks import Owner, holder
-from onestep_jax.parts import part_files
-from onestep_jax.records import part_names, read_config, read_summary, read_texts
+from onestep_jax.parts import read_times
+from onestep_jax.records import each_part, read_config, read_summary, read_texts
 from onestep_jax.sessions import Session, read_session
 from onestep_jax.states import reached, read_states
 
@@ -96,17 +95,13 @@ def read_status(folder: Path) -> Status:
 
 def _an_hour(folder: Path, session: Session, seconds: dict[str, float]) -> float | None:
     """Texts per hour of a session; `seconds` are those at which its states were saved."""
-    new = 0
-    elapsed = [spent for name, spent in seconds.items() if name.startswith(session.prefix)]
-    for name in part_names(folder):
-        if name.startswith(session.prefix):
-            try:
-                about = read_about(part_files(folder, name)["results"])
-            except FileNotFoundError:  # merged meanwhile
-                continue
-            new += int(about["new"])
-            elapsed.append(float(about["elapsed"]))
-    return 3600 * new / max(elapsed) if new and max(elapsed) > 0 else None
+
+    def read(name: str) -> tuple[int, float]:
+        return read_times(folder, name) if name.startswith(session.prefix) else (0, 0.0)
+
+    new, written = zip((0, 0.0), *each_part(folder, read), strict=True)
+    elapsed = max(*written, *(spent for name, spent in seconds.items() if name.startswith(session.prefix)))
+    return 3600 * sum(new) / elapsed if sum(new) and elapsed else None
 
 
 def facts(status: Status) -> dict[str, Any]:

@@ -30,9 +30,9 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import count_rows, create, read_about, replace, write_rows, writing
+from onestep_jax.files import count_rows, create, replace, write_rows, writing
 from onestep_jax.locks import locked
-from onestep_jax.parts import part_files, read_part, remove_part, write_part
+from onestep_jax.parts import part_files, read_part, read_times, remove_part, write_part
 from onestep_jax.records import (
     FORMAT,
     check_identity,
@@ -226,8 +226,8 @@ class Run:
         for name in sorted(names):
             read = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
             texts |= {text.text_id: text for text in read}
-        ours = [part_files(self.folder, name)["results"] for name in names if name.startswith(self.session.prefix)]
-        self._write_part(list(texts.values()), new=sum(int(read_about(path)["new"]) for path in ours))
+        ours = [name for name in names if name.startswith(self.session.prefix)]
+        self._write_part(list(texts.values()), new=sum(read_times(self.folder, name)[0] for name in ours))
         for name in names:
             remove_part(self.folder, name)
 
