@@ -16,17 +16,18 @@ IDENTITY = {"model": "abc", "scheme": {"arrangement": "one-step", "share": None,
 SETTINGS = {"model": "default", "slots": 4}
 
 
-def results(count: int, shared: bool = False) -> list[TextResult]:
+def results(count: int, shared: bool = False, width: int = 4) -> list[TextResult]:
+    """Results of so many texts; arrays of more than a kilobyte lie in the store as they are, smaller ones do not."""
     rng = np.random.default_rng(count)
-    m = rng.normal(size=4).astype(np.float32)
+    m = rng.normal(size=width).astype(np.float32)
     made = []
     for i in range(count):
         trace = np.array([[10, 2.5, 0.5], [17, 0.25, 1.0]])
-        path = {name: rng.normal(size=(2, 4)).astype(np.float32) for name in "em"} if i % 2 else None
+        path = {name: rng.normal(size=(2, width)).astype(np.float32) for name in "em"} if i % 2 else None
         trial = Trial(0, "solved", 1.0, 0.25, 17, 16, trace, np.arange(3, dtype=np.int32), path)
         vectors = {
-            "e": rng.normal(size=4).astype(np.float32),
-            "m": m if shared else rng.normal(size=4).astype(np.float32),
+            "e": rng.normal(size=width).astype(np.float32),
+            "m": m if shared else rng.normal(size=width).astype(np.float32),
         }
         tokens = np.arange(i, i + 3, dtype=np.int32)
         text_id = text_ids([tokens])[0]

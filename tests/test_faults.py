@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,9 @@ from onestep_jax.records import part_names
 from onestep_jax.status import read_status
 from onestep_jax.store import join_run
 from onestep_jax.verify import set_aside, verify
+
+# Where reading or writing arrays fails, callbacks of tensorstore may find the event loop of Orbax closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture
@@ -69,31 +71,32 @@ def one_warning(words):
 # --- what the disk does to files ---
 
 
-def test_a_truncated_or_missing_file_is_named_with_its_texts(tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_truncated_or_missing_file_is_named_with_its_texts(tmp_path, damage):
     texts = results(3)
     folder = recorded_run(tmp_path / "run", texts)
-    unread = set()
     for path in files_of_a_part(folder):
+        kind, *inside = path.relative_to(folder).parts
         content = path.read_bytes()
-        for damage in (lambda path=path: path.write_bytes(content[: len(content) // 2]), path.unlink):  # noqa: B023
-            damage()
+        path.write_bytes(content[: len(content) // 2]) if damage == "truncated" else path.unlink()
+        if kind == "results" and damage == "missing":
+            assert len(read_results(folder)) == 0  # the commit record: without it nothing was recorded
+        else:
             message = said(lambda: same(read_results(folder), texts))
-            if message is None:
-                unread.add(path.name if path.suffix else path.parent.parent.name)
+            if message is None:  # bookkeeping of Orbax that reading does not need
+                assert {"_CHECKPOINT_METADATA", "commit_success.txt", "ocdbt.process_0"} & set(inside)
             else:
-                kind = path.relative_to(folder).parts[0]
                 assert f"{folder / kind}/000001-0000-000000" in message
                 assert "damaged part of the run" in message
                 assert "onestep verify DIR --drop" in message
                 assert kind == "results" or all(text.text_id in message for text in texts)
-            path.write_bytes(content)
+        path.write_bytes(content)
     same(read_results(folder), texts)
-    # Orbax keeps some bookkeeping that reading a tree of arrays does not need.
-    assert unread <= {"_CHECKPOINT_METADATA", "commit_success.txt", "ocdbt.process_0", "manifest.ocdbt", "run"}
 
 
-def test_a_flipped_bit_never_passes_for_a_result(tmp_path):
-    texts = results(3)
+@pytest.mark.parametrize("width", [4, 256])
+def test_a_flipped_bit_never_passes_for_a_result(tmp_path, width):
+    texts = results(3, width=width)
     folder = recorded_run(tmp_path / "run", texts)
     noticed = {}
     for path in files_of_a_part(folder):
@@ -114,9 +117,9 @@ def test_a_flipped_bit_never_passes_for_a_result(tmp_path):
 
 @pytest.mark.parametrize("leaf", ["e", "m"])
 def test_a_flipped_bit_of_a_vector_names_its_text(tmp_path, leaf):
-    texts = results(5)
+    texts = results(5, width=256)
     folder = recorded_run(tmp_path / "run", texts)
-    flip(folder, texts[3].vectors[leaf])
+    flip(folder / "embeddings", texts[3].vectors[leaf])
     with pytest.raises(UserError, match=f"text {texts[3].text_id}: its row, vectors or curves") as refused:
         read_results(folder)
     assert not any(text.text_id in str(refused.value) for text in texts if text is not texts[3])
@@ -124,20 +127,18 @@ def test_a_flipped_bit_of_a_vector_names_its_text(tmp_path, leaf):
 
 def flip(folder: Path, vector: np.ndarray) -> None:
     """Flip a bit of one stored number."""
-    for path in (folder / "embeddings").rglob("*"):
-        content = bytearray(path.read_bytes() if path.is_file() else b"")
-        place = content.find(vector.tobytes())
-        if place >= 0:
-            content[place + 5] ^= 16
-            path.write_bytes(content)
-            return
-    raise AssertionError("the vector is not stored as it is")
+    flipped = bytearray(vector.tobytes())
+    flipped[5] ^= 16
+    holding = [path for path in folder.rglob("*") if path.is_file() and vector.tobytes() in path.read_bytes()]
+    assert holding
+    for path in holding:
+        path.write_bytes(path.read_bytes().replace(vector.tobytes(), flipped))
 
 
 def test_what_is_damaged_is_set_aside_and_the_rest_kept(tmp_path):
-    texts = results(8)
+    texts = results(8, width=256)
     folder = recorded_run(tmp_path / "run", texts, apart_parts=2)
-    flip(folder, texts[2].vectors["e"])
+    flip(folder / "embeddings", texts[2].vectors["e"])
     found = verify(folder)
     assert [(problem.text_id, problem.damage) for problem in found.problems] == [(texts[2].text_id, True)]
     assert (found.texts, found.recorded, found.parts) == (8, 7, 2)
@@ -170,13 +171,11 @@ def test_a_part_whose_results_cannot_be_read_is_set_aside_whole(tmp_path):
 @pytest.mark.parametrize("what", ["arrays", "record"])
 def test_a_damaged_state_is_named_and_set_aside(tmp_path, what):
     texts = results(4)
-    array = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
+    array = np.random.default_rng(3).normal(size=(4, 256)).astype(np.float32)
     with opened(tmp_path / "run", texts) as run:
         run.save_state({"a": array}, {"tasks": [task(0, 37)]})
     if what == "arrays":
-        shutil.move(tmp_path / "run" / "state", tmp_path / "run" / "embeddings" / "state")
-        flip(tmp_path / "run", array)
-        shutil.move(tmp_path / "run" / "embeddings" / "state", tmp_path / "run" / "state")
+        flip(tmp_path / "run" / "state", array[2])
     else:
         (path,) = (tmp_path / "run" / "state").glob("*.json")
         path.write_text(path.read_text().replace("37", "39"))
