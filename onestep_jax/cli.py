@@ -54,6 +54,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     decode.add_argument("--json", action="store_true", help="print JSON")
 
+    verify = command("verify", commands.verify, "Check a run: files, checksums, vectors decoded again; 1 if not clean.")
+    verify.add_argument("run", type=Path, metavar="DIR", help="run directory")
+    _add_model_options(verify, default=None, default_text="the run's")
+    verify.add_argument("--no-decode", action="store_true", help="check files and checksums only; needs no model")
+    verify.add_argument(
+        "--drop", action="store_true", help="move what is damaged to DIR/damaged, for the same fit to make it again"
+    )
+    verify.add_argument("--json", action="store_true", help="print JSON")
+
+    status = command("status", commands.status, "Show how far a run is, and what a resume would do; changes nothing.")
+    status.add_argument("run", type=Path, metavar="DIR", help="run directory")
+    status.add_argument("--json", action="store_true", help="print JSON")
+
     export = command("export", commands.export, "Write the vectors of a run as one safetensors file.")
     export.add_argument("run", type=Path, metavar="DIR", help="run directory")
     export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")

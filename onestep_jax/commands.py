@@ -152,6 +152,31 @@ def decode(args: argparse.Namespace) -> int:
     return 0
 
 
+def verify(args: argparse.Namespace) -> int:
+    from onestep_jax.records import read_config
+    from onestep_jax.verify import facts, set_aside
+    from onestep_jax.verify import verify as check
+
+    config, model = read_config(args.run), None
+    if not args.no_decode:
+        dtype = args.dtype or config["identity"]["dtype"]
+        model = _load(args.model or config["settings"]["model"], dtype, args.revision)
+    with looks.counting_bar("verifying") as progress:
+        found = check(args.run, model, progress)
+    dropping = args.drop and any(problem.damage for problem in found.problems)
+    kept = set_aside(args.run, found) if dropping else None
+    print(json.dumps(facts(found) | {"kept": kept})) if args.json else looks.print_verification(found, kept)
+    return int(any(not (dropping and problem.damage) for problem in found.problems))
+
+
+def status(args: argparse.Namespace) -> int:
+    from onestep_jax.status import facts, read_status
+
+    found = read_status(args.run)
+    print(json.dumps(facts(found))) if args.json else looks.print_status(found)
+    return 0
+
+
 def export(args: argparse.Namespace) -> int:
     from onestep_jax.exporting import write_safetensors
     from onestep_jax.records import read_results

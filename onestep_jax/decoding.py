@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -57,7 +57,12 @@ class Decoded:
 
 
 def decode(
-    model: Model, results: Results | Iterable[TextResult], *, scheme: Scheme | None = None, batch: int = BATCH
+    model: Model,
+    results: Results | Iterable[TextResult],
+    *,
+    scheme: Scheme | None = None,
+    batch: int = BATCH,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Decoded]:
     """Reconstruct every text of `results` from its vectors, one forward pass per batch.
 
@@ -68,6 +73,7 @@ def decode(
       results: of `fit`, or read from a run directory.
       scheme: the arrangement, where it is none of the package's own; by default what `results` say.
       batch: texts at a time.
+      progress: called with the texts done and those there are, after each batch.
 
     Raises:
       UserError: if the vectors belong to another model.
@@ -91,6 +97,8 @@ def decode(
             lengths = np.array([len(texts[i].tokens) for i in rows], np.int32)
             out = np.asarray(_predict(model.network, scheme, model.params, leaves, tokens, lengths))
             predicted |= {int(i): out[place, : len(texts[i].tokens)] for place, i in enumerate(chosen)}
+            if progress is not None:
+                progress(len(predicted), len(texts))
     return [_compare(model, text, predicted[i]) for i, text in enumerate(texts)]
 
 

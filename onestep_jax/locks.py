@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +38,9 @@ def this_process() -> Owner:
     return Owner(os.getpid(), os.uname().nodename, now, " ".join(sys.argv)[:300])
 
 
-def take_lock(path: Path) -> int:
-    """Take the lock until the returned descriptor is closed.
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock.
 
     Raises:
       UserError: if another process holds it, naming it and what to do.
@@ -46,16 +48,18 @@ def take_lock(path: Path) -> int:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + PATIENCE
-    while not _locked(descriptor, fcntl.LOCK_EX):
-        if time.monotonic() > deadline:
-            owner = _owner(descriptor)
-            os.close(descriptor)
-            named = owner or "owner unknown"
-            raise UserError(f"{path.parent}: another process works on this run ({named}); {_cure(path, owner)}")
-        time.sleep(0.05)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(this_process()._asdict()) + "\n").encode(), 0)
-    return descriptor
+    try:
+        while not _locked(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                owner = _owner(descriptor)
+                named = owner or "owner unknown"
+                raise UserError(f"{path.parent}: another process works on this run ({named}); {_cure(path, owner)}")
+            time.sleep(0.05)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, (json.dumps(this_process()._asdict()) + "\n").encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def holder(path: Path) -> Owner | None:

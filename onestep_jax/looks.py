@@ -43,6 +43,17 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, gone at the end; yields the callback for what is done and what there is to do."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def print_rows(rows: list[dict[str, Any]], title: str) -> None:
     """A table of rows with the same keys; median, least and most of a thing share a column, lists are left out."""
     from rich.table import Table
@@ -101,6 +112,49 @@ def print_facts(facts: dict[str, Any]) -> None:
         if name in facts:
             table.add_row(name.replace("_", " "), str(facts[name]))
     console().print(table)
+
+
+def print_status(status: Any) -> None:
+    """What `onestep status` says of a run."""
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    ends = ", ".join(f"{status.counted(name)} {name}" for name in ("solved", "exhausted", "failed"))
+    table.add_row("texts", f"{len(status.recorded):,} of {status.texts:,} recorded: {ends}")
+    steps = [flight.steps for flight in status.in_flight]
+    reach = f", saved at {min(steps):,} to {max(steps):,} steps" if steps else ""
+    table.add_row("in flight", f"{len(steps):,}{reach}")
+    table.add_row("rate", "none yet" if status.an_hour is None else f"{status.an_hour:,.4g} texts an hour")
+    if status.session:
+        session = status.session
+        table.add_row("session", f"{session.number}, processes: {session.processes}, begun {session.since}")
+    table.add_row("now", f"going on: {status.owner}" if status.owner else "not going on")
+    table.add_row("a resume" if not status.owner else "still", status.outlook)
+    console().print(table)
+    for row in status.failures:
+        print(f"failed: [{row['index']}] {row['text_id']} after {row['steps']} steps")
+
+
+def print_verification(found: Any, kept: int | None) -> None:
+    """What `onestep verify` says of a run; `kept` are texts of damaged parts that were saved, if it set those aside."""
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_row("parts, saved states", f"{found.parts:,}, {found.states:,}")
+    table.add_row("texts", f"{found.recorded:,} of {found.texts:,} recorded and whole")
+    table.add_row("decoded again", f"{found.decoded:,}")
+    if found.twice:
+        table.add_row("recorded twice, alike", f"{found.twice:,}; the next onestep fit on the run clears that")
+    table.add_row("problems", f"{len(found.problems):,}")
+    console().print(table)
+    for problem in found.problems:
+        print(problem)
+    if kept is not None:
+        print(
+            f"damaged parts and states moved to damaged/, {kept} whole texts of them kept; fit again makes the others"
+        )
+    elif any(problem.damage for problem in found.problems):
+        print("onestep verify --drop moves what is damaged to damaged/, so that the same onestep fit makes it again")
 
 
 def _flat(layer: dict[str, Any]) -> Iterator[str]:

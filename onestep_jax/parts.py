@@ -1,13 +1,13 @@
 """One part of a run directory: results as arrays and tables, and back.
 
 The layout is that of `store`; the results table is written last, since it is the part's commit record. Each of its rows
-carries a checksum over the text's vectors and predicted ids, since the arrays have none.
+carries a checksum over all that is kept of the text, since neither arrays nor the schema of a table have one.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import one_line, read_rows, remove, write_rows
+from onestep_jax.files import one_line, read_about, read_rows, remove, write_rows
 from onestep_jax.results import TextResult, Trial
 
 KINDS = ("results", "traces", "embeddings")  # the commit record first, so that a removal cut short leaves no half part
@@ -84,8 +84,9 @@ def read_part(
     """
     texts, problems = scan_part(folder, name, tokens, shared, arrays)
     if problems:
-        path, reason = part_files(folder, name)["embeddings"], next(iter(problems.values()))
-        raise UserError(f"{path}: damaged part of the run: {reason}; {_texts(problems)}; {CURE}")
+        first, reason = next(iter(problems.items()))
+        more = f", and {len(problems) - 1} more texts" if len(problems) > 1 else ""
+        raise UserError(f"{folder}: damaged part {name} of the run: text {first}: {reason}{more}; {CURE}")
     return texts
 
 
@@ -97,31 +98,27 @@ def scan_part(folder: Path, name: str, tokens: Mapping[str, np.ndarray], shared:
     """
     files = part_files(folder, name)
     rows = read_table(files["results"])
-    ids = [row["text_id"] for row in rows]
-    trials = read_table(files["traces"], ids=ids)
+    ids = [str(row.get("text_id")) for row in rows]
+    trials_of: dict[str, list[dict[str, Any]]] = {}
+    for row in read_table(files["traces"], ids=ids):
+        trials_of.setdefault(str(row.get("text_id")), []).append(row)
     leaves = _read(files["embeddings"], arrays.load, ids)
-    trials_of: dict[str, list[Trial]] = {}
-    shapes = {leaf: array.shape[1:] for leaf, array in leaves.items()}
-    for row in trials:
-        trials_of.setdefault(row["text_id"], []).append(_trial(row, shapes))
+    stored = [len(array) for leaf, array in leaves.items() if leaf != shared]
+    if any(count != len(rows) for count in stored):
+        told = f"{len(rows)} rows for vectors of {stored} texts"
+        raise UserError(f"{files['results']}: damaged part of the run ({told}); {_texts(ids)}; {CURE}")
     scan = Scan([], {})
-    for row in rows:
-        places = {leaf: row["group_row" if leaf == shared else "row"] for leaf in leaves}
-        if row["text_id"] not in tokens:
-            scan.problems[row["text_id"]] = "its text is none of this run"
-        elif not all(0 <= place < len(leaves[leaf]) for leaf, place in places.items()):
-            scan.problems[row["text_id"]] = "its row is not in the arrays"
-        else:
-            values = {key: row[key] for key in _TEXT}
-            values["predicted"] = np.asarray(row["predicted"], np.int32)
-            values["nats"] = np.asarray(row["nats"], np.float32)
-            values["vectors"] = {leaf: leaves[leaf][place] for leaf, place in places.items()}
-            found = tuple(trials_of.get(row["text_id"], ()))
-            text = TextResult(**values, tokens=tokens[row["text_id"]], trials=found)
+    for text_id, row in zip(ids, rows, strict=True):
+        if text_id not in tokens:
+            scan.problems[text_id] = "a text that is none of this run"
+            continue
+        try:
+            text = _text(row, tokens[text_id], trials_of.get(text_id, []), leaves, shared)
             if checksum(text) != row["checksum"]:
-                scan.problems[text.text_id] = "vectors or predicted ids differ from their checksum"
-            else:
-                scan.texts.append(text)
+                raise ValueError(text_id)
+            scan.texts.append(text)
+        except (LookupError, TypeError, ValueError):
+            scan.problems[text_id] = "its row, vectors or curves are not those that were written (checksum)"
     return scan
 
 
@@ -134,12 +131,46 @@ def read_table(path: Path, columns: list[str] | None = None, ids: Sequence[str] 
     return _read(path, lambda path: read_rows(path, columns), ids)
 
 
+def read_times(folder: Path, name: str) -> tuple[int, float]:
+    """How many texts of a part were new to the run, and the seconds of work at which it was written.
+
+    Raises:
+      UserError: if the part is damaged or gone.
+    """
+
+    def read(path: Path) -> tuple[int, float]:
+        about = read_about(path)
+        return int(about["new"]), float(about["elapsed"])
+
+    return _read(part_files(folder, name)["results"], read, [])
+
+
 def checksum(text: TextResult) -> int:
-    """CRC-32 over a text's vectors and predicted ids."""
-    value = zlib.crc32(text.predicted.astype("<i4").tobytes())
-    for leaf in sorted(text.vectors):
-        value = zlib.crc32(text.vectors[leaf].astype("<f4").tobytes(), zlib.crc32(leaf.encode(), value))
+    """CRC-32 over all that is kept of a text, in the precision in which it is kept."""
+    value = 0
+    for piece in _pieces(text):
+        value = zlib.crc32(piece, value)
     return value
+
+
+def _pieces(text: TextResult) -> Iterator[bytes]:
+    yield _plain(getattr(text, key) for key in _TEXT if key not in ("predicted", "nats"))
+    yield text.predicted.astype("<i4").tobytes()
+    yield text.nats.astype("<f4").tobytes()
+    for leaf in sorted(text.vectors):
+        yield leaf.encode()
+        yield text.vectors[leaf].astype("<f4").tobytes()
+    for trial in text.trials:
+        yield _plain(getattr(trial, key) for key in _TRIAL)
+        yield trial.first_hit.astype("<i4").tobytes()
+        for kind, curve in zip(_CURVES.values(), trial.trace.reshape(-1, 3).T, strict=True):
+            yield curve.astype(kind).tobytes()
+        for _, points in sorted((trial.path or {}).items()):
+            yield points.astype("<f4").tobytes()
+
+
+def _plain(values: Iterable[Any]) -> bytes:
+    return " ".join(value if isinstance(value, str) else repr(float(value)) for value in values).encode()
 
 
 def _read(path: Path, read: Callable[[Path], Any], ids: Sequence[str]) -> Any:
@@ -182,6 +213,21 @@ def _trial_row(text: TextResult, trial: Trial) -> dict[str, Any]:
     for leaf in text.vectors:
         row[_PATH + leaf] = None if trial.path is None else trial.path[leaf].reshape(-1).astype(np.float32)
     return row
+
+
+def _text(
+    row: Mapping[str, Any],
+    tokens: np.ndarray,
+    trials: Sequence[Mapping[str, Any]],
+    leaves: Mapping[str, np.ndarray],
+    shared: str | None,
+) -> TextResult:
+    values = {key: row[key] for key in _TEXT}
+    values["predicted"] = np.asarray(row["predicted"], np.int32)
+    values["nats"] = np.asarray(row["nats"], np.float32)
+    values["vectors"] = {leaf: array[row["group_row" if leaf == shared else "row"]] for leaf, array in leaves.items()}
+    shapes = {leaf: array.shape[1:] for leaf, array in leaves.items()}
+    return TextResult(**values, tokens=tokens, trials=tuple(_trial(row, shapes) for row in trials))
 
 
 def _trial(row: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Trial:

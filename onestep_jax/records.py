@@ -89,7 +89,7 @@ def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
     folder, arrays = Path(folder), arrays or Arrays()
     config = read_config(folder)
     identity, tokens = config["identity"], dict(read_texts(folder))
-    parts = _each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))
+    parts = each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))
     found: dict[str, TextResult] = {text.text_id: text for part in reversed(parts) for text in part}
     ordered = tuple(sorted(found.values(), key=lambda text: text.index))
     return Results(ordered, identity["scheme"], identity["model"], config["settings"].get("model", ""))
@@ -101,13 +101,13 @@ def read_summary(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: if a results table is damaged.
     """
-    parts = _each_part(folder, lambda name: read_table(part_files(folder, name)["results"], _SUMMARY))
+    parts = each_part(folder, lambda name: read_table(part_files(folder, name)["results"], _SUMMARY))
     found = {row["text_id"]: row for part in reversed(parts) for row in part}
     return dict(sorted(found.items(), key=lambda item: item[1]["index"]))
 
 
-def _each_part(folder: Path, read: Callable[[str], _T]) -> list[_T]:
-    """What `read` makes of each part, oldest first."""
+def each_part(folder: Path, read: Callable[[str], _T]) -> list[_T]:
+    """What `read` makes of each part by its name, oldest first, begun again where parts were merged meanwhile."""
     attempts = 0
     while True:
         names, attempts = part_names(folder), attempts + 1

@@ -6,8 +6,9 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +19,28 @@ from onestep_jax.files import one_line, remove, replace
 CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 
 
+class State(NamedTuple):
+    """A saved state without its arrays.
+
+    Attributes:
+      record: what `Run.save_state` was given.
+      elapsed: seconds that the process had been at work.
+      checksums: of the arrays, by name.
+    """
+
+    record: Any
+    elapsed: float
+    checksums: dict[str, int]
+
+
 def state_names(folder: Path) -> list[str]:
     """Names of the committed states, oldest first."""
     return sorted(path.stem for path in (folder / "state").glob("*.json"))
+
+
+def state_files(folder: Path, name: str) -> dict[str, Path]:
+    """Where a state's files are: the record, then the arrays."""
+    return {"state": folder / "state" / f"{name}.json", "arrays": folder / "state" / name}
 
 
 def write_state(
@@ -35,24 +55,40 @@ def write_state(
     """Arrays of a state, then its record, which commits it; `check` may prevent that by raising."""
     if arrays:
         store.save(folder / "state" / name, arrays)
-    sums = {key: _checksum(array) for key, array in arrays.items()}
-    content = {"elapsed": elapsed, "checksum": _text_checksum(record), "checksums": sums, "record": record}
+    state = State(record, elapsed, {key: _checksum(array) for key, array in arrays.items()})._asdict()
+    content = {"checksum": _text_checksum(state), "state": state}
     replace(folder / "state" / f"{name}.json", json.dumps(content).encode(), check)
 
 
-def read_record(folder: Path, name: str) -> Any:
-    """The record of a state.
+def read_states(folder: Path) -> list[tuple[str, State]]:
+    """(name, state) of all states, newest first; one that its process replaced meanwhile is left out.
+
+    Raises:
+      UserError: if one cannot be read.
+    """
+    found = []
+    for name in reversed(state_names(folder)):
+        with suppress(FileNotFoundError):
+            found.append((name, read_state(folder, name)))
+    return found
+
+
+def read_state(folder: Path, name: str) -> State:
+    """A state without its arrays.
 
     Raises:
       UserError: if it cannot be read.
-      FileNotFoundError: if it is no longer there.
+      FileNotFoundError: if it is not there.
     """
-    return _content(folder, name)["record"]
-
-
-def read_elapsed(folder: Path, name: str) -> float:
-    """Seconds that the process had been at work when it saved a state."""
-    return _content(folder, name)["elapsed"]
+    path = folder / "state" / f"{name}.json"
+    try:
+        content = json.loads(path.read_text())
+        state = State(**content["state"])
+        if _text_checksum(content["state"]) != content["checksum"]:
+            raise ValueError("its content differs from its checksum")
+        return state
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {CURE}") from error
 
 
 def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]:
@@ -61,7 +97,7 @@ def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]
     Raises:
       UserError: if they are missing, cannot be read or are not those that were written.
     """
-    sums, path = _content(folder, name)["checksums"], folder / "state" / name
+    sums, path = read_state(folder, name).checksums, folder / "state" / name
     if not sums:
         return {}
     try:
@@ -92,19 +128,8 @@ def _key(task: Any) -> tuple[tuple[int, ...], int]:
     return tuple(task["texts"]), task["seed"]
 
 
-def _content(folder: Path, name: str) -> Any:
-    path = folder / "state" / f"{name}.json"
-    try:
-        content = json.loads(path.read_text())
-        if _text_checksum(content["record"]) != content["checksum"]:
-            raise ValueError("its record differs from its checksum")
-        return {key: content[key] for key in ("elapsed", "checksums", "record")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {CURE}") from error
-
-
-def _text_checksum(record: Any) -> int:
-    return zlib.crc32(json.dumps(record).encode())
+def _text_checksum(content: Any) -> int:
+    return zlib.crc32(json.dumps(content).encode())
 
 
 def _checksum(array: np.ndarray) -> int:

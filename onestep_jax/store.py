@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,9 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import Stranded, UserError
-from onestep_jax.files import count_rows, create, read_about, replace, write_rows, writing
-from onestep_jax.locks import take_lock
-from onestep_jax.parts import part_files, read_part, remove_part, write_part
+from onestep_jax.files import count_rows, create, replace, write_rows, writing
+from onestep_jax.locks import locked
+from onestep_jax.parts import part_files, read_part, read_times, remove_part, write_part
 from onestep_jax.records import (
     FORMAT,
     check_identity,
@@ -46,7 +45,7 @@ from onestep_jax.records import (
 )
 from onestep_jax.results import Results, TextResult
 from onestep_jax.sessions import Session, begin_session, check_session, read_session
-from onestep_jax.states import read_arrays, read_record, remove_state, state_names, write_state
+from onestep_jax.states import read_arrays, read_states, remove_state, state_names, write_state
 from onestep_jax.upkeep import FOLDERS, delete_superseded, sweep_away
 from onestep_jax.writer import Writer
 
@@ -67,10 +66,10 @@ class Run:
       processes: how many work on the run.
     """
 
-    def __init__(self, folder: Path, session: Session, process: int, *, apart: bool, lock: int | None = None):
+    def __init__(self, folder: Path, session: Session, process: int, *, apart: bool = False):
         self.folder, self.session, self.process, self.processes = folder, session, process, session.processes
         self.config = read_config(folder)
-        self._lock, self._arrays, self._writer = lock, Arrays(apart), Writer(folder)
+        self._lock, self._arrays, self._writer = ExitStack(), Arrays(apart), Writer(folder)
         self._began, self._counter = time.monotonic(), itertools.count()
         self._state: Future[None] | None = None
         self._closed = False
@@ -87,9 +86,7 @@ class Run:
             self._leave()
             self._writer.close()
             self._arrays.close()
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            self._lock.close()
 
     def wait(self) -> None:
         """Return when everything handed over is on the disk.
@@ -184,8 +181,8 @@ class Run:
         Raises:
           UserError: if one cannot be read.
         """
-        earlier = [name for name in state_names(self.folder) if not name.startswith(self.session.prefix)]
-        return [(name, read_record(self.folder, name)) for name in reversed(earlier)]
+        states = read_states(self.folder)
+        return [(name, state.record) for name, state in states if not name.startswith(self.session.prefix)]
 
     def load_state_arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a saved state.
@@ -253,8 +250,8 @@ class Run:
         for name in sorted(names):
             read = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
             texts |= {text.text_id: text for text in read}
-        ours = [part_files(self.folder, name)["results"] for name in names if name.startswith(self.session.prefix)]
-        self._write_part(list(texts.values()), new=sum(int(read_about(path)["new"]) for path in ours))
+        ours = [name for name in names if name.startswith(self.session.prefix)]
+        self._write_part(list(texts.values()), new=sum(read_times(self.folder, name)[0] for name in ours))
         for name in names:
             remove_part(self.folder, name)
 
@@ -290,20 +287,15 @@ def open_run(
     found = {path.name.removesuffix(".tmp") for path in folder.iterdir()} if folder.is_dir() else set()
     if found - _OURS and "config.json" not in found:
         raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
-    with writing(folder):
+    with writing(folder), ExitStack() as lock:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(folder / "lock")
-    try:
-        with writing(folder):
-            _create(folder, identity, settings, texts)
-            names = [*part_names(folder), *state_names(folder)]
-            session = begin_session(folder, processes, block, names)
-            sweep_away(folder)
-            run = Run(folder, session, 0, apart=apart, lock=lock)
-            run._tidy()
-    except BaseException:
-        os.close(lock)
-        raise
+        lock.enter_context(locked(folder / "lock"))
+        _create(folder, identity, settings, texts)
+        session = begin_session(folder, processes, block, [*part_names(folder), *state_names(folder)])
+        sweep_away(folder)
+        run = Run(folder, session, 0, apart=apart)
+        run._tidy()
+        run._lock = lock.pop_all()
     return run
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from onestep_jax.files import remove
 from onestep_jax.parts import KINDS, part_files, read_table, remove_part
 from onestep_jax.records import part_names, read_texts
-from onestep_jax.states import reached, read_record, remove_state, state_names
+from onestep_jax.states import reached, read_states, remove_state, state_names
 
 FOLDERS = (*KINDS, "state", "claims")
 
@@ -42,8 +42,8 @@ def delete_superseded(folder: Path) -> list[str]:
         del ids[name]
     recorded, order = set().union(*ids.values()), [text_id for text_id, _ in read_texts(folder)]
     unfinished = {}
-    for name in state_names(folder):
-        tasks = reached(read_record(folder, name)).items()
+    for name, state in read_states(folder):
+        tasks = reached(state.record).items()
         unfinished[name] = {task: far for task, far in tasks if not {order[i] for i in task[0]} <= recorded}
     for name in superseded(unfinished):
         remove_state(folder, name)

@@ -1,7 +1,9 @@
 """The command line as a person meets it: one clear line on bad input, exit status 2, nothing harmed."""
 
+import dataclasses
 import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from onestep_jax import files, load_model, read_results
 from onestep_jax.cli import main
+from onestep_jax.records import read_config
+from onestep_jax.store import open_run
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +220,82 @@ def test_export(fitted, home, tmp_path, capsys):
     }
     np.testing.assert_array_equal(tensors["e"], results.vectors["e"])
     assert "no run directory" in refused(["export", str(tmp_path), "--out", str(out)], capsys)
+
+
+def test_verify(fitted, home, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(home / "run", run)
+    before = contents(run)
+    assert main(["verify", str(run)]) == 0
+    assert "problems │ 0" in " ".join(capsys.readouterr().out.split())
+    assert main(["verify", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["texts"], found["recorded"], found["decoded"], found["problems"]) == (4, 4, 4, [])
+    assert contents(run) == before
+
+    results = read_results(run)
+    for path in (run / "embeddings").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert main(["verify", str(run), "--no-decode"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (problem,) = [line for line in lines if line.startswith("part 000001-0000-00000")]
+    assert all(text.text_id in problem for text in results[:3])
+    assert "onestep verify --drop" in lines[-1]
+    assert "onestep verify DIR --drop" in refused(["decode", str(run)], capsys)
+
+    assert main(["verify", str(run), "--no-decode", "--drop", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 0
+    assert main(replaced(fitted, run=run)) == 0
+    assert main(["verify", str(run)]) == 0
+    for again, before in zip(read_results(run), results, strict=True):
+        assert (again.text_id, again.accuracy) == (before.text_id, before.accuracy)
+
+
+def test_verify_decodes_what_the_checksums_cannot_know(home, tmp_path, capsys):
+    config, results = read_config(home / "run"), read_results(home / "run")
+    wrong = dataclasses.replace(results[2], vectors=results[3].vectors)
+    texts = [(text.text_id, text.tokens) for text in results]
+    with open_run(tmp_path / "run", config["identity"], config["settings"], texts) as run:
+        run.append([results[0], results[1], wrong])
+    assert main(["verify", str(tmp_path / "run"), "--no-decode"]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "run"), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [problem["text_id"] for problem in found["problems"]] == [wrong.text_id]
+    assert "decode to" in found["problems"][0]["what"]
+    assert (found["texts"], found["recorded"]) == (4, 3)
+
+
+def test_status(home, tmp_path, capsys):
+    before = contents(home / "run")
+    assert main(["status", str(home / "run")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 of 4 recorded: 4 solved, 0 exhausted, 0 failed" in said
+    assert "not going on" in said
+    assert "nothing to do" in said
+    assert contents(home / "run") == before
+
+    config, results = read_config(home / "run"), read_results(home / "run")
+    texts = [(text.text_id, text.tokens) for text in results]
+    failed = dataclasses.replace(results[1], status="failed", accuracy=0.5, c_tokens=3)
+    with open_run(tmp_path / "run", config["identity"], config["settings"], texts) as run:
+        run.append([results[0], failed])
+        record = {"tasks": [{"texts": [3], "seed": 0, "trace": [[10, 2.0, 0.5], [20, 1.0, 0.5]]}]}
+        run.save_state({"a": np.zeros(3)}, record)
+        run.wait()
+        assert main(["status", str(tmp_path / "run"), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["going"]["pid"] == os.getpid()
+        assert main(["status", str(tmp_path / "run")]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+    assert (found["texts"], found["recorded"], found["solved"], found["failed"], found["left"]) == (4, 2, 1, 1, 2)
+    assert found["in_flight"] == [{"index": 3, "text_id": results[3].text_id, "seed": 0, "steps": 20}]
+    assert found["outlook"] == "2 texts to do, 1 of them from where they were saved"
+    assert f"failed: [1] {failed.text_id} after {failed.steps} steps" in said
+    assert "saved at 20 to 20 steps" in said
+    assert main(["status", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["going"] is None
+    assert "no run directory" in refused(["status", str(tmp_path)], capsys)
 
 
 def test_info(tiny_folder, capsys):

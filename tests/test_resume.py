@@ -10,7 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from onestep_jax import read_results
+from onestep_jax import load_model, read_results
+from onestep_jax.states import read_states
+from onestep_jax.status import read_status
+from onestep_jax.verify import verify
 
 
 def command(folder, texts, run):
@@ -30,12 +33,10 @@ def recorded(run):
 
 def in_flight(run):
     """Saved tasks of unrecorded texts that have made some steps."""
-    try:
-        (record,) = [json.loads(path.read_text()) for path in (run / "state").glob("*.json")]
-    except (ValueError, FileNotFoundError):
-        return {}
+    records = [state.record for _, state in read_states(run)][:1]
     done = recorded(run)
-    return {task["texts"][0]: task for task in record["tasks"] if task["trace"] and task["texts"][0] not in done}
+    tasks = [task for record in records for task in record.get("tasks", ())]
+    return {task["texts"][0]: task for task in tasks if task["trace"] and task["texts"][0] not in done}
 
 
 def wait_for(condition, process, seconds=120):
@@ -79,6 +80,11 @@ def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched,
     assert 0 < len(before) < 40
     continued = in_flight(run)
     assert continued
+    status = read_status(run)
+    assert (len(status.recorded), status.left, status.owner) == (len(before), 40 - len(before), None)
+    assert {flight.index: flight.steps for flight in status.in_flight} == {
+        index: task["trace"][-1][0] for index, task in continued.items()
+    }
 
     subprocess.run(command(tiny_folder, texts, run), check=True, env=environment(), capture_output=True)
     after = read_results(run)
@@ -94,6 +100,7 @@ def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched,
         np.testing.assert_allclose(trial.trace[: len(saved)], saved, rtol=1e-6)
         assert trial.steps > saved[-1, 0]
     assert [text.accuracy == 1 for text in after] == [text.accuracy == 1 for text in untouched]
+    assert verify(run, load_model(tiny_folder)).problems == []
 
 
 def test_a_finished_run_is_left_alone(tiny_folder, texts, tmp_path):

@@ -1,0 +1,211 @@
+"""Whether a run directory still holds what was recorded: files, checksums, rows against arrays, vectors decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.arrays import Arrays
+from onestep_jax.config import UserError
+from onestep_jax.decoding import decode
+from onestep_jax.files import writing
+from onestep_jax.locks import locked
+from onestep_jax.model import Model
+from onestep_jax.parts import Scan, checksum, part_files, scan_part
+from onestep_jax.records import part_names, read_config, read_texts, shared_leaf
+from onestep_jax.results import Results, TextResult
+from onestep_jax.sessions import begin_session
+from onestep_jax.states import read_arrays, state_files, state_names
+from onestep_jax.store import Run
+from onestep_jax.texts import text_ids
+
+Report = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+      where: file, part or state.
+      text_id: None if it is about no single text.
+      what: is wrong.
+      damage: whether `set_aside` takes it away.
+    """
+
+    where: str
+    text_id: str | None
+    what: str
+    damage: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.where}: " + (f"text {self.text_id}: " if self.text_id else "") + self.what
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What was looked at, and what is wrong.
+
+    Attributes:
+      texts: of the run.
+      recorded: that have a result, whole ones only.
+      twice: recorded more than once, alike; a kill while parts are merged leaves that to the next onestep fit.
+      decoded: of which the vectors were decoded.
+      parts, states: how many there are.
+      problems: nothing is wrong if there are none.
+      damaged_parts: name of a damaged part → what is whole of it.
+      damaged_states: names.
+    """
+
+    texts: int
+    recorded: int
+    twice: int
+    decoded: int
+    parts: int
+    states: int
+    problems: list[Problem]
+    damaged_parts: dict[str, list[TextResult]] = dataclasses.field(repr=False)
+    damaged_states: list[str]
+
+
+def verify(folder: Path, model: Model | None = None, progress: Report | None = None) -> Verification:
+    """Check a run directory, also while the run is going on.
+
+    Args:
+      folder: the run directory.
+      model: that the vectors were fitted on, to decode them again; None to leave that out.
+      progress: called with what is done and what there is to do: parts, then texts.
+
+    Raises:
+      UserError: if it is no run directory, its table of texts cannot be read, or the model is another one.
+    """
+    config, order = read_config(folder), read_texts(folder)
+    identity, problems = config["identity"], _check_texts(order)
+    scans = _scan_parts(folder, dict(order), shared_leaf(config), progress)
+    for name, scan in scans.items():
+        problems += [Problem(f"part {name}", text_id or None, what, True) for text_id, what in scan.problems.items()]
+    states, damaged_states = _scan_states(folder)
+    problems += [Problem(f"state {name}", None, what, True) for name, what in damaged_states.items()]
+    found, twice = _unique(scans, problems)
+    for text in found.values():
+        problems += _check_row(text)
+    if model is not None and found:
+        ordered = tuple(sorted(found.values(), key=lambda text: text.index))
+        results = Results(ordered, identity["scheme"], identity["model"])
+        problems += _check_decoding(model, results, identity["dtype"], progress)
+    damaged = {name: scan.texts for name, scan in scans.items() if scan.problems}
+    counts = (len(order), len(found), twice, len(found) if model else 0, len(scans), states)
+    return Verification(*counts, problems, damaged, list(damaged_states))
+
+
+def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Problem]:
+    """Token ids against the identities made from them."""
+    made = text_ids([tokens for _, tokens in order])
+    wrong = [text_id for (text_id, _), other in zip(order, made, strict=True) if text_id != other]
+    return [
+        Problem("texts.parquet", text_id, "its token ids are not those that it is named after") for text_id in wrong
+    ]
+
+
+def _scan_parts(
+    folder: Path, tokens: Mapping[str, np.ndarray], shared: str | None, progress: Report | None
+) -> dict[str, Scan]:
+    """Scans of all parts, without those that were merged away meanwhile; a part that cannot be read has no text."""
+    scans: dict[str, Scan] = {}
+    while new := [name for name in part_names(folder) if name not in scans]:
+        for name in new:
+            try:
+                scans[name] = scan_part(folder, name, tokens, shared, Arrays())
+            except UserError as error:
+                scans[name] = Scan([], {"": str(error)})
+            if progress is not None:
+                progress(len(scans), max(len(new), len(scans)))
+    return {name: scans[name] for name in part_names(folder) if name in scans}
+
+
+def _scan_states(folder: Path) -> tuple[int, dict[str, str]]:
+    """How many states there are, and what is wrong with which."""
+    names, damaged = state_names(folder), {}
+    for name in names:
+        try:
+            read_arrays(folder, name, Arrays())
+        except (UserError, FileNotFoundError) as error:
+            damaged[name] = str(error)
+    there = state_names(folder)  # without those that were replaced meanwhile
+    return len(there), {name: what for name, what in damaged.items() if name in there}
+
+
+def _unique(scans: Mapping[str, Scan], problems: list[Problem]) -> tuple[dict[str, TextResult], int]:
+    """The texts of all parts, the newest of each, and how many were there more than once and alike."""
+    found: dict[str, tuple[str, TextResult]] = {}
+    twice = 0
+    for name in sorted(scans, reverse=True):
+        for text in scans[name].texts:
+            newer, other = found.setdefault(text.text_id, (name, text))
+            if other is not text and checksum(other) == checksum(text):
+                twice += 1
+            elif other is not text:
+                problems.append(Problem(f"part {name}", text.text_id, f"recorded otherwise in part {newer}"))
+    return {text_id: text for text_id, (_, text) in found.items()}, twice
+
+
+def _check_row(text: TextResult) -> list[Problem]:
+    """What a row says of itself."""
+    right = int((text.predicted == text.tokens).sum()) if len(text.predicted) == len(text.tokens) else -1
+    if (text.c_tokens, text.accuracy) == (right, right / len(text.tokens)):
+        return []
+    said = f"accuracy {text.accuracy} and {text.c_tokens} exact tokens"
+    return [Problem("results", text.text_id, f"its row says {said}, its predicted ids say {right}")]
+
+
+def _check_decoding(model: Model, results: Results, dtype: str, progress: Report | None) -> list[Problem]:
+    """Vectors, decoded again, against the predicted ids of the rows.
+
+    In another batch the rounding of bfloat16 may decide a close call otherwise, so one token of a text may differ.
+    """
+    allowed = 0 if dtype == str(model.dtype) == "float32" else 1
+    problems = []
+    for text, decoded in zip(results, decode(model, results, progress=progress), strict=True):
+        other = int((decoded.tokens != text.predicted).sum())
+        if other > allowed:
+            what = f"its vectors decode to {other} other tokens than recorded, of {len(text.tokens)}"
+            problems.append(Problem("vectors", text.text_id, f"{what}; {allowed} may differ in {model.dtype}"))
+    return problems
+
+
+def set_aside(folder: Path, found: Verification) -> int:
+    """Move damaged parts and states into `damaged/`, so that a resume makes their texts again.
+
+    What is whole of a damaged part is recorded anew first; returns how many texts that are.
+
+    Raises:
+      UserError: if the run is going on, or the folder cannot be written.
+    """
+    with writing(folder), locked(folder / "lock"):
+        session = begin_session(folder, 1, 1, [*part_names(folder), *state_names(folder)])
+        with Run(folder, session, 0) as run:
+            for texts in found.damaged_parts.values():
+                run.append(texts)
+        (folder / "damaged").mkdir(exist_ok=True)
+        for name in found.damaged_parts:
+            _move(folder, name, part_files(folder, name))
+        for name in found.damaged_states:
+            _move(folder, name, state_files(folder, name))
+    return sum(map(len, found.damaged_parts.values()))
+
+
+def _move(folder: Path, name: str, files: Mapping[str, Path]) -> None:
+    for kind, path in files.items():
+        if path.exists():
+            os.replace(path, folder / "damaged" / f"{name}-{kind}{path.suffix}")
+
+
+def facts(found: Verification) -> dict[str, Any]:
+    """What `onestep verify --json` prints."""
+    plain = dataclasses.asdict(dataclasses.replace(found, damaged_parts={}))
+    return plain | {"damaged_parts": list(found.damaged_parts)}
