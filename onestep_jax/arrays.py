@@ -109,12 +109,14 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Orbax from logging, traceback and all, what it also raises."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_nothing)
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(_nothing)
     try:
         yield
     finally:
-        logger.removeFilter(_nothing)
+        for logger in loggers:
+            logger.removeFilter(_nothing)
 
 
 def _nothing(_record: logging.LogRecord) -> bool:

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 from store_runs import IDENTITY, opened, results, same, task
 
-from onestep_jax import UserError, files, read_results, sessions, store, writer
+from onestep_jax import UserError, files, read_results, sessions, store, upkeep, writer
 from onestep_jax.arrays import Arrays
 from onestep_jax.locks import holder
 from onestep_jax.parts import part_files
@@ -261,7 +263,7 @@ def test_a_read_only_directory(small_disk):
 
 
 class Flaky:
-    """`Arrays.save` that fails the first so many times, after half of its work."""
+    """`Arrays.save` that fails the first so many times for vectors of texts, after half of the work."""
 
     def __init__(self, monkeypatch, failures):
         self.calls = 0
@@ -269,8 +271,8 @@ class Flaky:
 
         def fail(arrays, path, tree):
             save(arrays, path, tree)
-            self.calls += 1
-            if self.calls <= failures:
+            self.calls += path.parent.name == "embeddings"
+            if path.parent.name == "embeddings" and self.calls <= failures:
                 raise OSError(errno.EIO, "Input/output error", str(path))
 
         monkeypatch.setattr(Arrays, "save", fail)
@@ -284,7 +286,7 @@ def test_a_write_that_fails_now_and_then_is_tried_again(tmp_path, quick_retries,
         run.append(texts[2:])
         run.save_state({"a": np.zeros(2)}, {"tasks": []})
         run.wait()
-    assert flaky.calls == 5
+    assert flaky.calls == 4
     same(read_results(tmp_path / "run"), texts)
     for kind in ("results", "embeddings", "traces"):
         assert len(list((tmp_path / "run" / kind).iterdir())) == 2  # nothing is left of the attempts that failed
@@ -299,7 +301,7 @@ def test_a_write_that_keeps_failing_ends_the_run(tmp_path, quick_retries, monkey
     Flaky(monkeypatch, 100)
     with one_warning("Input/output error"):
         run.append(texts[2:])
-        run.save_state({"a": np.ones(2)}, {"tasks": [task(0, 1)]})  # must not replace the one of before
+        run.save_state({"a": np.ones(2)}, {"tasks": [task(2, 1)]})  # without the part before it, it must not be
         with contextlib.suppress(UserError):
             run.wait()
     for call in (run.wait, lambda: run.append(texts[2:]), lambda: run.save_state({}, {}), run.close):
@@ -339,7 +341,8 @@ def other_writer(folder, apart=False):
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def test_a_second_writer_is_refused_and_told_who_is_there(tmp_path):
@@ -365,6 +368,8 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path, apart):
         for number in (signal.SIGINT, signal.SIGTERM):
             for helper in helpers:
                 os.kill(helper, number)  # as a terminal or a batch system does to a whole group
+        time.sleep(0.2)
+        assert all(map(alive, helpers))
         process.kill()
         process.wait()
         assert (folder / "lock").read_text()
@@ -409,29 +414,13 @@ def test_a_lock_of_another_host_or_a_child_says_what_to_do(tmp_path):
         assert "owner unknown" in str(said(lambda: opened(folder, texts)))
 
 
-def test_looking_at_the_lock_refuses_nobody(tmp_path):
+def test_a_look_at_the_lock_refuses_nobody(tmp_path):
     texts, folder = results(1), tmp_path / "run"
     opened(folder, texts).close()
-    looker = subprocess.Popen(
-        [sys.executable, "-c", LOOKING.format(folder=str(folder))], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert looker.stdout is not None
-        looker.stdout.readline()
-        for _ in range(20):
-            opened(folder, texts).close()
-    finally:
-        looker.kill()
-        looker.communicate()
-
-
-LOOKING = """
-from pathlib import Path
-from onestep_jax.locks import holder
-print("ready", flush=True)
-while True:
-    holder(Path({folder!r}) / "lock")
-"""
+    looking = os.open(folder / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.2, os.close, [looking]).start()
+    opened(folder, texts).close()
 
 
 # --- a process of an earlier session ---
@@ -503,6 +492,28 @@ def test_a_takeover_just_after_the_commit_keeps_it(tmp_path, monkeypatch):
     lingering.append(texts)
     said(lingering.wait)
     same(read_results(folder), texts)
+    assert verify(folder).problems == []
+
+
+def test_a_commit_during_the_takeover_counts_or_fails(tmp_path, monkeypatch):
+    texts, folder = results(3), tmp_path / "run"
+    recorded_run(folder, texts)
+    (committed,) = (folder / "results").iterdir()
+    neighbour = committed.with_suffix(".parquet.tmp")
+    committed.rename(neighbour)
+    listed = upkeep.part_names
+
+    def commit_after(place):
+        names = listed(place)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(neighbour, committed)
+            counted.append(committed)
+        return names
+
+    counted: list[Path] = []
+    monkeypatch.setattr(upkeep, "part_names", commit_after)
+    opened(folder, texts).close()
+    same(read_results(folder), texts if counted else [])
     assert verify(folder).problems == []
 
 

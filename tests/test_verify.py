@@ -92,10 +92,12 @@ def test_setting_aside_needs_the_run_at_rest(tmp_path):
             verify.set_aside(tmp_path / "run", verify.verify(tmp_path / "run"))
 
 
-def test_the_rate_is_that_of_the_session(tmp_path):
+def test_the_rate_is_that_of_the_session(tmp_path, monkeypatch):
     texts = results(40)
-    with opened(tmp_path / "run", texts) as run:
-        run.append(texts[:20])
+    monkeypatch.setattr(store, "COMPACT_AT", 4)
+    for first in range(0, 20, 5):
+        with opened(tmp_path / "run", texts) as run:
+            run.append(texts[first : first + 5])
     with opened(tmp_path / "run", texts, processes=2) as run:
         assert read_status(tmp_path / "run").an_hour is None
         run._began -= 1000
