@@ -71,7 +71,6 @@ def _sweep_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _host_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--texts", default="gen", metavar="SOURCE", help="as of onestep fit (default: gen)")
     sub.add_argument("--devices", type=_numbers, metavar="K,…", help="how many of them (default: 1,2,4,8)")
     sub.add_argument("--slots", default="1", metavar="S", help="texts on each (default: 1)")
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")

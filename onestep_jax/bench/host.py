@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from onestep_jax.bench.measuring import record, spread
 from onestep_jax.checkpoint import default_dtype, load_model
 from onestep_jax.config import UserError
-from onestep_jax.corpora import load_tokens
 from onestep_jax.fitting import fit
 from onestep_jax.model import Model
 from onestep_jax.placement import Pmap
@@ -38,7 +38,6 @@ class Watched(Pmap):
 def bench_host(
     source: str = "default",
     *,
-    texts: str = "gen",
     devices: Sequence[int] = (1, 2, 4, 8),
     slots: int = 1,
     length: int = 32,
@@ -48,11 +47,10 @@ def bench_host(
     dtype: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Fit as many texts as there are slots, into a run directory, over 1, 2, 4, … of the local devices in turn.
+    """Fit as many random texts as there are slots, into a run directory, over 1, 2, 4, … local devices in turn.
 
     Args:
       source: folder, hub id or "default".
-      texts: source of the texts, see `corpora.load_tokens`.
       devices: numbers of them; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight.
       slots: on each device.
       length: tokens of a text.
@@ -71,7 +69,8 @@ def bench_host(
         raise UserError(f"{max(devices)} devices: there are {len(local)}; give fewer with --devices, or {cure}")
     dtype = dtype or default_dtype()
     model = load_model(source, dtype=dtype)
-    tokens = [ids.tolist() for ids in load_tokens(model, texts, count=slots * max(devices), length=length, seed=0)]
+    shape = (slots * max(devices), length)
+    tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=shape).tolist()
     found: dict[int, list[tuple[float, float]]] = {count: [] for count in devices}
     for _ in range(repeats):
         for count in devices:
@@ -85,7 +84,7 @@ def bench_host(
         row |= spread("share not waiting", [host_ms / chunk_ms for chunk_ms, host_ms in measured])
         rows.append(row)
         say(f"{count} devices: {row['ms not waiting median']:.3g} of {row['ms a chunk median']:.3g} ms a chunk")
-    settings = {"model": source, "texts": texts, "slots": slots, "length": length, "steps": steps, "chunk": chunk}
+    settings = {"model": source, "slots": slots, "length": length, "steps": steps, "chunk": chunk}
     return record("host", {**settings, "repeats": repeats, "dtype": dtype}, rows)
 
 
