@@ -158,12 +158,13 @@ def main() -> None:
     parser.add_argument("--texts", default="gen", help="as of onestep fit (default: gen)")
     parser.add_argument("--count", type=int, default=60, help="texts (default: 60)")
     parser.add_argument("--length", type=int, default=16, help="tokens of each (default: 16)")
+    parser.add_argument("--slots", type=int, default=4, help="texts at a time of a process (default: 4)")
     parser.add_argument("--rounds", type=int, default=20, help="how often the run is ended (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of moments, signals and shapes (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/torture"), help="folder (default: runs/torture)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    options = ["--limit", str(args.count), "--length", str(args.length)]
+    options = ["--limit", str(args.count), "--length", str(args.length), "--slots", str(args.slots)]
     found = torture(args.model, args.texts, args.out, rounds=args.rounds, options=options, seed=args.seed)
     print(json.dumps(found))
     sys.exit(not all(found.values()))
