@@ -80,13 +80,10 @@ class Run:
         Raises:
           UserError: if the storage refused something; `Stranded` if the others could not be told.
         """
-        try:
+        with ExitStack() as ending:
+            for close in (self._lock.close, self._arrays.close, self._writer.close, self._leave):
+                ending.callback(close)
             self._writer.wait()
-        finally:
-            self._leave()
-            self._writer.close()
-            self._arrays.close()
-            self._lock.close()
 
     def wait(self) -> None:
         """Return when everything handed over is on the disk.

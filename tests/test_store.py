@@ -12,6 +12,7 @@ from store_runs import IDENTITY, opened, results, same, task
 
 from onestep_jax import UserError, arrays, parts, read_results, store
 from onestep_jax.arrays import Arrays
+from onestep_jax.config import Stranded
 from onestep_jax.store import join_run
 
 
@@ -155,7 +156,30 @@ def test_a_block_is_claimed_once_a_session(tmp_path):
             with ThreadPoolExecutor(4) as threads:
                 for block in (0, 7):
                     assert sorted(threads.map(methodcaller("claim", block), writers)) == [False, False, False, True]
-        assert len(list((tmp_path / "run" / "claims").iterdir())) == 2
+            assert len(list((tmp_path / "run" / "claims").iterdir())) == 2
+
+
+def test_a_process_knows_when_the_others_have_left(tmp_path):
+    with opened(tmp_path / "run", results(1), processes=3) as first:
+        second, third = (join_run(tmp_path / "run", IDENTITY, number) for number in (1, 2))
+        second.close()
+        assert not first.others_left()
+        third.close()
+        assert first.others_left()
+    with opened(tmp_path / "run", results(1), processes=3) as again:
+        assert not again.others_left()
+
+
+def test_one_that_cannot_say_that_it_leaves_is_stranded(tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(store, "create", refuse)
+    with pytest.raises(Stranded, match=r"No space left on device.*the other processes are not told"):
+        opened(tmp_path / "run", results(1), processes=2).close()
+    run = opened(tmp_path / "run", results(1), processes=2)  # the lock was let go
+    with pytest.raises(Stranded), run:
+        raise UserError("what ended it")
 
 
 # --- saved states ---
