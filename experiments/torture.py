@@ -78,10 +78,13 @@ def torture(model: str, texts: str, out: Path, *, rounds: int, options: Sequence
     """
     rng = random.Random(seed)
     given = ["--model", model, "--texts", texts, *options, "--save-every", "1"]
+    job = Job([*given, "--run", str(out / "untouched")], 1, 2)
+    while job.running() and not _files(out / "untouched"):
+        time.sleep(0.05)
     began = time.monotonic()
-    _check(Job([*given, "--run", str(out / "untouched")], 1, 2).wait(), (0,))
+    _check(job.wait(), (0,))
     untouched = read_results(out / "untouched")
-    pause = 1.6 * (time.monotonic() - began) / rounds
+    pause = (time.monotonic() - began) / rounds
     rows = []
     for number in range(rounds):
         processes, devices = rng.choice(SHAPES)

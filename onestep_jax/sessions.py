@@ -62,14 +62,20 @@ def begin_session(folder: Path, processes: int, block: int, names: Iterable[str]
     return session
 
 
+def is_present(folder: Path, ours: Session) -> bool:
+    """Whether no other session has begun."""
+    now = read_session(folder)
+    return now is not None and now.number == ours.number
+
+
 def check_session(folder: Path, ours: Session) -> None:
     """Let only the present session commit.
 
     Raises:
       UserError: if another has begun.
     """
-    now = read_session(folder)
-    if now is None or now.number != ours.number:
+    if not is_present(folder, ours):
+        now = read_session(folder)
         other = f"process {now.pid} on {now.host}, session {now.number}" if now else f"{_FILE} is gone or damaged"
         raise UserError(
             f"{folder}: the run was taken over ({other}) from session {ours.number}; this process stops and writes "

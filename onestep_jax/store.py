@@ -44,7 +44,7 @@ from onestep_jax.records import (
     shared_leaf,
 )
 from onestep_jax.results import Results, TextResult
-from onestep_jax.sessions import Session, begin_session, check_session, read_session
+from onestep_jax.sessions import Session, begin_session, check_session, is_present, read_session
 from onestep_jax.states import read_arrays, read_states, remove_state, state_names, write_state
 from onestep_jax.upkeep import FOLDERS, delete_superseded, sweep_away
 from onestep_jax.writer import Writer
@@ -146,12 +146,13 @@ class Run:
         return self.folder / "claims" / f"{self.session.prefix}left-{process:04d}"
 
     def _leave(self) -> None:
-        if self.processes > 1 and not self._closed:
-            try:
-                create(self._left(self.process))
-            except OSError as error:
-                raise Stranded(f"{self.folder}: cannot write ({error}); the other processes are not told") from error
+        if self.processes == 1 or self._closed or not is_present(self.folder, self.session):
+            return
         self._closed = True
+        try:
+            create(self._left(self.process))
+        except OSError as error:
+            raise Stranded(f"{self.folder}: cannot write ({error}); the other processes are not told") from error
 
     # --- slots in flight ---
 

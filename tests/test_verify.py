@@ -100,16 +100,16 @@ def test_the_rate_is_that_of_the_session(tmp_path, monkeypatch):
             run.append(texts[first : first + 5])
     with opened(tmp_path / "run", texts, processes=2) as run:
         assert read_status(tmp_path / "run").an_hour is None
-        run._began -= 1000
+        run._began -= 1e6  # beside which the seconds of the test are nothing
         for text in texts[20:39]:
             run.append([text])  # enough for a merge, after which each still counts once
         run.wait()
-        assert read_status(tmp_path / "run").an_hour == pytest.approx(19 * 3.6, rel=0.01)
+        assert read_status(tmp_path / "run").an_hour == pytest.approx(19 * 3600 / 1e6, rel=0.001)
         with join_run(tmp_path / "run", IDENTITY, 1) as beside:
-            beside._began -= 4000
+            beside._began -= 4e6
             beside.save_state({}, {"tasks": [task(39, 8)]})
         found = read_status(tmp_path / "run")
-        assert found.an_hour == pytest.approx(19 * 0.9, rel=0.01)
+        assert found.an_hour == pytest.approx(19 * 3600 / 4e6, rel=0.001)
         assert (found.texts, len(found.recorded), found.left) == (40, 39, 1)
         assert found.owner is not None
     assert read_status(tmp_path / "run").owner is None
