@@ -25,9 +25,6 @@ from onestep_jax.status import read_status
 from onestep_jax.store import join_run
 from onestep_jax.verify import set_aside, verify
 
-# Where reading or writing arrays fails, callbacks of tensorstore may find the event loop of Orbax closed.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture
 def quick_retries(monkeypatch):
