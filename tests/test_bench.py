@@ -16,7 +16,7 @@ from onestep_jax import UserError, fit
 from onestep_jax.bench import measuring, sweep
 from onestep_jax.bench.command import BENCHMARKS
 from onestep_jax.bench.emitting import bench_decode, one_pass
-from onestep_jax.bench.host import Watched, bench_host
+from onestep_jax.bench.host import Watched, bench_host, draw_host
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.measuring import interleaved, machine, spread
 from onestep_jax.bench.scale import bench_scale, with_vocabulary
@@ -137,12 +137,13 @@ def test_a_larger_vocabulary_repeats_the_rows(tiny, tied):
     chex.assert_trees_all_close(more, jnp.concatenate([logits, logits[:, :39]], axis=1), atol=1e-5)
 
 
-def test_host(tiny_folder: Path):
+def test_host(tiny_folder: Path, tmp_path: Path):
     found = bench_host(str(tiny_folder), devices=(1, 4), slots=2, length=8, steps=20, chunk=5, repeats=2, say=silent)
     assert [(row["devices"], row["slots"]) for row in found["rows"]] == [(1, 2), (4, 8)]
     for row in found["rows"]:
         assert 0 < row["ms not waiting median"] < row["ms a chunk median"]
         assert 0 < row["share not waiting least"] <= row["share not waiting most"] < 1
+    assert draw_host(found, tmp_path / "host.png").stat().st_size > 5000
 
 
 def test_waiting_for_devices_is_told_from_the_rest(tiny, one_device):

@@ -131,8 +131,8 @@ def bench(args: argparse.Namespace) -> int:
     for name, value in {**found.get("work", {}), **found.get("ratios", {})}.items():
         print(f"{name}: {'none solved' if value is None else format(value, '.4g')}")
     print(f"Record {out}")
-    if args.benchmark == "scale":
-        print(f"Figure {scale.draw_scale(found, out.with_suffix('.png'))}")
+    if draw := {"scale": scale.draw_scale, "host": host.draw_host}.get(args.benchmark):
+        print(f"Figure {draw(found, out.with_suffix('.png'))}")
     return 0
 
 

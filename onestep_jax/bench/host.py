@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from onestep_jax.bench.measuring import record, spread
+from onestep_jax.bench.measuring import draw_spread, record, spread
 from onestep_jax.checkpoint import default_dtype, load_model
 from onestep_jax.config import UserError
 from onestep_jax.fitting import fit
@@ -99,3 +99,18 @@ def _measure(model: Model, tokens: Any, devices: Sequence[Any], **options: Any) 
         fit(model, tokens, preset="paper", run=Path(folder) / "run", placement=placement, progress=look, **options)
     (began, before), (ended, after), chunks = looks[0], looks[-1], len(looks) - 1
     return 1e3 * (ended - began) / chunks, 1e3 * (ended - began - (after - before)) / chunks
+
+
+def draw_host(found: dict[str, Any], path: Path) -> Path:
+    """Milliseconds of a chunk, and those in which no device is waited for, against the number of devices."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    panel = figure.subplots()
+    devices = [row["devices"] for row in found["rows"]]
+    for name in ("ms a chunk", "ms not waiting"):
+        draw_spread(panel, devices, found["rows"], name, label=name)
+    panel.set(xlabel=f"devices, {found['settings']['slots']} texts each", ylabel="milliseconds")
+    panel.legend()
+    figure.savefig(path, dpi=150)
+    return path

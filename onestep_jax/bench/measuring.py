@@ -45,6 +45,17 @@ def spread(name: str, values: list[float], unit: float = 1.0) -> dict[str, float
     return {f"{name} {which}": unit * value for which, value in found.items()}
 
 
+def draw_spread(panel: Any, xs: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
+    """Medians of the column NAME against `xs`, with bars from the least to the most."""
+    middle, least, most = ([row[f"{name} {which}"] for row in rows] for which in ("median", "least", "most"))
+    down = [m - x for m, x in zip(middle, least, strict=True)]
+    up = [y - m for m, y in zip(middle, most, strict=True)]
+    panel.errorbar(xs, middle, [down, up], marker="o", capsize=3, **style)
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xticks(xs, [str(x) for x in xs])
+
+
 def within_context(model: Model, lengths: Sequence[int], say: Callable[[str], None]) -> list[int]:
     """The lengths in tokens that the model's context holds; the others are said.
 

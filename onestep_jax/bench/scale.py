@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from onestep_jax.bench.measuring import interleaved, record, spread, within_context
+from onestep_jax.bench.measuring import draw_spread, interleaved, record, spread, within_context
 from onestep_jax.bench.step import A_STEP, Stepper
 from onestep_jax.bench.subjects import subject
 from onestep_jax.footprint import step_flops
@@ -87,12 +87,7 @@ def draw_scale(found: dict[str, Any], path: Path) -> Path:
     for panel, against in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
         rows = [row for row in found["rows"] if row["against"] == against]
         rows.sort(key=lambda row: row[against])
-        middle, least, most = ([row[f"{A_STEP} {key}"] for row in rows] for key in ("median", "least", "most"))
-        bars = [[m - x for m, x in zip(middle, least, strict=True)], [y - m for m, y in zip(middle, most, strict=True)]]
-        panel.errorbar([row[against] for row in rows], middle, bars, marker="o", capsize=3)
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        panel.set_xticks([row[against] for row in rows], [str(row[against]) for row in rows])
+        draw_spread(panel, [row[against] for row in rows], rows, A_STEP)
         panel.set(xlabel=_label(against, rows[0], found["settings"]["budget"]), ylabel=A_STEP)
     figure.savefig(path, dpi=150)
     return path
