@@ -21,7 +21,7 @@ BENCHMARKS = {
     "step": "milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch",
     "scale": "milliseconds a text-step against slots, length and vocabulary; with a plot",
     "sweep": "solved texts per hour of a whole sweep, four ways; start-up included",
-    "host": "milliseconds a chunk in which the host keeps its devices waiting, against their number",
+    "host": "milliseconds that the host costs a chunk of steps, over 1, 2, 4, … devices; with a plot",
     "decode": "one forward pass against token by token with a KV cache, tokens per second (Figure 4)",
     "load": "reading a checkpoint, beside plain safetensors",
 }
