@@ -38,7 +38,7 @@ class Job:
     def __init__(self, arguments: Sequence[str], processes: int, devices: int):
         environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         command = [sys.executable, "-m", "onestep_jax.cli", "fit", *arguments]
-        job = ["--distributed", "--coordinator", f"localhost:{_free_port()}", "--processes", str(processes)]
+        job = ["--distributed", "--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
         self.processes = [
             subprocess.Popen(
                 [*command, *([*job, "--process", str(i)] if processes > 1 else [])],
@@ -149,7 +149,8 @@ def _check(ends: list[tuple[int, str]], expected: Sequence[int]) -> None:
             raise SystemExit(f"a process ended with status {code}, expected one of {list(expected)}:\n{words}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return found.getsockname()[1]

@@ -7,6 +7,8 @@ job, and the same command goes on from what was saved.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -44,6 +46,9 @@ def join_job(coordinator: str | None = None, processes: int | None = None, proce
         reason = str(error).splitlines()[0]
         cure = "give --coordinator HOST:PORT --processes P --process I" if coordinator is None else "start all of them"
         raise UserError(f"--distributed: cannot join the job ({reason}); {cure}") from error
+    # JAX has put its own handler there, which would swallow a SIGTERM that comes before a fit has something to save.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def open_in_turn(first: Callable[[], Run], others: Callable[[], Run]) -> Run:

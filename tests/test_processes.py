@@ -2,6 +2,7 @@
 
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from onestep_jax.blocks import block_size, cut, from_its_place
 from onestep_jax.cli import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-from torture import Job, torture
+from torture import Job, free_port, torture
 
 COUNT = 16
 
@@ -108,6 +109,14 @@ def test_every_process_says_why_a_run_cannot_be_opened(tiny_folder, lines, tmp_p
     assert (first, second) == (2, 2)
     assert "holds another run; steps: 1 there, 2 here" in said
     assert "process 0 could not open the run" in also
+
+
+def test_sigterm_while_starting_ends_a_process():
+    """JAX's own handler, put there on joining, would let it go on."""
+    joined = f"from onestep_jax.processes import join_job; join_job('localhost:{free_port()}', 1, 0)"
+    ending = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(5); print('alive')"
+    done = subprocess.run([sys.executable, "-c", f"{joined}; {ending}"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
 
 
 @pytest.mark.parametrize(
