@@ -10,6 +10,7 @@ first two the compiled program of a row knows nothing of the other rows: indepen
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 from collections.abc import Callable, Hashable, Sequence
@@ -52,7 +53,7 @@ class Wanted(NamedTuple):
         return () if self.donate is None else (self.donate,)
 
 
-class Placement:
+class Placement(abc.ABC):
     """Devices as a mesh ("texts", "model"); arrays of the engine lead with (row, slot).
 
     Attributes:
@@ -129,9 +130,9 @@ class Placement:
         """What programs are traced and called in."""
         return contextlib.nullcontext()
 
+    @abc.abstractmethod
     def program(self, wanted: Wanted) -> Any:
         """What `map` calls and keeps."""
-        raise NotImplementedError
 
 
 class Pmap(Placement):

@@ -87,7 +87,7 @@ class Sweep:
         self.saved: Saved | None = None
         self.unclaimed: deque[Block] = deque()
         self.known: dict[str, float] = {}  # accuracies by text_id, of all texts that are finished
-        self.known_before = 0
+        self.known_before = self.solved = 0
         self.apart = False  # whether other processes take texts of the same run
         self.records = True  # whether this process is the one that records
         self.stopping = False
@@ -204,7 +204,7 @@ class Sweep:
         given = [Given(i, self.ids[i], self.tokens[i], self.nats.pop(i)) for i in group]
         texts = list(text_results(given, self.trials.pop(group), self.scheme.shared))
         self.done.add(group)
-        self.known |= {text.text_id: text.accuracy for text in texts}
+        self._note({text.text_id: text.accuracy for text in texts})
         if self.run is None:
             self.results.extend(texts)
         else:
@@ -228,16 +228,22 @@ class Sweep:
         """Tell how far the fit is; of a job of several processes, what this one knows of the others."""
         if self.progress is None:
             return
-        texts, done, solved = len(self.ids), len(self.known), sum(accuracy == 1 for accuracy in self.known.values())
+        texts, done = len(self.ids), len(self.known)
         rate = (done - self.known_before) / (time.monotonic() - self.started)
         left = (texts - done) / rate if rate else None
         waiting = max(0, texts - done - running * self.scheme.group)
-        self.progress(Progress(texts, solved, done, running, waiting, speed, left))
+        self.progress(Progress(texts, self.solved, done, running, waiting, speed, left))
 
     def show_recorded(self, recorded: Mapping[str, float]) -> None:
         """Take note of, and report, what all processes have recorded: accuracies by text_id."""
-        self.known |= recorded
+        self._note(recorded)
         self._report(0, 0.0)
+
+    def _note(self, finished: Mapping[str, float]) -> None:
+        """Count texts that are finished, accuracies by text_id, each once."""
+        new = {text_id: accuracy for text_id, accuracy in finished.items() if text_id not in self.known}
+        self.known |= new
+        self.solved += sum(accuracy == 1 for accuracy in new.values())
 
     def _narrows(self, running: int) -> bool:
         """Whether to go on with fewer slots, which `width` then says; the rest is guessed to take the mean so far."""
@@ -254,7 +260,7 @@ class Sweep:
         if self.run is not None and self.records:
             self.run.append(self.unwritten)
             if self.apart:
-                self.known |= self.run.accuracies()
+                self._note(self.run.accuracies())
         self.unwritten, self.last_flush = [], time.monotonic()
 
     def save(self, tasks: list[Task]) -> None:
@@ -269,7 +275,8 @@ class Sweep:
 
     def resume(self, run: Run, problem: Problem) -> None:
         """Take over what a run directory holds; a recorded text is never reopened."""
-        self.run, self.known = run, run.accuracies()
+        self.run = run
+        self._note(run.accuracies())
         self.known_before = len(self.known)
         self.done = {group for group in self.groups if all(self.ids[i] in self.known for i in group)}
         self.saved = Saved(run.saved_states(), run.load_state_arrays, problem, self._task)

@@ -13,6 +13,7 @@ import pytest
 from onestep_jax import OneStep, fit, load_model, read_results
 from onestep_jax.blocks import block_size, cut, from_its_place
 from onestep_jax.cli import main
+from onestep_jax.sweep import Sweep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from torture import Job, free_port, torture
@@ -159,3 +160,15 @@ def test_blocks_fill_the_slots_and_are_few():
     assert block_size(1000, slots=8, processes=1) == 1000
     assert block_size(1000, slots=8, processes=2) == 8
     assert -(-100_000 // block_size(100_000, slots=8, processes=4)) <= 64 * 4
+
+
+def test_what_others_record_is_counted_once(tiny):
+    seen = []
+    tokens = [np.arange(3, dtype=np.int32) + i for i in range(4)]
+    sweep = Sweep(tokens, list("abcd"), OneStep(), 0, 1, tiny, seen.append, 60.0)
+    sweep.show_recorded({"a": 1.0, "b": 0.5})
+    sweep.show_recorded({"a": 1.0, "b": 0.5, "c": 1.0})
+    assert [(state.texts, state.finished, state.solved, state.waiting) for state in seen] == [
+        (4, 2, 1, 2),
+        (4, 3, 2, 1),
+    ]
