@@ -33,7 +33,8 @@ def _section(path: Path, record: dict[str, Any]) -> list[str]:
     machine, versions = record["machine"], record["versions"]
     where = f"{machine['devices']} × {machine['device']} ({machine['processor']}, {machine['cores']} cores)"
     lines = [f"## {path.stem}", "", "```sh", record["command"], "```", ""]
-    lines += [f"On {where}, jax {versions['jax']}, commit {record['commit'][:10]}.", ""]
+    commit = f"commit {record['commit'][:10]}" if record["commit"] else "no commit known"
+    lines += [f"On {where}, jax {versions['jax']}, {commit}.", ""]
     lines += _rows(record["rows"])
     facts = {**record.get("work", {}), **record.get("ratios", {})}
     lines += [""] + [f"* {name}: {'none solved' if value is None else _shown(value)}" for name, value in facts.items()]

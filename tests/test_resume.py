@@ -31,12 +31,17 @@ def recorded(run):
     return {text.index for text in read_results(run)} if (run / "config.json").exists() else set()
 
 
-def in_flight(run):
-    """Saved tasks of unrecorded texts that have made some steps."""
+def saved_tasks(run):
+    """The newest saved task of every unrecorded text, by its index."""
     records = [state.record for _, state in read_states(run)][:1]
     done = recorded(run)
     tasks = [task for record in records for task in record.get("tasks", ())]
-    return {task["texts"][0]: task for task in tasks if task["trace"] and task["texts"][0] not in done}
+    return {task["texts"][0]: task for task in tasks if task["texts"][0] not in done}
+
+
+def in_flight(run):
+    """Saved tasks of unrecorded texts that have made some steps."""
+    return {index: task for index, task in saved_tasks(run).items() if task["trace"]}
 
 
 def wait_for(condition, process, seconds=120):
@@ -83,7 +88,7 @@ def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched,
     status = read_status(run)
     assert (len(status.recorded), status.left, status.owner) == (len(before), 40 - len(before), None)
     assert {flight.index: flight.steps for flight in status.in_flight} == {
-        index: task["trace"][-1][0] for index, task in continued.items()
+        index: task["trace"][-1][0] if task["trace"] else 0 for index, task in saved_tasks(run).items()
     }
 
     subprocess.run(command(tiny_folder, texts, run), check=True, env=environment(), capture_output=True)
