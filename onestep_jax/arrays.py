@@ -1,4 +1,8 @@
-"""Trees of arrays on the disk, by Orbax, in this process or in one beside it."""
+"""Trees of arrays, by Orbax, in this process or in one beside it.
+
+For an object store they are saved in a scratch folder and sent, so that one client and one permission do for all of a
+run; what lies there is what Orbax reads from such an address.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import contextlib
 import errno
 import logging
 import os
-import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from onestep_jax.files import fetch, is_local, remove, send
 
 _SAVING = threading.Lock()  # two saves at a time in one process remove each other's temporary folders
 
@@ -37,7 +43,17 @@ class Arrays:
         Raises:
           OSError, ValueError: if the storage refuses; tensorstore reports much of that as a ValueError.
         """
-        self._call(_save, path, dict(arrays))
+        remove(path)
+        if is_local(path):
+            self._call(_save, path, dict(arrays))
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                self._call(_save, Path(scratch) / path.name, dict(arrays))
+                send(Path(scratch) / path.name, path)
+        back = self.load(path)
+        for name, array in arrays.items():
+            if not np.array_equal(back[name], array, equal_nan=array.dtype.kind == "f"):
+                raise OSError(errno.EIO, f"{name} reads back differently from what was written", str(path))
 
     def load(self, path: Path) -> dict[str, np.ndarray]:
         """Read what `save` wrote.
@@ -46,7 +62,11 @@ class Arrays:
           OSError, ValueError: if it cannot be read. A flipped bit in a value is not noticed here: nothing in the
             format sums values, so whoever saves keeps checksums.
         """
-        return self._call(_load, path)
+        if is_local(path):
+            return self._call(_load, path)
+        with tempfile.TemporaryDirectory() as scratch:
+            fetch(path, Path(scratch) / path.name)
+            return self._call(_load, Path(scratch) / path.name)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -83,15 +103,10 @@ def _begin_helper(parent: int) -> None:
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    shutil.rmtree(path, ignore_errors=True)
     context = ocp.Context()
     context.array.saving.use_compression = False  # vectors hardly shrink, and a flipped bit stays in its own row
     with _SAVING, _quiet(), context:
         ocp.save(str(path.resolve()), dict(arrays))
-    back = _load(path)
-    for name, array in arrays.items():
-        if not np.array_equal(back[name], array, equal_nan=array.dtype.kind == "f"):
-            raise OSError(errno.EIO, f"{name} reads back differently from what was written", str(path))
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

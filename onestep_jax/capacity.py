@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onestep_jax.config import UserError, check_known
+from onestep_jax.files import locate
 from onestep_jax.fitting import fit, prepare
 from onestep_jax.metrics import THRESHOLD, capacity
 from onestep_jax.model import Model
@@ -47,7 +48,7 @@ def grid(
     """
     scheme = _scheme(fit_options)
     table = _empty_table(model, texts, lengths, scheme)
-    folder = None if run is None else Path(run)
+    folder = None if run is None else locate(run)
     if folder is not None:
         create_folder(folder, table, {"kind": "grid"})
     wanted = [(i, length) for length in table.lengths for i in range(len(table.texts)) if length in table.ids[i]]
@@ -92,7 +93,7 @@ def search(
     scheme = _scheme(fit_options)
     table = _empty_table(model, texts, lengths, scheme)
     _check_search(model, table, warm, fit_options)
-    folder, cheap = None if run is None else Path(run), CHEAP * _budget(fit_options)
+    folder, cheap = None if run is None else locate(run), CHEAP * _budget(fit_options)
     if folder is not None:
         create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
     for number in range(len(table.lengths)):  # a text tries a length once

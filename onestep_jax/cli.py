@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from onestep_jax import commands
 from onestep_jax.bench import command as benchmarks
 from onestep_jax.config import Interrupted, Stranded, UserError, nearest
+from onestep_jax.files import local_folder, locate
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.schemes import ARRANGEMENTS
 
@@ -39,14 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     demo = command("demo", commands.demo, "Fit eight short texts on the packaged model and decode each in one pass.")
-    demo.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: a new one under runs/)")
+    demo.add_argument("--run", type=_local, metavar="DIR", help="run directory (default: a new one under runs/)")
     demo.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
 
     fit = command("fit", commands.fit, "Find proto-tokens for many texts; run it again to go on where it stopped.")
     _add_fit_options(fit)
 
     decode = command("decode", commands.decode, "Reconstruct the texts of a run in one forward pass a batch.")
-    decode.add_argument("run", type=Path, metavar="DIR", help="run directory")
+    decode.add_argument("run", type=_run, metavar="DIR", help="run directory or its address, such as gs://bucket/run")
     _add_model_options(decode, default=None, default_text="the run's")
     decode.add_argument("--batch", type=int, default=16, metavar="B", help="texts at a time (default: 16)")
     decode.add_argument(
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     decode.add_argument("--json", action="store_true", help="print JSON")
 
     verify = command("verify", commands.verify, "Check a run: files, checksums, vectors decoded again; 1 if not clean.")
-    verify.add_argument("run", type=Path, metavar="DIR", help="run directory")
+    verify.add_argument("run", type=_run, metavar="DIR", help="run directory or its address, such as gs://bucket/run")
     _add_model_options(verify, default=None, default_text="the run's")
     verify.add_argument("--no-decode", action="store_true", help="check files and checksums only; needs no model")
     verify.add_argument(
@@ -64,17 +65,19 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print JSON")
 
     status = command("status", commands.status, "Show how far a run is, and what a resume would do; changes nothing.")
-    status.add_argument("run", type=Path, metavar="DIR", help="run directory")
+    status.add_argument("run", type=_run, metavar="DIR", help="run directory or its address, such as gs://bucket/run")
     status.add_argument("--json", action="store_true", help="print JSON")
 
     export = command("export", commands.export, "Write the vectors of a run as one safetensors file.")
-    export.add_argument("run", type=Path, metavar="DIR", help="run directory")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    export.add_argument("run", type=_run, metavar="DIR", help="run directory or its address, such as gs://bucket/run")
+    export.add_argument("--out", type=_local, required=True, metavar="FILE.safetensors")
     export.add_argument("--json", action="store_true", help="print JSON")
 
     report = command("report", commands.report, "Write a report of runs and experiments: one HTML page, CSV, PNG.")
-    report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="run directory or folder of an experiment")
-    report.add_argument("--out", type=Path, metavar="DIR", help="folder of the report (default: report/ in the first)")
+    report.add_argument("folders", type=_run, nargs="+", metavar="DIR", help="run directory or folder of an experiment")
+    report.add_argument(
+        "--out", type=_local, metavar="DIR", help="folder of the report (default: report/ in the first)"
+    )
 
     cards = command("experiment", commands.experiment, "Run a recipe card of experiments/: a table or figure, or all.")
     cards.add_argument("name", nargs="?", metavar="NAME", help="card, or all; without it the cards are listed")
@@ -82,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     cards.add_argument("--smoke", action="store_true", help="the smallest size, seconds on the packaged model")
     cards.add_argument("--packaged", action="store_true", help="the size for the packaged model on a small machine")
     cards.add_argument("--card", action="store_true", help="print the card and its settings, and run nothing")
-    cards.add_argument("--out", type=Path, metavar="DIR", help="parent of the results (default: runs/experiments)")
+    cards.add_argument("--out", type=_local, metavar="DIR", help="parent folder (default: runs/experiments)")
     cards.epilog = "Any other option is a setting of the card: --count 20 --lengths 4,8,16. See --card."
 
     bench = command("bench", benchmarks.bench, "Measure speed side by side: step, scale, sweep, host, decode, load.")
@@ -130,7 +133,13 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--length", type=int, required=True, metavar="N", help="tokens of each text to keep, its first ones"
     )
     run = parser.add_argument_group("run")
-    run.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory, created or gone on with")
+    run.add_argument(
+        "--run",
+        type=_run,
+        required=True,
+        metavar="DIR",
+        help="run directory, created or gone on with; or an address such as gs://bucket/run",
+    )
     run.add_argument("--slots", default="auto", metavar="S", help="texts optimised at a time (default: auto)")
     run.add_argument(
         "--remat",
@@ -177,6 +186,21 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--copies", type=int, default=1, metavar="R", help="fit each text R times, every time recorded (default: 1)"
     )
     how.add_argument("--record", action="store_true", help="keep the vectors after each chunk (trajectories)")
+
+
+def _checked(convert: Callable[[str], Path]) -> Callable[[str], Path]:
+    """An option's type whose own words are told where it refuses a value."""
+
+    def checked(value: str) -> Path:
+        try:
+            return convert(value)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return checked
+
+
+_run, _local = _checked(locate), _checked(local_folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

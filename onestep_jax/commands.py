@@ -222,9 +222,10 @@ def experiment(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    from onestep_jax.files import local_folder
     from onestep_jax.report import write_report
 
-    written = write_report(args.folders, args.out or args.folders[0] / "report")
+    written = write_report(args.folders, args.out or local_folder(str(args.folders[0])) / "report")
     for path in (written.page, written.table, *written.figures):
         if path is not None:
             print(path)

@@ -1,4 +1,8 @@
-"""Writing and reading single files so that a kill leaves each either as it was or as it should be."""
+"""Writing and reading single files so that a kill leaves each either as it was or as it should be.
+
+A path is a local one, or by an address such as gs://bucket/folder one of an object store, where a file is written whole
+by nature, folders are only names, and nothing can be renamed or locked.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,46 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onestep_jax.config import UserError
+
+
+def locate(address: str | Path) -> Path:
+    """Where a run directory is: a local path, or for an address with "://" a `upath.UPath`, which has its methods.
+
+    Raises:
+      UserError: if no installed library knows such addresses.
+    """
+    if "://" not in str(address):
+        return Path(address)
+    # Else gcsfs asks by gRPC what kind of bucket it is, and waits a minute where it is not allowed to.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        from upath import UPath
+
+        path = UPath(address, use_listings_cache=False)  # other processes write there as well
+        path.fs  # noqa: B018, finds the library
+    except (ImportError, ValueError) as error:
+        cure = "for gs:// install onestep_jax[gcs], for others the fsspec library of that storage"
+        raise UserError(f"{address}: cannot open such an address ({one_line(error)}); {cure}") from error
+    return cast(Path, path)
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path is of this machine's file system, and not of an object store."""
+    return isinstance(path, Path)
+
+
+def local_folder(address: str) -> Path:
+    """A path that must be local.
+
+    Raises:
+      UserError: for an address with "://".
+    """
+    if "://" in address:
+        raise UserError(f"{address}: expected a local folder; give one with --out or --run")
+    return Path(address)
 
 
 def write_rows(
@@ -34,29 +75,48 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
     """Rows of a Parquet table, its checksums verified."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=columns, page_checksum_verification=True).to_pylist()
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist()
 
 
 def count_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
-    return pq.read_metadata(path).num_rows
+    with path.open("rb") as file:
+        return pq.read_metadata(file).num_rows
 
 
 def read_about(path: Path) -> dict[str, str]:
     """What `write_rows` was given as `about`."""
     import pyarrow.parquet as pq
 
-    stored = pq.read_schema(path).metadata or {}
+    with path.open("rb") as file:
+        stored = pq.read_schema(file).metadata or {}
     return {key.decode(): value.decode() for key, value in stored.items()}
 
 
-def replace(path: Path, content: bytes, check: Callable[[], None] | None = None) -> None:
-    """Write a file whole: to a neighbour, to the disk, then renamed into place.
+def read_text(path: Path) -> str:
+    """Content of a small file.
 
-    `check` is called between writing and renaming; if it raises, or somebody removes the neighbour meanwhile, the file
-    stays as it was.
+    Raises:
+      OSError: if it cannot be read.
     """
+    with _plain_errors(path):
+        return path.read_text(encoding="utf-8")
+
+
+def replace(path: Path, content: bytes, check: Callable[[], None] | None = None) -> None:
+    """Write a file whole: to a neighbour, to the disk, then renamed into place; in an object store at once.
+
+    `check` is called before it appears; if it raises, or somebody removes the neighbour meanwhile, the file stays as it
+    was.
+    """
+    if not is_local(path):
+        if check is not None:
+            check()
+        with _plain_errors(path):
+            path.write_bytes(content)
+        return
     neighbour = path.with_suffix(path.suffix + ".tmp")
     with neighbour.open("wb") as file:
         file.write(content)
@@ -72,21 +132,102 @@ def replace(path: Path, content: bytes, check: Callable[[], None] | None = None)
         os.close(folder)
 
 
-def create(path: Path) -> bool:
-    """Make an empty file; False if it was there already. One caller alone gets True."""
+def create(path: Path, content: bytes = b"") -> bool:
+    """Make a file; False if it was there already. Of several callers, each with a content of its own, one gets True."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        if is_local(path):
+            with path.open("xb") as file:
+                file.write(content)
+        else:
+            with _plain_errors(path):
+                _store_of(path).pipe_file(_key(path), content, mode="create")
     except FileExistsError:
-        return False
+        # A client that got no answer asks again, and then meets what it has made itself.
+        return bool(content) and not is_local(path) and path.read_bytes() == content
     return True
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; in an object store there is nothing to make."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def entries(folder: Path) -> list[Path]:
+    """Files and folders in a folder, none if it is not there."""
+    with _plain_errors(folder):
+        try:
+            return sorted(folder.iterdir(), key=lambda path: path.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def remove(path: Path) -> None:
     """Delete a file, or a folder with all in it, if it is there."""
-    if path.is_dir():
+    if not is_local(path):
+        with _plain_errors(path), contextlib.suppress(FileNotFoundError):
+            _store_of(path).rm(_key(path), recursive=True)
+    elif path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file or folder another name."""
+    if is_local(path):
+        os.replace(path, target)
+        return
+    with _plain_errors(path):
+        _store_of(path).copy(_key(path), _key(target), recursive=path.is_dir())
+    remove(path)
+
+
+def send(folder: Path, target: Path) -> None:
+    """Copy a local folder into an object store."""
+    with _plain_errors(target):
+        for file in folder.rglob("*"):
+            if file.is_file():
+                _store_of(target).pipe_file(_key(target / file.relative_to(folder).as_posix()), file.read_bytes())
+
+
+def fetch(source: Path, folder: Path) -> None:
+    """Copy a folder of an object store into a local one.
+
+    Raises:
+      OSError: if it cannot be read, or is not there.
+    """
+    with _plain_errors(source):
+        store = _store_of(source)
+        keys = store.find(_key(source))
+        if not keys:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(source))
+        for key, content in zip(keys, map(store.cat_file, keys), strict=True):
+            file = folder / key.removeprefix(_key(source)).lstrip("/")
+            make_folder(file.parent)
+            file.write_bytes(content)
+
+
+def _store_of(path: Path) -> Any:
+    """The fsspec file system of a path in an object store."""
+    return cast(Any, path).fs
+
+
+def _key(path: Path) -> str:
+    return cast(Any, path).path
+
+
+@contextlib.contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Make an OSError of what the library of an object store raises, each having kinds of its own."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        if is_local(path):
+            raise
+        raise OSError(errno.EIO, f"{type(error).__name__}: {one_line(error)}", str(path)) from error
 
 
 def one_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ import optax
 from onestep_jax.blocks import block_size
 from onestep_jax.compilation import use_cache
 from onestep_jax.config import UserError, check_known
+from onestep_jax.files import locate
 from onestep_jax.ladder import rungs
 from onestep_jax.likelihood import beginning
 from onestep_jax.model import Model, input_scale, weights_bytes
@@ -63,7 +64,7 @@ def fit(
       model: see `load_model`.
       texts: strings, or lists of token ids.
       length: tokens of each text to keep (its first ones), at most the model's context; None for all.
-      run: run directory to record in; a run that is there already is gone on with.
+      run: run directory to record in, or an address (gs://bucket/run); one that is there already is gone on with.
       preset: "fast", "paper" (see `optimizers.PRESETS`) or a `Preset`; gives what the next ones leave open.
       optimizer: any optax optimiser, or `Optimizer` for one by name.
       optimizer_name: what a run directory shall call an optimiser given as an object.
@@ -122,7 +123,7 @@ def fit(
             raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
         sweep.optimise(problem, placement, ladder, chunk)
         return Results(tuple(sweep.results), scheme.describe(), model.fingerprint, model.source)
-    folder, processes = Path(run), jax.process_count()
+    folder, processes = locate(run), jax.process_count()
     how = {"processes": processes, "block": block_size(len(sweep.groups), sized.slots, processes)}
     listed = list(zip(ids, tokens, strict=True))
     opened = open_in_turn(

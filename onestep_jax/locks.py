@@ -1,7 +1,7 @@
 """The lock of a run directory: one writing job at a time, and who that is.
 
-It is the operating system's `flock`, which goes with the process that holds it, however that ends: a lock file that is
-left over never blocks. What the file says of its owner serves people only.
+In a local folder it is the operating system's `flock`, which goes with the process that holds it, however that ends: a
+lock file that is left over never blocks. What the file says of its owner serves people only. Elsewhere see `leases`.
 """
 
 from __future__ import annotations
@@ -10,32 +10,16 @@ import contextlib
 import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from onestep_jax.config import UserError
+from onestep_jax.files import is_local
+from onestep_jax.leases import leased, leaseholder
+from onestep_jax.owners import UNKNOWN, Owner, this_process
 
 PATIENCE = 0.5  # seconds; a reader that looks whether a lock is held has it for a moment
-
-
-class Owner(NamedTuple):
-    """Who holds a lock: process id, host, when it began (UTC) and its command line."""
-
-    pid: int
-    host: str
-    since: str
-    command: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}, {self.command!r}"
-
-
-def this_process() -> Owner:
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Owner(os.getpid(), os.uname().nodename, now, " ".join(sys.argv)[:300])
 
 
 @contextlib.contextmanager
@@ -46,6 +30,10 @@ def locked(path: Path) -> Iterator[None]:
       UserError: if another process holds it, naming it and what to do.
       OSError: if the file system refuses.
     """
+    if not is_local(path):
+        with leased(path):
+            yield
+        return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + PATIENCE
     try:
@@ -64,13 +52,15 @@ def locked(path: Path) -> Iterator[None]:
 
 def holder(path: Path) -> Owner | None:
     """Who holds the lock, or None if nobody does; takes it from nobody and writes nothing."""
+    if not is_local(path):
+        return leaseholder(path)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
         free = _locked(descriptor, fcntl.LOCK_SH)
-        return None if free else _owner(descriptor) or Owner(0, "an unknown host", "an unknown time", "")
+        return None if free else _owner(descriptor) or UNKNOWN
     finally:
         os.close(descriptor)
 

@@ -20,7 +20,8 @@ from onestep_jax.store import Run
 
 # A process that has nothing left to do waits for the slowest; JAX would end the job five minutes after the first exit.
 SHUTDOWN_SECONDS = 24 * 3600
-LOOK_SECONDS = 2.0  # between looks at what the others have recorded
+LOOK_SECONDS = 2.0  # at least, between looks at what the others have recorded
+LOOK_SHARE = 0.1  # of the time, at most, goes into these looks: a large run in an object store takes a while to read
 
 
 def join_job(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -98,6 +99,7 @@ def wait_for_others(
       Interrupted: if asked to stop, or if the others have left with texts not recorded.
     """
     while True:
+        began = time.monotonic()
         gone = run.others_left()  # before the look: what a process records, it records before it leaves
         recorded = run.accuracies()
         say(recorded)
@@ -106,4 +108,4 @@ def wait_for_others(
         if gone or stopping():
             left = texts - len(recorded)
             raise Interrupted(f"{left} texts of {run.folder} are not done; the same command goes on with them")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(max(LOOK_SECONDS, (time.monotonic() - began) * (1 / LOOK_SHARE - 1)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import read_rows
+from onestep_jax.files import entries, locate, read_rows, read_text
 from onestep_jax.parts import part_files, read_part, read_table
 from onestep_jax.results import Results, TextResult
 
@@ -41,7 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
       UserError: if there is none, or one that this version cannot read.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(read_text(folder / "config.json"))
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no run directory (no config.json)") from error
     except ValueError as error:
@@ -73,7 +73,7 @@ def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
 
 def part_names(folder: Path) -> list[str]:
     """Names of the committed parts, oldest first."""
-    return sorted(path.stem for path in (folder / "results").glob("*.parquet"))
+    return [path.stem for path in entries(folder / "results") if path.suffix == ".parquet"]
 
 
 def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
@@ -86,7 +86,7 @@ def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
     Raises:
       UserError: if the folder is no run directory or a part of it is damaged.
     """
-    folder, arrays = Path(folder), arrays or Arrays()
+    folder, arrays = locate(folder), arrays or Arrays()
     config = read_config(folder)
     identity, tokens = config["identity"], dict(read_texts(folder))
     parts = each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onestep_jax.config import UserError
-from onestep_jax.files import replace
-from onestep_jax.locks import this_process
+from onestep_jax.files import read_text, replace
+from onestep_jax.owners import this_process
 
 _FILE = "session.json"
 
@@ -48,7 +48,7 @@ class Session(NamedTuple):
 def read_session(folder: Path) -> Session | None:
     """The present or last session, or None before the first and where the file is damaged: the next one mends it."""
     try:
-        return Session(**json.loads((folder / _FILE).read_text()))
+        return Session(**json.loads(read_text(folder / _FILE)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import one_line, remove, replace
+from onestep_jax.files import entries, one_line, read_text, remove, replace
 
 CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 def state_names(folder: Path) -> list[str]:
     """Names of the committed states, oldest first."""
-    return sorted(path.stem for path in (folder / "state").glob("*.json"))
+    return [path.stem for path in entries(folder / "state") if path.suffix == ".json"]
 
 
 def state_files(folder: Path, name: str) -> dict[str, Path]:
@@ -82,7 +82,7 @@ def read_state(folder: Path, name: str) -> State:
     """
     path = folder / "state" / f"{name}.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         state = State(**content["state"])
         if _text_checksum(content["state"]) != content["checksum"]:
             raise ValueError("its content differs from its checksum")
@@ -114,8 +114,9 @@ def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]
 def remove_state(folder: Path, name: str) -> None:
     """Delete what there is of a state."""
     remove(folder / "state" / f"{name}.json")
-    for path in (folder / "state").glob(f"{name}*"):
-        remove(path)
+    for path in entries(folder / "state"):
+        if path.name.startswith(name):
+            remove(path)
 
 
 def reached(record: Any) -> dict[tuple[tuple[int, ...], int], float]:

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.locks import Owner, holder
+from onestep_jax.locks import holder
+from onestep_jax.owners import Owner
 from onestep_jax.parts import read_times
 from onestep_jax.records import each_part, read_config, read_summary, read_texts
 from onestep_jax.sessions import Session, read_session

@@ -30,7 +30,7 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import Stranded, UserError
-from onestep_jax.files import count_rows, create, replace, write_rows, writing
+from onestep_jax.files import count_rows, create, entries, make_folder, replace, write_rows, writing
 from onestep_jax.locks import locked
 from onestep_jax.parts import part_files, read_part, read_times, remove_part, write_part
 from onestep_jax.records import (
@@ -135,22 +135,26 @@ class Run:
         if self.processes == 1:
             return True
         with writing(self.folder):
-            return create(self.folder / "claims" / f"{self.session.prefix}{block:06d}")
+            return create(self.folder / "claims" / f"{self.session.prefix}{block:06d}", self._signature)
 
     def others_left(self) -> bool:
         """Whether all other processes of the session have closed the run."""
-        others = set(range(self.processes)) - {self.process}
-        return all(self._left(process).exists() for process in others)
+        there = {path.name for path in entries(self.folder / "claims")}
+        return all(self._left(process).name in there for process in range(self.processes) if process != self.process)
 
     def _left(self, process: int) -> Path:
         return self.folder / "claims" / f"{self.session.prefix}left-{process:04d}"
+
+    @property
+    def _signature(self) -> bytes:
+        return f"process {self.process}\n".encode()
 
     def _leave(self) -> None:
         if self.processes == 1 or self._closed or not is_present(self.folder, self.session):
             return
         self._closed = True
         try:
-            create(self._left(self.process))
+            create(self._left(self.process), self._signature)
         except OSError as error:
             raise Stranded(f"{self.folder}: cannot write ({error}); the other processes are not told") from error
 
@@ -282,11 +286,11 @@ def open_run(
     Raises:
       UserError: if another process works on it, it belongs to a run of another identity, or it cannot be written.
     """
-    found = {path.name.removesuffix(".tmp") for path in folder.iterdir()} if folder.is_dir() else set()
+    found = {path.name.removesuffix(".tmp") for path in entries(folder)}
     if found - _OURS and "config.json" not in found:
         raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
     with writing(folder), ExitStack() as lock:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock.enter_context(locked(folder / "lock"))
         _create(folder, identity, settings, texts)
         session = begin_session(folder, processes, block, [*part_names(folder), *state_names(folder)])
@@ -318,7 +322,7 @@ def _create(
     if (folder / "config.json").exists():
         check_identity(folder, read_config(folder)["identity"], identity)
     for name in FOLDERS:
-        (folder / name).mkdir(exist_ok=True)
+        make_folder(folder / name)
     if not (folder / "texts.parquet").exists():
         rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
         write_rows(folder / "texts.parquet", rows)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.config import UserError
-from onestep_jax.files import read_rows, replace, write_rows, writing
+from onestep_jax.files import entries, locate, make_folder, read_rows, read_text, replace, write_rows, writing
 from onestep_jax.metrics import THRESHOLD, Capacity, capacity
 from onestep_jax.records import check_identity, read_results
 from onestep_jax.results import TextResult
@@ -128,10 +128,10 @@ def create_folder(folder: Path, table: Table, settings: Mapping[str, Any]) -> No
     if (folder / "table.json").exists():
         check_identity(folder, _described(folder)["identity"], identity)
         return
-    if folder.is_dir() and {path.name.removesuffix(".tmp") for path in folder.iterdir()} - {"texts.parquet"}:
+    if {path.name.removesuffix(".tmp") for path in entries(folder)} - {"texts.parquet"}:
         raise UserError(f"{folder}: not empty and no table of capacities (no table.json); give another folder")
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         rows = [{"index": i, "text_id": name, "tokens": table.texts[i]} for i, name in enumerate(names)]
         write_rows(folder / "texts.parquet", rows)
         replace(folder / "table.json", (json.dumps({"format": FORMAT, "identity": identity}, indent=2) + "\n").encode())
@@ -148,19 +148,20 @@ def read_table(folder: str | Path) -> Table:
     Raises:
       UserError: if the folder holds neither, or a part of it is damaged.
     """
-    folder = Path(folder)
+    folder = locate(folder)
     identity = _described(folder)["identity"]
     rows = read_rows(folder / "texts.parquet")
     texts = tuple(np.asarray(row["tokens"], np.int32) for row in rows)
     table = Table(texts, tuple(identity["lengths"]), identity["scheme"])
-    for config in sorted(folder.glob("round-*/config.json")):
-        table = table.adding(read_results(config.parent))
+    for run in entries(folder):
+        if run.name.startswith("round-") and (run / "config.json").exists():
+            table = table.adding(read_results(run))
     return table
 
 
 def _described(folder: Path) -> dict[str, Any]:
     try:
-        described = json.loads((folder / "table.json").read_text())
+        described = json.loads(read_text(folder / "table.json"))
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no grid or search of capacities (no table.json)") from error
     except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
-from onestep_jax.files import remove
+from onestep_jax.files import entries, remove
 from onestep_jax.parts import KINDS, part_files, read_table, remove_part
 from onestep_jax.records import part_names, read_texts
 from onestep_jax.states import reached, read_states, remove_state, state_names
@@ -20,11 +20,12 @@ def sweep_away(folder: Path) -> None:
     file goes first, then the committed names are read: the rename came before that and counts, or it fails.
     """
     for kind in FOLDERS:
-        for path in (folder / kind).glob("*.tmp"):
-            remove(path)
+        for path in entries(folder / kind):
+            if path.suffix == ".tmp":
+                remove(path)
     parts, states = set(part_names(folder)), set(state_names(folder))
     for kind, committed in (*((kind, parts) for kind in KINDS), ("state", states), ("claims", set())):
-        for path in (folder / kind).iterdir():
+        for path in entries(folder / kind):
             if path.name.split(".")[0] not in committed:
                 remove(path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
 from onestep_jax.decoding import decode
-from onestep_jax.files import writing
+from onestep_jax.files import make_folder, move, writing
 from onestep_jax.locks import locked
 from onestep_jax.model import Model
 from onestep_jax.parts import Scan, checksum, part_files, scan_part
@@ -191,7 +190,7 @@ def set_aside(folder: Path, found: Verification) -> int:
         with Run(folder, session, 0) as run:
             for texts in found.damaged_parts.values():
                 run.append(texts)
-        (folder / "damaged").mkdir(exist_ok=True)
+        make_folder(folder / "damaged")
         for name in found.damaged_parts:
             _move(folder, name, part_files(folder, name))
         for name in found.damaged_states:
@@ -202,7 +201,7 @@ def set_aside(folder: Path, found: Verification) -> int:
 def _move(folder: Path, name: str, files: Mapping[str, Path]) -> None:
     for kind, path in files.items():
         if path.exists():
-            os.replace(path, folder / "damaged" / f"{name}-{kind}{path.suffix}")
+            move(path, folder / "damaged" / f"{name}-{kind}{path.suffix}")
 
 
 def facts(found: Verification) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import onestep_jax
 
 LINE = """config compilation rotary families partition layers model source tensors checkpoint texts schemes objective
 likelihood generation passages corpora quasi_newton optimizers results decoding placement slots engine inflight
-outcomes footprint files locks sessions arrays writer parts states records upkeep store status verify processes blocks
-ladder sweep sizing fitting exporting metrics tables capacity analysis report demo __init__ experiment looks bench
-options commands cli""".split()
+outcomes footprint files owners leases locks sessions arrays writer parts states records upkeep store status verify
+processes blocks ladder sweep sizing fitting exporting metrics tables capacity analysis report demo __init__ experiment
+looks bench options commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 
@@ -36,7 +36,7 @@ def test_no_back_edges():
 
 
 def test_heavy_libraries_are_imported_where_needed():
-    heavy = {"transformers", "datasets", "matplotlib", "sklearn", "torch", "pyarrow", "orbax", "fastembed", "loky"}
+    heavy = set("transformers datasets matplotlib sklearn torch pyarrow orbax fastembed loky upath".split())
     for path in ROOT.rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -171,7 +171,7 @@ def test_a_process_knows_when_the_others_have_left(tmp_path):
 
 
 def test_one_that_cannot_say_that_it_leaves_is_stranded(tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, _):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(store, "create", refuse)

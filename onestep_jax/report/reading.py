@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax.config import UserError
+from onestep_jax.files import entries, locate
 from onestep_jax.records import read_config, read_results, read_texts
 from onestep_jax.report.pieces import find_tokenizer
 from onestep_jax.results import Results
@@ -101,7 +102,7 @@ def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> F
     """
     if not folders:
         raise UserError("no folder: expected at least one run directory or folder of experiment results")
-    given = [Path(folder) for folder in folders]
+    given = [locate(folder) for folder in folders]
     places = list(dict.fromkeys(place for folder in given for place in _expand(folder)))
     names = _names([place for place in places if not _is_experiment(place)])
     runs, experiments, notes = [], [], []
@@ -135,7 +136,7 @@ def _expand(folder: Path) -> Iterator[Path]:
         if _is_experiment(folder):
             yield from sorted(path.parent for path in folder.rglob("config.json") if _is_run(path.parent))
         return
-    inner = [path for path in sorted(folder.glob("*")) if _is_run(path) or _is_experiment(path)]
+    inner = [path for path in entries(folder) if _is_run(path) or _is_experiment(path)]
     if not inner:
         raise UserError(
             f"{folder}: no run directory and no experiment results (no config.json in it, nor one level down); "

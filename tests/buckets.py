@@ -1,0 +1,58 @@
+"""A bucket on this machine: an emulator of Google Cloud Storage, taught the one precondition that runs rely on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any
+
+import pytest
+from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.server import create_server
+
+
+class _OnlyNew:
+    """A storage that makes no object twice."""
+
+    def __init__(self, storage: Any):
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def create_file(self, bucket: str, name: str, *rest: Any) -> None:
+        if name in {entry["name"] for entry in self._storage.get_file_list(bucket)[0]}:
+            raise FileExistsError(name)
+        self._storage.create_file(bucket, name, *rest)
+
+
+def _conditional(upload: Callable[..., Any]) -> Callable[..., Any]:
+    """Heed ifGenerationMatch=0: "only if there is no such object"."""
+
+    def wrapped(request: Any, response: Any, storage: Any) -> Any:
+        if request.query.get("ifGenerationMatch") != ["0"]:
+            return upload(request, response, storage)
+        try:
+            return upload(request, response, _OnlyNew(storage))
+        except FileExistsError:
+            response.status = HTTPStatus.PRECONDITION_FAILED
+            return None
+
+    return wrapped
+
+
+@contextmanager
+def emulated(port: int) -> Iterator[str]:
+    """Address of a bucket that this process and those it starts find."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_media_upload", "_multipart_upload"):
+            patch.setattr(objects, name, _conditional(getattr(objects, name)))
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
+        patch.setenv("NO_GCE_CHECK", "true")
+        server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
+        server.start()
+        try:
+            yield "gs://bucket"
+        finally:
+            server.stop()
