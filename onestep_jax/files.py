@@ -112,10 +112,7 @@ def replace(path: Path, content: bytes, check: Callable[[], None] | None = None)
     was.
     """
     if not is_local(path):
-        if check is not None:
-            check()
-        with _plain_errors(path):
-            path.write_bytes(content)
+        _put(path, content, check or (lambda: None))
         return
     neighbour = path.with_suffix(path.suffix + ".tmp")
     with neighbour.open("wb") as file:
@@ -130,6 +127,18 @@ def replace(path: Path, content: bytes, check: Callable[[], None] | None = None)
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _put(path: Path, content: bytes, check: Callable[[], None]) -> None:
+    """Write an object; where `check` raises only afterwards, take it back."""
+    check()
+    with _plain_errors(path):
+        path.write_bytes(content)
+    try:
+        check()
+    except UserError:
+        remove(path)
+        raise
 
 
 def create(path: Path, content: bytes = b"") -> bool:

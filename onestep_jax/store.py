@@ -8,7 +8,7 @@
     results/NAME.parquet a row a text; the commit record of the part NAME, renamed into place last
     state/NAME/          Orbax, the slots in flight of a process; state/NAME.json, its commit record
     claims/SSSSSS-BBBBBB a block of texts that one process of session S took; claims/SSSSSS-left-PPPP, one has closed it
-    lock                 held while a job works on the run
+    lock                 held while a job works on the run; in an object store lock/NNNNNN, see `leases`
     damaged/             what `onestep verify --drop` has set aside
 
 A part whose results file is missing was never committed and is swept away when the run is next opened for writing.

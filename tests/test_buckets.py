@@ -122,6 +122,19 @@ def test_a_lease_that_is_not_renewed_is_taken_over(bucket, quick, monkeypatch):
     same(read_results(folder), made)
 
 
+def test_what_was_committed_too_late_is_taken_back(bucket, quick):
+    """The session ends between the look before the write and the one after it."""
+    folder, looks = locate(f"{bucket}/late"), iter([None, UserError("the run was taken over")])
+
+    def check():
+        if error := next(looks):
+            raise error
+
+    with pytest.raises(UserError, match="taken over"):
+        replace(folder / "results.parquet", b"content", check)
+    assert entries(folder) == []
+
+
 def test_a_killed_job_in_a_bucket_is_gone_on_with(bucket, tiny_folder, tmp_path, quick, capsys):
     texts, address = tmp_path / "lines.txt", f"{bucket}/killed"
     rows = np.random.default_rng(7).integers(60, size=(16, 8))
