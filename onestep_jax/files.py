@@ -145,8 +145,7 @@ def create(path: Path, content: bytes = b"") -> bool:
     """Make a file; False if it was there already. Of several callers, each with a content of its own, one gets True."""
     try:
         if is_local(path):
-            with path.open("xb") as file:
-                file.write(content)
+            _create_local(path, content)
         else:
             with _plain_errors(path):
                 _store_of(path).pipe_file(_key(path), content, mode="create")
@@ -154,6 +153,16 @@ def create(path: Path, content: bytes = b"") -> bool:
         # A client that got no answer asks again, and then meets what it has made itself.
         return bool(content) and not is_local(path) and path.read_bytes() == content
     return True
+
+
+def _create_local(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:  # a full disk may have room for a name
+            path.unlink()
+            raise
 
 
 def make_folder(path: Path) -> None:

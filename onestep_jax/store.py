@@ -47,7 +47,7 @@ from onestep_jax.results import Results, TextResult
 from onestep_jax.sessions import Session, begin_session, check_session, is_present, read_session
 from onestep_jax.states import read_arrays, read_states, remove_state, state_names, write_state
 from onestep_jax.upkeep import FOLDERS, delete_superseded, sweep_away
-from onestep_jax.writer import Writer
+from onestep_jax.writer import Writer, persist
 
 COMPACT_AT = 16  # small parts that are merged into one
 SMALL = 1024  # rows below which a part counts as small
@@ -134,8 +134,8 @@ class Run:
         check_session(self.folder, self.session)
         if self.processes == 1:
             return True
-        with writing(self.folder):
-            return create(self.folder / "claims" / f"{self.session.prefix}{block:06d}", self._signature)
+        claim = self.folder / "claims" / f"{self.session.prefix}{block:06d}"
+        return persist(self.folder, lambda: create(claim, self._signature))
 
     def others_left(self) -> bool:
         """Whether all other processes of the session have closed the run."""

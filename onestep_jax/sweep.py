@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 import warnings
 from collections import deque
@@ -29,6 +30,7 @@ from onestep_jax.store import Run
 from onestep_jax.texts import buckets, id_words
 
 FLUSH_SECONDS = 10.0
+AHEAD = 256  # texts whose nats are counted together with those of one that is needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,6 @@ class Sweep:
             groups = [group for group in block.groups if group not in self.done]
             if not groups or (self.run is not None and self.apart and not self.run.claim(block.number)):
                 continue
-            self._count_nats([i for group in groups for i in group])
             tasks, outcomes = self.saved.of(groups) if self.saved else ([], [])
             for outcome in outcomes:
                 self.trials.setdefault(outcome.task.texts, []).append(outcome)
@@ -182,14 +183,23 @@ class Sweep:
             start |= {name: start[name][0] for name in self.scheme.shared}
         return Task(group, seed, [self.tokens[i] for i in group], ids, start)
 
-    def _count_nats(self, texts: list[int]) -> None:
-        """Nats of each token and H_LM (Eq. 3) of texts that are going to be fitted: one forward pass each."""
+    def _count_nats(self, task: Task) -> None:
+        """Nats of each token and H_LM (Eq. 3) of texts about to be fitted, and of some that come next: a forward pass
+        each, which for all texts of a large sweep would hold up the first chunk."""
+        if all(i in self.nats for i in task.texts):
+            return
+        soon = itertools.islice(self.waiting, AHEAD // self.scheme.group)
+        texts = [i for coming in (task, *soon) for i in coming.texts if i not in self.nats]
         self.nats |= zip(texts, text_nats(self.model, [self.tokens[i] for i in texts]), strict=True)
 
     def take(self) -> Task | None:
         if not self.waiting:
             self._claim()
-        return self.waiting.popleft() if self.waiting else None
+        if not self.waiting:
+            return None
+        task = self.waiting.popleft()
+        self._count_nats(task)
+        return task
 
     def give_back(self, task: Task) -> None:
         self.waiting.appendleft(task)

@@ -8,10 +8,12 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from onestep_jax.config import UserError
-from onestep_jax.files import one_line, refusal
+from onestep_jax.files import one_line, writing
 
+_T = TypeVar("_T")
 RETRIES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt of a write that the storage refused
 QUEUE = 8  # jobs that may wait; who hands over more waits with them, so that memory stays bounded
 
@@ -60,22 +62,29 @@ class Writer:
     def _do(self, job: Callable[[], None]) -> None:
         if self._error is None:
             try:
-                self._persist(job)
+                persist(self._folder, job, self._warn)
             except BaseException as error:
                 self._error = error
 
-    def _persist(self, job: Callable[[], None]) -> None:
-        for pause in (*RETRIES, None):
-            try:
-                job()
-                return
-            except UserError:
-                raise
-            except (OSError, ValueError) as error:
-                if pause is None:
-                    raise refusal(self._folder, error) from error
-                if not self._warned:
-                    self._warned = True
-                    said = f"{self._folder}: a write failed and is tried again ({one_line(error)})"
-                    warnings.warn(said, stacklevel=2)
-            time.sleep(pause)
+    def _warn(self, said: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(said, stacklevel=2)
+
+
+def persist(folder: Path, job: Callable[[], _T], warn: Callable[[str], None] = warnings.warn) -> _T:
+    """What a job returns that writes; tried again where the storage of a run directory refuses it.
+
+    Raises:
+      UserError: if the storage refuses it to the last.
+    """
+    for pause in RETRIES:
+        try:
+            return job()
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            warn(f"{folder}: a write failed and is tried again ({one_line(error)})")
+        time.sleep(pause)
+    with writing(folder):
+        return job()

@@ -11,7 +11,8 @@ import optax
 import pytest
 from family_cases import GOLDEN_FOLDER
 
-from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, fit, load_model, slots
+from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, fit, load_model, slots, sweep
+from onestep_jax.likelihood import text_nats
 from onestep_jax.model import input_scale
 from onestep_jax.objective import Score, group_loss, score_group
 from onestep_jax.optimizers import PRESETS, optimizer_names
@@ -107,6 +108,23 @@ def test_more_texts_compile_nothing_more(tiny, token_lists, one_device):
     jax.config.update("jax_enable_compilation_cache", True)
     assert few > 0
     assert many == 0
+
+
+def test_nats_are_counted_when_texts_come_up(tiny, token_lists, one_device, monkeypatch):
+    counted, at_reports = [], []
+
+    def counting(model, tokens):
+        counted.append(len(tokens))
+        return text_nats(model, tokens)
+
+    monkeypatch.setattr(sweep, "text_nats", counting)
+    monkeypatch.setattr(sweep, "AHEAD", 2)
+    report = lambda _: at_reports.append(sum(counted))  # noqa: E731
+    found = fit(tiny, token_lists, slots=2, steps=5, placement=one_device, progress=report)
+    assert (at_reports[0] < 12, sum(counted)) == (True, 12)
+    np.testing.assert_allclose(
+        [text.h_lm for text in found], [text.total for text in text_nats(tiny, token_lists)], rtol=1e-5
+    )
 
 
 def test_seeds_are_tried_until_solved_and_the_best_is_kept(tiny, token_lists, one_device):

@@ -1,8 +1,11 @@
 """One pure step under every placement: the same numbers, and no communication that the placement does not need."""
 
 import dataclasses
+import itertools
 import math
+import os
 import re
+import signal
 from typing import Any
 
 import jax
@@ -10,11 +13,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from onestep_jax import Model, OneStep, UserError, fit, sizing, slots
+from onestep_jax import Interrupted, Model, OneStep, UserError, fit, sizing, slots
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.placement import Mesh, Placement, Pmap, Together
 from onestep_jax.sizing import choose_placement
 from onestep_jax.slots import Problem
+from onestep_jax.status import read_status
 
 COLLECTIVES = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
 PLACEMENTS = {
@@ -47,6 +51,31 @@ def test_vectors_after_fifty_steps_are_the_same(tiny, token_lists, alone, name):
 def test_the_same_texts_are_solved(tiny, token_lists, name):
     run = fit(tiny, token_lists, steps=2000, slots=16, placement=PLACEMENTS[name]())
     assert run.status == ["solved"] * len(token_lists)
+
+
+def stop_at(points: int):
+    """A progress callback that asks the fit to stop, as a batch system does, at so many reports."""
+    seen = itertools.count(1)
+
+    def report(_: object) -> None:
+        if next(seen) == points:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return report
+
+
+@pytest.mark.parametrize("name", ["8x1", "4x2", "1 device"])
+def test_a_run_goes_on_elsewhere_with_the_same_vectors(tiny, token_lists, one_device, alone, tmp_path, name):
+    """Begun on eight devices, stopped in the middle, gone on with under another placement and other slots."""
+    how = {"preset": "paper", "steps": 50, "run": tmp_path / "run"}
+    with pytest.raises(Interrupted):
+        fit(tiny, token_lists, slots=16, chunk=5, progress=stop_at(4), **how)
+    assert read_status(tmp_path / "run").in_flight[0].steps in range(5, 50)
+    other = PLACEMENTS[name]() if name in PLACEMENTS else one_device
+    run = fit(tiny, token_lists, slots=12 if other is one_device else 8, placement=other, **how)
+    assert run.steps.tolist() == alone.steps.tolist()
+    for leaf in ("e", "m"):
+        assert distance(run.vectors[leaf], alone.vectors[leaf]) <= 1e-3
 
 
 def problem_of(model: Model, **changes: Any) -> Problem:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from store_runs import IDENTITY, opened, results, same, task
 
-from onestep_jax import UserError, arrays, parts, read_results, store
+from onestep_jax import UserError, arrays, parts, read_results, store, writer
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import Stranded
+from onestep_jax.files import create
 from onestep_jax.store import join_run
 
 
@@ -168,6 +169,23 @@ def test_a_process_knows_when_the_others_have_left(tmp_path):
         assert first.others_left()
     with opened(tmp_path / "run", results(1), processes=3) as again:
         assert not again.others_left()
+
+
+def test_a_claim_is_tried_again(tmp_path, monkeypatch):
+    refusals = iter([OSError(5, "Input/output error"), None])
+
+    def refuse_once(path, content):
+        if error := next(refusals):
+            raise error
+        return create(path, content)
+
+    monkeypatch.setattr(writer, "RETRIES", (0.01,))
+    with opened(tmp_path / "run", results(1), processes=2) as run:
+        monkeypatch.setattr(store, "create", refuse_once)
+        with pytest.warns(UserWarning, match=r"a write failed and is tried again \(.*Input/output error"):
+            assert run.claim(0)
+        monkeypatch.setattr(store, "create", create)
+        assert not run.claim(0)
 
 
 def test_one_that_cannot_say_that_it_leaves_is_stranded(tmp_path, monkeypatch):
