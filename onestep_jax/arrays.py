@@ -112,27 +112,30 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def _load(path: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
-    with _quiet():
+    with _quiet() as said:
         described: Any = ocp.metadata(str(path.resolve())).metadata
         if described is None:
-            raise OSError(errno.EIO, "the description of the arrays cannot be read", str(path))
+            reason = f": {said[-1]}" if said else ""
+            raise OSError(errno.EIO, f"the description of the arrays cannot be read{reason}", str(path))
         target = {name: np.zeros(entry.shape, entry.dtype) for name, entry in described.items()}
         loaded: Any = ocp.load(str(path.resolve()), target)
     return {name: np.asarray(array) for name, array in loaded.items()}
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax from logging, traceback and all, what it also raises."""
+def _quiet() -> Iterator[list[str]]:
+    """Keep Orbax from logging, traceback and all, what it also raises; what it would have logged."""
+    said: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        said.append(" ".join(record.getMessage().split()))
+        return False
+
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for logger in loggers:
-        logger.addFilter(_nothing)
+        logger.addFilter(keep)
     try:
-        yield
+        yield said
     finally:
         for logger in loggers:
-            logger.removeFilter(_nothing)
-
-
-def _nothing(_record: logging.LogRecord) -> bool:
-    return False
+            logger.removeFilter(keep)

@@ -1,15 +1,19 @@
-"""A bucket on this machine: an emulator of Google Cloud Storage, taught the one precondition that runs rely on."""
+"""A bucket on this machine: an emulator of Google Cloud Storage.
+
+Taught the one precondition that runs rely on, and to keep a carriage return at the end of an object.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
 import pytest
+from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
-from gcp_storage_emulator.server import create_server
 
 
 class _OnlyNew:
@@ -42,17 +46,28 @@ def _conditional(upload: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def _delimited(decode: Callable[..., Any]) -> Callable[..., Any]:
+    """End the last part of an upload with CRLF, as RFC 2046 wants: of an LF alone a CR before it counts as a part."""
+
+    def wrapped(*args: Any) -> Any:
+        content = decode(*args)
+        return content and re.sub(rb"\n(--==\w+==--\s*)\Z", rb"\r\n\1", content)
+
+    return wrapped
+
+
 @contextmanager
 def emulated(port: int) -> Iterator[str]:
     """Address of a bucket that this process and those it starts find."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_media_upload", "_multipart_upload"):
             patch.setattr(objects, name, _conditional(getattr(objects, name)))
+        patch.setattr(server, "_decode_raw_data", _delimited(server._decode_raw_data))
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
         patch.setenv("NO_GCE_CHECK", "true")
-        server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
-        server.start()
+        emulator = server.create_server("localhost", port, in_memory=True, default_bucket="bucket")
+        emulator.start()
         try:
             yield "gs://bucket"
         finally:
-            server.stop()
+            emulator.stop()

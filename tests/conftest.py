@@ -1,4 +1,8 @@
-"""Strict by default: eight CPU devices, no silent rank promotion; warnings are errors (pyproject.toml)."""
+"""Strict by default: no silent rank promotion; warnings are errors (pyproject.toml).
+
+A test sees one device, the machine of a newcomer; modules marked `eight_devices` see eight, whose programs take three
+times as long to compile and to run on a CPU.
+"""
 
 import os
 import tempfile
@@ -6,7 +10,8 @@ import tempfile
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="onestep-xla-"))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit the controller's
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="onestep-xla-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from pathlib import Path
@@ -37,6 +42,16 @@ TINY = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def machine(request: pytest.FixtureRequest):
+    """One device, or eight where the module asks for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("eight_devices") is None:
+            first = jax.local_devices()[:1]
+            patch.setattr(jax, "local_devices", lambda: first)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

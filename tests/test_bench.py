@@ -26,6 +26,8 @@ from onestep_jax.bench.subjects import subject
 from onestep_jax.cli import build_parser, main
 from onestep_jax.model import parameter_counts
 
+pytestmark = pytest.mark.eight_devices
+
 
 def silent(_line: str) -> None:
     pass

@@ -15,7 +15,7 @@ from store_runs import opened, results, same
 
 from onestep_jax import UserError, load_model, read_results, store
 from onestep_jax.cli import main
-from onestep_jax.files import create, entries, fetch, local_folder, locate, replace, send
+from onestep_jax.files import create, entries, fetch, local_folder, locate, remove, replace, send
 from onestep_jax.leases import leased, leaseholder
 from onestep_jax.status import read_status
 from onestep_jax.store import Run
@@ -46,6 +46,18 @@ def test_one_alone_makes_an_object(bucket):
     assert create(path, b"ours")  # asked again because the answer was lost
     assert [entry.name for entry in entries(path.parent)] == ["1"]
     assert entries(locate(f"{bucket}/none")) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"a\r", b"a\n", b"a\r\n", bytes(range(256))], ids=repr)
+def test_files_come_back_as_they_were_sent(bucket, tmp_path, content):
+    (tmp_path / "sent").mkdir()
+    (tmp_path / "sent" / "file").write_bytes(content)
+    target = locate(f"{bucket}/folder")
+    send(tmp_path / "sent", target)
+    fetch(target, tmp_path / "back")
+    assert (tmp_path / "back" / "file").read_bytes() == content
+    remove(target)
+    assert entries(target) == []
 
 
 def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):

@@ -19,6 +19,8 @@ from onestep_jax.optimizers import PRESETS, optimizer_names
 from onestep_jax.placement import Pmap
 from onestep_jax.texts import id_words
 
+pytestmark = pytest.mark.eight_devices
+
 SHORT = 40  # steps in which some of the texts are solved from a seed and some are not
 TEMPERATURE = PRESETS["fast"].temperature
 

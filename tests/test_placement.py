@@ -20,6 +20,8 @@ from onestep_jax.sizing import choose_placement
 from onestep_jax.slots import Problem
 from onestep_jax.status import read_status
 
+pytestmark = pytest.mark.eight_devices
+
 COLLECTIVES = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
 PLACEMENTS = {
     "pmap": Pmap,
