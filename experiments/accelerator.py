@@ -6,7 +6,7 @@ Runs `onestep bench` on random weights of published shapes, in bfloat16, each be
 limit on its time, so that one that fails or hangs costs the others nothing:
 
     Llama-3.2-1B  N = 256 and 64   step, slots auto, beside PyTorch at batch 1 and at our batch, eager and compiled
-    Llama-3.1-8B  N = 512          step, slots auto, without PyTorch
+    Llama-3.1-8B  N = 512          step, slots auto, without PyTorch; here and at N = 256 with cuDNN's attention as well
     Pythia-160M   N = 128          step, slots auto, beside eager PyTorch
     Llama-3.2-1B                   scale: slots and lengths
     Llama-3.2-1B                   decode: one pass against token by token
@@ -27,9 +27,9 @@ from pathlib import Path
 ONE_B, EIGHT_B, PYTHIA = "shape:llama-3.2-1b", "shape:llama-3.1-8b", "shape:pythia-160m"
 # name → words of `onestep bench`, and its limit in seconds
 PLAN: dict[str, tuple[str, int]] = {
-    "step-1b-256": (f"step --model {ONE_B} --length 256 --slots auto --repeats 5 --chunk 5 --compiled", 150),
+    "step-1b-256": (f"step --model {ONE_B} --length 256 --slots auto --repeats 5 --chunk 5 --compiled --fused", 170),
     "step-1b-64": (f"step --model {ONE_B} --length 64 --slots auto --repeats 5 --chunk 5", 100),
-    "step-8b-512": (f"step --model {EIGHT_B} --length 512 --slots auto --repeats 3 --chunk 2 --no-torch", 110),
+    "step-8b-512": (f"step --model {EIGHT_B} --length 512 --slots auto --repeats 3 --chunk 2 --no-torch --fused", 130),
     "step-160m-128": (f"step --model {PYTHIA} --length 128 --slots auto --repeats 5 --chunk 5", 60),
     "scale-1b": (f"scale --model {ONE_B} --slots 1,8,64 --lengths 64,256 --budget 16384 --repeats 3", 70),
     "decode-1b": (f"decode --model {ONE_B} --lengths 64,256 --batches 1,16 --repeats 5", 50),

@@ -33,9 +33,10 @@ from onestep_jax.families import read_config
 from onestep_jax.footprint import step_flops
 from onestep_jax.model import Network, parameter_counts
 from onestep_jax.objective import LOGITS_BYTES
-from onestep_jax.sizing import ACCELERATOR_TOKENS, MEMORY_SHARE, WEIGHTS_SHARE
+from onestep_jax.sizing import MEMORY_SHARE, WEIGHTS_SHARE
 
 SHARES = (0.2, 0.35, 0.5)  # of the published peak
+TOKENS = 2**16  # at a time of a device, at most; a fit measures how many keep it busy
 JUDGED = Path(__file__).parent / "results" / "preset_fast" / "judge.csv"
 
 
@@ -170,7 +171,7 @@ def plan(needed: Need, system: System, axis: int | None = None) -> Plan:
     axis = axis or fitting[0]
     room = MEMORY_SHARE * limit - needed.weights / axis
     most = max(0, int(room // (needed.state + needed.copied + needed.divided / axis)))
-    count = min(most, ACCELERATOR_TOKENS // needed.length)
+    count = min(most, TOKENS // needed.length)
     count = 1 << (count.bit_length() - 1) if count else 0
     # Four sums a layer (two forward, two backward) of (length, width) in bfloat16, around a ring.
     sums = 4 * needed.config.layers * needed.length * needed.config.width * 2

@@ -148,6 +148,12 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         help="activations again instead of kept: on, off or auto, where not one text fits (default: auto)",
     )
     run.add_argument(
+        "--attention",
+        default="plain",
+        metavar="HOW",
+        help="plain, or cudnn: one fused kernel, on a GPU in bfloat16 (default: plain)",
+    )
+    run.add_argument(
         "--placement",
         default="auto",
         metavar="HOW",

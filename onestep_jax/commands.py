@@ -94,7 +94,7 @@ def fit(args: argparse.Namespace) -> int:
             f"onestep: warning: {short} of {len(tokens)} texts have fewer than {args.length} tokens; kept whole",
             file=sys.stderr,
         )
-    names = "length run preset steps seed seeds chunk save_every copies record".split()
+    names = "length run preset steps seed seeds attention chunk save_every copies record".split()
     options: dict[str, Any] = {"optimizer": optimizer, "slots": slots, "remat": REMAT[args.remat]}
     options |= {"scheme": scheme, "placement": placement}
     options |= {key: getattr(args, key) for key in names}

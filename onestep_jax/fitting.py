@@ -29,7 +29,7 @@ from onestep_jax.placement import Placement
 from onestep_jax.processes import meet, open_in_turn, wait_for_others
 from onestep_jax.results import Results
 from onestep_jax.schemes import OneStep, Scheme, without_start
-from onestep_jax.sizing import choose_placement, size_fit
+from onestep_jax.sizing import check_attention, choose_placement, size_fit
 from onestep_jax.slots import Problem
 from onestep_jax.store import join_run, open_run
 from onestep_jax.sweep import Progress, Sweep
@@ -50,6 +50,7 @@ def fit(
     seeds: int = 1,
     slots: int | str = "auto",
     remat: bool | str = "auto",
+    attention: str = "plain",
     scheme: Scheme | None = None,
     chunk: int = 10,
     save_every: float = 60.0,
@@ -74,6 +75,7 @@ def fit(
       slots: texts optimised at a time over all devices, or "auto".
       remat: whether activations are computed again instead of kept, see `Network.remat`; "auto" for where one text's
         would not fit into an accelerator's memory.
+      attention: "plain", or "cudnn" for a fused kernel, see `Network.attention`.
       scheme: the arrangement, `OneStep()` by default.
       chunk: steps between looks of the host.
       save_every: seconds between saves of the slots in flight.
@@ -109,10 +111,13 @@ def fit(
     ids = text_ids(tokens)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
+    if attention != "plain":
+        model = dataclasses.replace(model, attention=attention)
+        check_attention(model.network, model.dtype, max(map(len, tokens)) + scheme.extra)
     sized = size_fit(model, tokens, scheme, placement, chosen, slots=slots, remat=remat)
     model = dataclasses.replace(model, remat=sized.remat)
     settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given", "copies": copies}
-    settings |= {**sized._asdict(), "chunk": chunk, "save_every": save_every}
+    settings |= {**sized._asdict(), "attention": attention, "chunk": chunk, "save_every": save_every}
     settings["h_lm of the first token"] = "left out" if beginning(model) is None else "given BOS"
     settings |= {"devices": len(placement.devices), "device": placement.devices[0].device_kind, **versions()}
     sweep = Sweep(tokens, ids, scheme, seed, seeds, model, progress, save_every)

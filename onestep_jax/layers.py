@@ -33,6 +33,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+# How attention is computed → the implementation of `jax.nn.dot_product_attention`, None for the products written here.
+ATTENTIONS: dict[str, Any] = {"plain": None, "cudnn": "cudnn"}
+
+
 class NormKind(NamedTuple):
     """A norm: whether the mean is taken off, whether it has learned scales and biases, what is added to a scale."""
 
@@ -104,24 +108,40 @@ class Attention(nn.Module):
 
     Where the variable collection "cache" holds "k" and "v", each (K, S, C), the new keys and values are written into it
     from row `start` on and all rows up to a query's position are attended to; without it, `start` is 0.
+
+    With `how` other than "plain" scores and weights are never stored, and of the weights nothing can be told; cached
+    rows are attended to plainly all the same.
     """
 
     config: ModelConfig
     layer: Layer
     dot_general: DotGeneral = jax.lax.dot_general
+    how: str = "plain"
 
     @nn.compact
     def __call__(self, x_TD: Array, start: Array | int = 0) -> Array:
         c, T = self.config, x_TD.shape[0]
         q_HTC, k_KSC, v_KSC = self.heads(x_TD, start)
-        k_KSC, v_KSC = self.remember("k", k_KSC, start), self.remember("v", v_KSC, start)
-        S = k_KSC.shape[1]
+        if self.how == "plain" or self.has_variable("cache", "k"):
+            k_KSC, v_KSC = self.remember("k", k_KSC, start), self.remember("v", v_KSC, start)
+            mixed_HTC = self.mix(q_HTC, k_KSC, v_KSC, start)
+        else:
+            mixed_HTC = self.mix_fused(q_HTC, k_KSC, v_KSC)
+        mixed_TD = mixed_HTC.swapaxes(0, 1).reshape(T, -1)
+        return Linear(x_TD.shape[1], c.out_bias, c.kv_heads, self.dot_general, name="o")(mixed_TD)
 
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied by."""
+        return 1 / math.sqrt(self.config.head_dim) if self.layer.scale is None else self.layer.scale
+
+    def mix(self, q_HTC: Array, k_KSC: Array, v_KSC: Array, start: Array | int) -> Array:
+        """Values mixed by the attention weights, (H, T, C)."""
+        c, T, S = self.config, q_HTC.shape[1], k_KSC.shape[1]
         # Heads lead and the queries that share a key head are stacked along T: plain batched matrix products.
         q_KTC = q_HTC.reshape(c.kv_heads, -1, c.head_dim)
         scores_KTS = jnp.einsum("ktc,ksc->kts", q_KTC, k_KSC, preferred_element_type=jnp.float32)
-        scale = 1 / math.sqrt(c.head_dim) if self.layer.scale is None else self.layer.scale
-        scores_HTS = soft_cap(scores_KTS.reshape(c.heads, T, S) * scale, c.score_cap)
+        scores_HTS = soft_cap(scores_KTS.reshape(c.heads, T, S) * self.scale, c.score_cap)
         distance_TS = start + jnp.arange(T)[:, None] - jnp.arange(S)[None, :]
         seen_TS = distance_TS >= 0
         if self.layer.window is not None:
@@ -129,10 +149,18 @@ class Attention(nn.Module):
         weights_HTS = jax.nn.softmax(jnp.where(seen_TS[None], scores_HTS, -jnp.inf), axis=-1)
         self.sow("intermediates", "attention", weights_HTS)
 
-        weights_KTS = weights_HTS.astype(x_TD.dtype).reshape(c.kv_heads, -1, S)
-        mixed_HTC = jnp.einsum("kts,ksc->ktc", weights_KTS, v_KSC).reshape(c.heads, T, c.head_dim)
-        mixed_TD = mixed_HTC.swapaxes(0, 1).reshape(T, -1)
-        return Linear(x_TD.shape[1], c.out_bias, c.kv_heads, self.dot_general, name="o")(mixed_TD)
+        weights_KTS = weights_HTS.astype(q_HTC.dtype).reshape(c.kv_heads, -1, S)
+        return jnp.einsum("kts,ksc->ktc", weights_KTS, v_KSC).reshape(c.heads, T, c.head_dim)
+
+    def mix_fused(self, q_HTC: Array, k_KTC: Array, v_KTC: Array) -> Array:
+        """The same by one fused kernel."""
+        if self.config.score_cap is not None:
+            raise NotImplementedError("no fused kernel caps attention scores, as this model does")
+        window = None if self.layer.window is None else (self.layer.window - 1, 0)
+        how: dict[str, Any] = {"scale": self.scale, "is_causal": True, "local_window_size": window}
+        q_THC, k_TKC, v_TKC = (x.swapaxes(0, 1) for x in (q_HTC, k_KTC, v_KTC))
+        mixed = jax.nn.dot_product_attention(q_THC, k_TKC, v_TKC, implementation=ATTENTIONS[self.how], **how)
+        return mixed.swapaxes(0, 1)
 
     def heads(self, x_TD: Array, start: Array | int) -> tuple[Array, Array, Array]:
         """Queries (H, T, C), keys and values (K, T, C): projected, clipped, normed and turned."""
@@ -188,10 +216,11 @@ class Block(nn.Module):
     config: ModelConfig
     layer: Layer
     dot_general: DotGeneral = jax.lax.dot_general
+    how: str = "plain"
 
     def setup(self) -> None:
         c, at = self.config, self.config.norm_at
-        self.attention = Attention(c, self.layer, self.dot_general)
+        self.attention = Attention(c, self.layer, self.dot_general, self.how)
         self.mlp = MLP(c, self.dot_general)
         self.norm_1, self.norm_2 = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)
         if at == "both":

@@ -47,12 +47,14 @@ class States(NamedTuple):
 class Decoder(nn.Module):
     """A causal decoder over input vectors; token ids enter only through `embed`.
 
-    With `remat` a backward pass computes the insides of each block again instead of keeping them.
+    With `remat` a backward pass computes the insides of each block again instead of keeping them; `attention` is one of
+    `layers.ATTENTIONS`.
     """
 
     config: ModelConfig
     dot_general: DotGeneral = jax.lax.dot_general
     remat: bool = False
+    attention: str = "plain"
 
     def setup(self) -> None:
         c, block = self.config, nn.remat(Block) if self.remat else Block
@@ -62,7 +64,8 @@ class Decoder(nn.Module):
         if c.embed_width is not None:
             self.project_in = Linear(c.width, dot_general=self.dot_general)
             self.project_out = Linear(c.embed_width, dot_general=self.dot_general)
-        self.blocks = [block(c, c.layer(i), self.dot_general, name=f"block_{i}") for i in range(c.layers)]
+        given = (self.dot_general, self.attention)
+        self.blocks = [block(c, c.layer(i), *given, name=f"block_{i}") for i in range(c.layers)]
         if c.final_norm:
             self.norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
@@ -117,10 +120,13 @@ class Network:
       config: the architecture.
       remat: rematerialisation: whether a backward pass computes the insides of each block again instead of keeping
         them; half as much work again for a fraction of the memory, and the same numbers.
+      attention: "plain", or "cudnn" for the fused kernel of NVIDIA's library, which stores no scores: on a GPU, in
+        bfloat16. Its rounding differs, and its backward pass may add in another order each time.
     """
 
     config: ModelConfig
     remat: bool = dataclasses.field(default=False, kw_only=True)
+    attention: str = dataclasses.field(default="plain", kw_only=True)
 
     @property
     def embed_width(self) -> int:
@@ -133,7 +139,7 @@ class Network:
 
     def hidden(self, params: Params, x_TD: Array) -> Array:
         """Output of the last block and of the final norm, if there is one: (T, D) → (T, D)."""
-        decoder = Decoder(self.config, remat=self.remat)
+        decoder = Decoder(self.config, remat=self.remat, attention=self.attention)
         return decoder.apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
 
     def head(self, params: Params, h_TD: Array) -> Array:
@@ -176,7 +182,7 @@ class Model(Network):
     @property
     def network(self) -> Network:
         """The functions alone, without the weights, for what is kept longer than they are."""
-        return Network(self.config, remat=self.remat)
+        return Network(self.config, remat=self.remat, attention=self.attention)
 
     @property
     def dtype(self) -> Any:

@@ -11,18 +11,19 @@ import jax
 import numpy as np
 
 from onestep_jax.config import UserError, check_known
-from onestep_jax.footprint import fitting_slots
-from onestep_jax.model import Model
+from onestep_jax.files import one_line
+from onestep_jax.footprint import abstract_params, fitting_slots
+from onestep_jax.layers import ATTENTIONS
+from onestep_jax.model import Model, Network, Params
 from onestep_jax.optimizers import Preset
 from onestep_jax.placement import Mesh, Placement, Pmap, Together
 from onestep_jax.schemes import Scheme
+from onestep_jax.throughput import busy_texts
 
-# Tokens at a time beyond which a device gets no faster (measured on a CPU, where a text-step of 32 tokens costs as much
-# with 8 slots as with 32; a guess elsewhere), and the share of an accelerator's memory that a fit may fill.
+# Tokens at a time beyond which a CPU gets no faster (a text-step of 32 tokens costs as much with 8 slots as with 32),
+# and the share of an accelerator's memory that a fit may fill.
 CPU_TOKENS = 1024
-ACCELERATOR_TOKENS = 2**16
 MEMORY_SHARE = 0.85
-
 
 PLACEMENTS = ("auto", "pmap", "mesh")
 WEIGHTS_SHARE = 0.6  # of a device's memory; beyond it the weights are split
@@ -95,6 +96,25 @@ def _devices_for(weights: int, devices: Sequence[Any]) -> int:
     raise UserError(f"{size} do not fit into {len(devices)} devices of {memory_of(devices[0]) / 2**30:.1f} GiB each")
 
 
+def check_attention(network: Network, dtype: Any, positions: int) -> None:
+    """Refuse a fused kernel that this device, its libraries or this model do not go with.
+
+    Raises:
+      UserError: with the kernel's own reason.
+    """
+    check_known("attention", [network.attention], ATTENTIONS)
+    params = abstract_params(network.config, dtype)
+
+    def total(params: Params, x_TD: jax.Array) -> jax.Array:
+        return network.hidden(params, x_TD).sum()
+
+    try:
+        jax.eval_shape(jax.grad(total, 1), params, jax.ShapeDtypeStruct((positions, network.embed_width), dtype))
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        reason = one_line(error).rstrip(".")
+        raise UserError(f"attention {network.attention} does not go here ({reason}); use plain") from error
+
+
 class Sizing(NamedTuple):
     """What a fit runs with.
 
@@ -117,10 +137,11 @@ def size_fit(
     slots: int | str = "auto",
     remat: bool | str = "auto",
 ) -> Sizing:
-    """As given; what is "auto" fills the devices without running out of their memory.
+    """As given; what is "auto" keeps the devices busy without running out of their memory.
 
     Activations are computed again, which takes half as much work again, only where not even one slot fits with them.
-    On an accelerator an automatic number of slots costs two small compilations, from which XLA says the memory.
+    On an accelerator an automatic number of slots costs two compilations of the step, from which XLA says the memory,
+    and a timed block for each power of two, see `throughput`. Processes in lockstep take what suits all of them.
 
     Raises:
       UserError: for a number of slots below one, or another word than "auto".
@@ -145,10 +166,12 @@ def size_fit(
 
     again = remat is True
     most = fitting(again)
-    if remat == "auto" and most == 0:
+    if remat == "auto" and placement.agree(most == 0):
         again, most = True, fitting(True)
-    enough = max(1, ACCELERATOR_TOKENS // (positions * scheme.group))
-    return Sizing(_power_of_two(max(1, min(most, enough))) * placement.rows, again)
+    network, texts = dataclasses.replace(model.network, remat=again), max(1, most) * scheme.group
+    busy = -(-busy_texts(network, model.dtype, positions, texts, device) // scheme.group)
+    chosen = -placement.agree(-_power_of_two(max(1, min(most, busy))))
+    return Sizing(chosen * placement.rows, again)
 
 
 def _power_of_two(most: int) -> int:

@@ -224,11 +224,13 @@ def chunk(problem: Problem, length: int, params: Params, slots: Slot) -> tuple[S
 def harvest(problem: Problem, params: Params, slots: Slot) -> tuple[Slot, Harvest]:
     """Decode the best vectors of all slots; a *solved* that the forward program does not confirm goes on running.
 
-    In float32 it always confirms; in bfloat16 the winning margin can be smaller than the rounding.
+    In float32 it always confirms; in bfloat16 the winning margin can be smaller than the rounding. Attention is plain,
+    as it is wherever stored vectors are decoded.
     """
+    network = dataclasses.replace(problem.network, attention="plain")
 
     def one(slot: Slot) -> tuple[Slot, Harvest]:
-        score = score_group(problem.network, problem.scheme, params, slot.best, slot.tokens_GT, slot.lengths_G)
+        score = score_group(network, problem.scheme, params, slot.best, slot.tokens_GT, slot.lengths_G)
         accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
         refuted = (slot.status == SOLVED) & ~jnp.all(accuracy_G == 1)
         resumed = jnp.where(slot.steps >= problem.steps, EXHAUSTED, RUNNING).astype(jnp.int32)

@@ -91,7 +91,7 @@ def test_slots_fit_and_copies_fill_the_system(system, shape: str, length: int):
     a_text = needed.state + needed.copied + needed.divided / planned.axis
     assert needed.weights / planned.axis + planned.slots * a_text <= chip.memory * chip.given
     assert planned.slots >= 1
-    assert planned.slots * length <= scaling.ACCELERATOR_TOKENS
+    assert planned.slots * length <= scaling.TOKENS
 
 
 def test_directions():

@@ -10,18 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import PRESETS, Model, OneStep, Preset, UserError, fit, footprint, sizing
+from onestep_jax import PRESETS, Model, OneStep, Preset, UserError, fit, footprint, sizing, throughput
 from onestep_jax.footprint import Memory
 from onestep_jax.model import Network
 from onestep_jax.placement import Pmap
 from onestep_jax.schemes import Scheme
 from onestep_jax.sizing import Sizing, size_fit
 from onestep_jax.slots import Problem
+from onestep_jax.throughput import seconds_of_block as original_seconds
 
 LENGTH = 64
 TEXTS = [np.zeros(LENGTH, np.int32), np.zeros(8, np.int32)]
 FAST = PRESETS["fast"]
 WEIGHTS, KEPT, AGAIN = 1000, 100, 20  # bytes of the weights, and of a slot with its activations and without
+BUSY = 32  # texts at a time beyond which more take proportionally longer
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +36,19 @@ def account(monkeypatch):
         assert (length, preset, scheme) == (LENGTH, FAST, OneStep())
         return Memory(WEIGHTS, 0, slots * (AGAIN if network.remat else KEPT))
 
+    def seconds(network: Network, _dtype: Any, positions: int, texts: int, _device: Any) -> float:
+        assert (network.config.layers, positions) == (1, LENGTH)
+        return max(BUSY, texts) + 0.02 * texts
+
     monkeypatch.setattr(footprint, "fit_memory", memory)
+    monkeypatch.setattr(throughput, "seconds_of_block", seconds)
 
 
 def devices_of(memory: float, count: int = 1) -> Any:
     """Accelerators, of which a fit may fill so much."""
     found = {"bytes_limit": memory / sizing.MEMORY_SHARE}
     devices = [SimpleNamespace(platform="gpu", memory_stats=lambda: found)] * count
-    return SimpleNamespace(devices=devices, rows=count)
+    return SimpleNamespace(devices=devices, rows=count, agree=lambda choice: choice)
 
 
 def size(model: Model, placement: Any, **given: Any) -> Sizing:
@@ -55,7 +62,19 @@ def test_slots_fill_the_memory_in_powers_of_two(tiny):
 
 
 def test_slots_are_no_more_than_keep_a_device_busy(tiny):
-    assert size(tiny, devices_of(1e9)) == (sizing.ACCELERATOR_TOKENS // LENGTH, False)
+    assert size(tiny, devices_of(1e9)) == (BUSY, False)
+    assert size(tiny, devices_of(1e9, count=3)) == (3 * BUSY, False)
+
+
+def test_processes_in_lockstep_take_the_least_of_what_they_measured(tiny):
+    together = devices_of(1e9)
+    together.agree = lambda choice: max(choice, -4)  # another one chose 4
+    assert size(tiny, together) == (4, False)
+
+
+def test_a_block_is_timed_as_it_is(tiny):
+    device = jax.local_devices()[0]
+    assert original_seconds(tiny.network, jnp.float32, 8, 4, device) > 0
 
 
 def test_activations_are_computed_again_where_one_text_does_not_fit(tiny):

@@ -16,13 +16,14 @@ from onestep_jax.bench.measuring import interleaved, matmul, record, spread, wit
 from onestep_jax.bench.reference import Reference, Training
 from onestep_jax.bench.subjects import subject
 from onestep_jax.config import UserError
+from onestep_jax.files import one_line
 from onestep_jax.fitting import make_problem
 from onestep_jax.footprint import fit_memory, step_flops
-from onestep_jax.model import Model
+from onestep_jax.model import Model, Network
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.placement import Pmap
 from onestep_jax.schemes import OneStep
-from onestep_jax.sizing import size_fit
+from onestep_jax.sizing import check_attention, size_fit
 from onestep_jax.slots import RUNNING
 
 ENDLESS = 2**30  # steps
@@ -65,6 +66,7 @@ def bench_step(
     dtype: str | None = None,
     torch: bool = True,
     compiled: bool = False,
+    fused: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Time a step of ours, with `slots` texts and with one, and of PyTorch at batch 1 and at the same batch.
@@ -78,6 +80,7 @@ def bench_step(
       dtype: of the weights; by default float32 on a CPU, else bfloat16.
       torch: whether PyTorch takes part.
       compiled: whether `torch.compile` takes part.
+      fused: whether a step with cuDNN's attention takes part, at `slots`; left out with a line where it does not go.
       say: receives a line for the user.
 
     Returns:
@@ -89,7 +92,9 @@ def bench_step(
     one_device = Pmap(jax.local_devices()[:1])
     slots, remat = size_fit(model, [np.zeros(length)], OneStep(), one_device, PRESETS["fast"], slots=slots)
     model = dataclasses.replace(model, remat=remat)
-    ours = [_Contender(f"onestep_jax, {n} at a time", n, Stepper(model, n, length, chunk)) for n in sorted({1, slots})]
+    ours = [_of_ours(model, n, length, chunk) for n in sorted({1, slots})]
+    if fused:
+        ours += _with_fused_attention(model, slots, length, chunk, say)
     ways = ["eager"] * torch + ["compiled"] * (torch and compiled)
     theirs = [one for way in ways for one in _of_pytorch(source, dtype, way, slots, length, chunk)]
     contenders = []
@@ -98,7 +103,7 @@ def bench_step(
             contenders.append(one)
         else:
             say(f"{one.name}: left out, the device has no memory for it")
-    if not any(one.reference is None for one in contenders):
+    if not any(one.plain for one in contenders):
         raise UserError(f"{source}: the device has no memory for a step of one text of {length} tokens")
     product, product_flops = matmul(model.dtype)
     say(f"{len(contenders)} contenders, {repeats} rounds of {chunk} steps each")
@@ -114,9 +119,9 @@ def bench_step(
         row |= spread(A_STEP, seconds[one.name], 1e3 / (chunk * one.texts))
         speed = flops / (row[f"{A_STEP} median"] / 1e3)
         row |= {"GFLOP/s": speed / 1e9, "share of the ceiling": speed / ceiling}
-        rows.append(row | {"memory bytes": _memory(model, one, length)})
+        rows.append(row | {"memory bytes": _memory(one, model.dtype, length)})
     a_text = {one.name: statistics.median(seconds[one.name]) / one.texts for one in contenders}
-    own = [one.name for one in contenders if isinstance(one.call, Stepper)][-1]
+    own = [one.name for one in contenders if one.plain][-1]
     ratios = {f"{name} over {own}": cost / a_text[own] for name, cost in a_text.items() if name != own}
     settings = {"model": source, "length": length, "slots": slots, "chunk": chunk, "repeats": repeats, "dtype": dtype}
     work = {"GFLOP of a text-step": flops / 1e9, "GFLOP/s of a matrix product": ceiling / 1e9}
@@ -129,7 +134,34 @@ class _Contender(NamedTuple):
     name: str
     texts: int
     call: Callable[[], Any]
+    network: Network | None = None
     reference: Reference | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a step of ours with the default attention."""
+        return self.network is not None and self.network.attention == "plain"
+
+
+def _of_ours(model: Model, slots: int, length: int, chunk: int) -> _Contender:
+    way = "" if model.attention == "plain" else f", {model.attention} attention"
+    name = f"onestep_jax{way}, {slots} at a time"
+    return _Contender(name, slots, Stepper(model, slots, length, chunk), network=model.network)
+
+
+def _with_fused_attention(
+    model: Model, slots: int, length: int, chunk: int, say: Callable[[str], None]
+) -> list[_Contender]:
+    """A step with cuDNN's attention; none, and a line for the user, where that refuses the model or the device."""
+    model = dataclasses.replace(model, attention="cudnn")
+    try:
+        check_attention(model.network, model.dtype, length)
+        contender = _of_ours(model, slots, length, chunk)
+        contender.call()
+    except (UserError, RuntimeError) as error:
+        say(f"step with cuDNN's attention: left out ({one_line(error)})")
+        return []
+    return [contender]
 
 
 def _of_pytorch(source: str, dtype: str, way: str, slots: int, length: int, chunk: int) -> Iterator[_Contender]:
@@ -138,7 +170,7 @@ def _of_pytorch(source: str, dtype: str, way: str, slots: int, length: int, chun
     for count in sorted({1, slots}):
         tokens = np.random.default_rng(0).integers(reference.vocabulary, size=(count, length))
         call = functools.partial(_steps, reference, reference.begin(tokens.tolist()), chunk)
-        yield _Contender(f"PyTorch {way}, {count} at a time", count, call, reference)
+        yield _Contender(f"PyTorch {way}, {count} at a time", count, call, reference=reference)
 
 
 def _steps(reference: Reference, training: Training, count: int) -> None:
@@ -158,10 +190,11 @@ def _fits(call: Callable[[], Any]) -> bool:
     return True
 
 
-def _memory(model: Model, one: _Contender, length: int) -> int | None:
+def _memory(one: _Contender, dtype: Any, length: int) -> int | None:
     """Bytes on the device: ours by XLA's account of the compiled step, PyTorch's by its allocator, where it counts."""
-    if one.reference is None:
-        return fit_memory(model.network, model.dtype, slots=one.texts, length=length, preset=PRESETS["fast"]).total
+    if one.network is not None:
+        return fit_memory(one.network, dtype, slots=one.texts, length=length, preset=PRESETS["fast"]).total
+    assert one.reference is not None
     if one.reference.peak_bytes() is None:
         return None
     one.call()
