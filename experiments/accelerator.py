@@ -27,10 +27,10 @@ from pathlib import Path
 ONE_B, EIGHT_B, PYTHIA = "shape:llama-3.2-1b", "shape:llama-3.1-8b", "shape:pythia-160m"
 # name → words of `onestep bench`, and its limit in seconds
 PLAN: dict[str, tuple[str, int]] = {
-    "step-1b-256": (f"step --model {ONE_B} --length 256 --slots auto --repeats 5 --chunk 5 --compiled --fused", 170),
-    "step-1b-64": (f"step --model {ONE_B} --length 64 --slots auto --repeats 5 --chunk 5", 100),
-    "step-8b-512": (f"step --model {EIGHT_B} --length 512 --slots auto --repeats 3 --chunk 2 --no-torch --fused", 130),
-    "step-160m-128": (f"step --model {PYTHIA} --length 128 --slots auto --repeats 5 --chunk 5", 60),
+    "step-1b-256": (f"step --model {ONE_B} --length 256 --slots auto --repeats 5 --chunk 5 --compiled --fused", 160),
+    "step-1b-64": (f"step --model {ONE_B} --length 64 --slots auto --repeats 5 --chunk 5", 90),
+    "step-8b-512": (f"step --model {EIGHT_B} --length 512 --slots auto --repeats 3 --chunk 2 --no-torch --fused", 115),
+    "step-160m-128": (f"step --model {PYTHIA} --length 128 --slots auto --repeats 5 --chunk 5", 55),
     "scale-1b": (f"scale --model {ONE_B} --slots 1,8,64 --lengths 64,256 --budget 16384 --repeats 3", 70),
     "decode-1b": (f"decode --model {ONE_B} --lengths 64,256 --batches 1,16 --repeats 5", 50),
 }

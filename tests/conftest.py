@@ -1,13 +1,12 @@
 """Strict by default: no silent rank promotion; warnings are errors (pyproject.toml).
 
-A test sees one device, the machine of a newcomer; modules marked `eight_devices` see eight, whose programs take three
-times as long to compile and to run on a CPU.
+A test, and a process that it starts, sees one device, the machine of a newcomer; modules marked `eight_devices` see
+eight, whose programs take three times as long to compile and to run on a CPU.
 """
 
 import os
 import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit the controller's
@@ -28,6 +27,7 @@ from onestep_jax.model import Decoder
 from onestep_jax.placement import Pmap
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 TINY = {
