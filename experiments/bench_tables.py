@@ -7,6 +7,7 @@ A record is what `onestep bench … --out experiments/results/bench/NAME.json` w
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
 from pathlib import Path
@@ -36,6 +37,14 @@ def _section(path: Path, record: dict[str, Any]) -> list[str]:
     commit = f"commit {record['commit'][:10]}" if record["commit"] else "no commit known"
     lines += [f"On {where}, jax {versions['jax']}, {commit}.", ""]
     lines += _rows(record["rows"])
+    lockstep = next((row["steps"] for row in record["rows"] if row.get("way") == "lockstep"), None)
+    if lockstep is not None:
+        lines += [
+            "",
+            "What refilling can gain over lockstep, by the evaluations of these texts:",
+            "",
+            *_gains(lockstep),
+        ]
     facts = {**record.get("work", {}), **record.get("ratios", {})}
     lines += [""] + [f"* {name}: {'none solved' if value is None else _shown(value)}" for name, value in facts.items()]
     plot = path.with_suffix(".png")
@@ -55,6 +64,23 @@ def _rows(rows: list[dict[str, Any]]) -> list[str]:
             cells.append(_shown(row.get(name)) + ranged)
         lines.append(cells)
     return table([name.removesuffix(" median") for name in names], lines)
+
+
+def _gains(steps: list[int]) -> list[str]:
+    """Lockstep's time over that of a sweep that refills, in steps of all slots, compiling and narrowing aside.
+
+    Handed out as they come: each text goes to whichever slot is free first. Any order: no slot ever idle, or the longest
+    text alone, whichever takes longer.
+    """
+    lines = []
+    for slots in (4, 8, 16, 32, 64):
+        lockstep = sum(max(steps[first : first + slots]) for first in range(0, len(steps), slots))
+        busy = [0] * slots
+        for cost in steps:
+            heapq.heapreplace(busy, busy[0] + cost)
+        least = max(sum(steps) / slots, max(steps))
+        lines.append([str(slots), f"{lockstep / max(busy):.2f}", f"{lockstep / least:.2f}"])
+    return table(["slots", "handed out as they come", "any order, at most"], lines)
 
 
 def _shown(value: Any) -> str:

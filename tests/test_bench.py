@@ -267,6 +267,18 @@ def test_the_plan_for_accelerators_parses_and_is_short():
     assert sum(limit for _, limit in accelerator.PLAN.values()) <= 540
 
 
+def test_gains_over_lockstep_are_those_of_a_schedule(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
+    import bench_tables
+
+    alike, uneven = bench_tables._gains([7] * 64), bench_tables._gains([1, 1, 1, 5] * 16)
+    assert all(line.split("|")[2:4] == [" 1.00 ", " 1.00 "] for line in alike[2:])
+    # In fours lockstep takes 16 · 5 steps; no order takes less than 16 · 8 / 4.
+    assert uneven[2].startswith("| 4 | ")
+    assert uneven[2].endswith("| 2.50 |")
+    assert 1 < float(uneven[2].split("|")[2]) <= 2.5
+
+
 def test_the_page_of_records_says_what_they_say(tiny_folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
     import bench_tables
