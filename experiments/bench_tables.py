@@ -69,8 +69,8 @@ def _rows(rows: list[dict[str, Any]]) -> list[str]:
 def _gains(steps: list[int]) -> list[str]:
     """Lockstep's time over that of a sweep that refills, in steps of all slots, compiling and narrowing aside.
 
-    Handed out as they come: each text goes to whichever slot is free first. Any order: no slot ever idle, or the longest
-    text alone, whichever takes longer.
+    Handed out as they come: each text goes to whichever slot is free first. Any order: no slot ever idle, or the
+    longest text alone, whichever takes longer.
     """
     lines = []
     for slots in (4, 8, 16, 32, 64):
