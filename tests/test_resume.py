@@ -105,7 +105,7 @@ def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched,
         saved = np.asarray(task["trace"], float)
         trial = next(trial for trial in after[index].trials if trial.seed == task["seed"])
         np.testing.assert_allclose(trial.trace[: len(saved)], saved, rtol=1e-6)
-        assert trial.steps > saved[-1, 0]
+        assert trial.steps >= saved[-1, 0]  # equal where the chunk before the save was its last
     assert [text.accuracy == 1 for text in after] == [text.accuracy == 1 for text in untouched]
     assert verify(run, load_model(tiny_folder)).problems == []
 
