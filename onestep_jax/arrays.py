@@ -23,7 +23,7 @@ import numpy as np
 
 from onestep_jax.files import fetch, is_local, remove, send
 
-_SAVING = threading.Lock()  # two saves at a time in one process remove each other's temporary folders
+_ORBAX = threading.Lock()  # of two saves, or of a save and a load, in one process one breaks the other
 
 
 class Arrays:
@@ -105,14 +105,14 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     context = ocp.Context()
     context.array.saving.use_compression = False  # vectors hardly shrink, and a flipped bit stays in its own row
-    with _SAVING, _quiet(), context:
+    with _ORBAX, _quiet(), context:
         ocp.save(str(path.resolve()), dict(arrays))
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
-    with _quiet() as said:
+    with _ORBAX, _quiet() as said:
         described: Any = ocp.metadata(str(path.resolve())).metadata
         if described is None:
             reason = f": {said[-1]}" if said else ""

@@ -15,14 +15,16 @@ from onestep_jax.footprint import abstract_params
 from onestep_jax.model import Network, Params
 
 ENOUGH = 0.95  # of the best rate that was measured
-MOST_TOKENS = 2**17  # no device is known to need more at a time
+MOST_TOKENS = 2**17  # at a time; nothing larger is timed
 REPEATS = 3
 
 
 def busy_texts(network: Network, dtype: Any, positions: int, most: int, device: Any) -> int:
     """The least number of texts at a time, a power of two, with which a device is as fast as with more of them.
 
-    Compiles and times a block for 1, 2, 4, … texts: half a second each, once a process for the same block.
+    Compiles and times a block for 1, 2, 4, … texts, once a process for the same block and number of positions, which is
+    rounded up to a power of two so that fits of many lengths share what was measured. It is a measurement: of two
+    neighbouring numbers with much the same rate one may be taken today and the other tomorrow.
 
     Args:
       network: the model's functions; of its blocks the first is timed, forward and back to its input.
@@ -31,6 +33,7 @@ def busy_texts(network: Network, dtype: Any, positions: int, most: int, device: 
       most: texts that the device's memory holds.
       device: on which it is measured.
     """
+    positions = 1 << (positions - 1).bit_length()
     one = dataclasses.replace(network, config=dataclasses.replace(network.config, layers=1))
     rates: dict[int, float] = {}
     texts = 1

@@ -1,7 +1,7 @@
 """Strict by default: no silent rank promotion; warnings are errors (pyproject.toml).
 
 A test, and a process that it starts, sees one device, the machine of a newcomer; modules marked `eight_devices` see
-eight, whose programs take three times as long to compile and to run on a CPU.
+eight, with which compiling and running take longer.
 """
 
 import os

@@ -11,8 +11,6 @@ import yaml
 
 from onestep_jax.cli import build_parser
 
-pytestmark = pytest.mark.eight_devices
-
 DOCS = Path(__file__).parent.parent / "docs"
 
 

@@ -15,8 +15,6 @@ from onestep_jax.states import read_states
 from onestep_jax.status import read_status
 from onestep_jax.verify import verify
 
-pytestmark = pytest.mark.eight_devices
-
 
 def command(folder, texts, run):
     options = ["--model", folder, "--texts", texts, "--split", "lines", "--length", "8", "--run", run]

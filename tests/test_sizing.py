@@ -72,6 +72,26 @@ def test_processes_in_lockstep_take_the_least_of_what_they_measured(tiny):
     assert size(tiny, together) == (4, False)
 
 
+def test_processes_in_lockstep_compute_again_where_one_of_them_must(tiny):
+    together = devices_of(1e9)
+    together.agree = lambda choice: choice or True  # the activations of one text do not fit into another one's memory
+    assert size(tiny, devices_of(1e9)).remat is False
+    assert size(tiny, together).remat is True
+
+
+def test_lengths_share_what_was_measured(tiny, monkeypatch):
+    timed = set()
+
+    def seconds(_network: Network, _dtype: Any, positions: int, texts: int, _device: Any) -> float:
+        timed.add(positions)
+        return texts
+
+    monkeypatch.setattr(throughput, "seconds_of_block", seconds)
+    for positions in range(33, 65):
+        assert throughput.busy_texts(tiny.network, jnp.float32, positions, 8, None) == 1
+    assert timed == {64}
+
+
 def test_a_block_is_timed_as_it_is(tiny):
     device = jax.local_devices()[0]
     assert original_seconds(tiny.network, jnp.float32, 8, 4, device) > 0

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from operator import methodcaller
 
@@ -377,6 +378,45 @@ def test_arrays_that_read_back_differently_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "_load", lambda path: {"a": np.ones(3)})
     with pytest.raises(OSError, match="reads back differently"):
         Arrays().save(tmp_path / "a", {"a": np.zeros(3)})
+
+
+def test_a_load_waits_for_a_save(tmp_path, monkeypatch):
+    from orbax.checkpoint import v1 as ocp
+
+    tree, begun, go_on, order = {"x": np.arange(3.0)}, threading.Event(), threading.Event(), []
+    Arrays().save(tmp_path / "a", tree)
+    save, describe = ocp.save, ocp.metadata
+
+    def slow_save(*given):
+        begun.set()
+        assert go_on.wait(60)
+        save(*given)
+        order.append("saved")
+
+    def noted_metadata(*given):
+        order.append("described")
+        return describe(*given)
+
+    monkeypatch.setattr(ocp, "save", slow_save)
+    monkeypatch.setattr(ocp, "metadata", noted_metadata)
+    with ThreadPoolExecutor(2) as pool:
+        saving = pool.submit(Arrays().save, tmp_path / "b", tree)
+        assert begun.wait(60)
+        loading = pool.submit(Arrays().load, tmp_path / "a")
+        time.sleep(0.3)
+        go_on.set()
+        saving.result()
+        np.testing.assert_array_equal(loading.result()["x"], tree["x"])
+    assert order[0] == "saved"
+
+
+def test_arrays_that_cannot_be_described_are_refused_with_the_reason(tmp_path):
+    """Orbax only logs what is wrong with a description, and goes on without one."""
+    Arrays().save(tmp_path / "a", {"x": np.arange(3.0)})
+    (description,) = (tmp_path / "a").rglob("_METADATA")
+    description.write_text("{")
+    with pytest.raises(OSError, match="the description of the arrays cannot be read: Failed to get metadata"):
+        Arrays().load(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
