@@ -126,8 +126,10 @@ class Run:
         """
         if texts:
             texts = tuple(texts)
-            self._writer.hand(lambda: self._write_part(texts, new=len(texts)))
-            self._writer.hand(lambda: self._merge(self._small(part_names(self.folder), ours=True)))
+            self._writer.hand(
+                lambda: self._write_part(texts, new=len(texts)),
+                lambda: self._merge(self._small(part_names(self.folder), ours=True)),
+            )
 
     def claim(self, block: int) -> bool:
         """Take a block of texts; of all processes of the session exactly one gets True."""

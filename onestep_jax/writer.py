@@ -28,19 +28,19 @@ class Writer:
         self._error: BaseException | None = None
         self._warned = False
 
-    def hand(self, job: Callable[[], None]) -> Future[None]:
-        """Have a job done; it may be called again after an OSError or ValueError. Its future can be cancelled.
+    def hand(self, *jobs: Callable[[], None]) -> Future[None]:
+        """Have jobs done, each again after an OSError or ValueError; the future of the last, which can be cancelled.
 
         Raises:
-          UserError: if an earlier job was refused by the storage.
+          UserError: if a job of an earlier call was refused by the storage.
         """
         self._jobs = [waiting for waiting in self._jobs if not waiting.done()]
         if len(self._jobs) >= QUEUE:
             concurrent.futures.wait(self._jobs[:1])
         self._check()
-        handed = self._thread.submit(self._do, job)
-        self._jobs.append(handed)
-        return handed
+        handed = [self._thread.submit(self._do, job) for job in jobs]
+        self._jobs += handed
+        return handed[-1]
 
     def wait(self) -> None:
         """Return when everything handed over is done.

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from operator import methodcaller
 
 import numpy as np
@@ -378,6 +378,25 @@ def test_arrays_that_read_back_differently_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "_load", lambda path: {"a": np.ones(3)})
     with pytest.raises(OSError, match="reads back differently"):
         Arrays().save(tmp_path / "a", {"a": np.zeros(3)})
+
+
+def test_what_is_handed_over_is_not_refused_by_itself(tmp_path, monkeypatch):
+    """However quick the writer is, a call learns of earlier ones only."""
+
+    def at_once(function, job):
+        function(job)
+        done = Future()
+        done.set_result(None)
+        return done
+
+    said = []
+    with pytest.raises(UserError, match="the disk is gone"), opened(tmp_path / "run", results(4)) as run:
+        monkeypatch.setattr(run._writer._thread, "submit", at_once)
+        monkeypatch.setattr(run, "_write_part", lambda *_, **__: (_ for _ in ()).throw(UserError("the disk is gone")))
+        for part in (results(4)[:2], results(4)[2:]):
+            run.append(part)
+            said.append("handed over")
+    assert said == ["handed over"]
 
 
 def test_a_load_waits_for_a_save(tmp_path, monkeypatch):
