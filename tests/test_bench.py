@@ -23,7 +23,9 @@ from onestep_jax.bench.scale import bench_scale, with_vocabulary
 from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.bench.step import Stepper, bench_step
 from onestep_jax.bench.subjects import subject
+from onestep_jax.checkpoint import load_model
 from onestep_jax.cli import build_parser, main
+from onestep_jax.corpora import load_tokens
 from onestep_jax.model import parameter_counts
 
 pytestmark = pytest.mark.eight_devices
@@ -201,6 +203,16 @@ def test_every_way_of_a_sweep(tiny_folder: Path, tmp_path: Path, monkeypatch, to
     found = json.loads(out.read_text())
     assert (found["texts"], found["solved"], len(found["steps"])) == (5, 5, 5)
     assert found["steps mean"] == np.mean(found["steps"])
+
+
+def test_texts_of_several_sources_take_turns(tmp_path: Path):
+    sources = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for path in sources:
+        path.write_text("".join(json.dumps({"text": f"{path.stem} tells of {i} ships at sea"}) + "\n" for i in range(4)))
+    model = load_model("default")
+    read = [load_tokens(model, str(path), count=3, length=4) for path in sources]
+    found = sweep._in_turn(model, [str(path) for path in sources], count=5, length=4, seed=0)
+    assert found == [read[0][0].tolist(), *(read[k][i].tolist() for i, k in [(0, 1), (1, 0), (1, 1), (2, 0)])]
 
 
 def test_ratios_of_a_sweep_are_of_solved_texts_per_hour():

@@ -60,7 +60,9 @@ def _scale_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _sweep_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--texts", default="gen", metavar="SOURCE", help="as of onestep fit (default: gen)")
+    sub.add_argument(
+        "--texts", default=["gen"], nargs="+", metavar="SOURCE", help="as of onestep fit; several in turn (default: gen)"
+    )
     sub.add_argument("--count", type=int, default=64, metavar="K", help="texts (default: 64)")
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
     sub.add_argument("--steps", type=int, default=5000, metavar="K", help="budget of a text (default: 5000)")

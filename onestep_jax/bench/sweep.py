@@ -48,7 +48,7 @@ _CHILD = "from onestep_jax.bench.sweep import child; child()"
 def bench_sweep(
     source: str = "default",
     *,
-    texts: str = "gen",
+    texts: str | Sequence[str] = "gen",
     count: int = 64,
     length: int = 32,
     steps: int = 5000,
@@ -65,8 +65,8 @@ def bench_sweep(
 
     Args:
       source: folder, hub id or "default".
-      texts: source of the texts, see `corpora.load_tokens`.
-      count: texts.
+      texts: source of the texts, see `corpora.load_tokens`; of several, each gives its share, in turn.
+      count: texts of all sources together.
       length: tokens of each.
       steps: budget of a text, in gradient evaluations.
       slots: texts at a time, of the first two ways.
@@ -85,8 +85,9 @@ def bench_sweep(
     check_known("preset", [preset], PRESETS)
     dtype = dtype or default_dtype()
     model = load_model(source, dtype=dtype)
-    tokens = [ids.tolist() for ids in load_tokens(model, texts, count=count, length=length, seed=seed)]
-    settings: dict[str, Any] = {"model": source, "texts": texts, "count": count, "length": length, "steps": steps}
+    sources = [texts] if isinstance(texts, str) else list(texts)
+    tokens = _in_turn(model, sources, count=count, length=length, seed=seed)
+    settings: dict[str, Any] = {"model": source, "texts": sources, "count": count, "length": length, "steps": steps}
     settings |= {"slots": slots, "preset": preset, "dtype": dtype, "seed": seed}
     rows = []
     for turn in range(repeats):
@@ -96,6 +97,17 @@ def bench_sweep(
             rows.append({"way": way, "turn": turn, **found})
             say(f"{way}: {found['solved']} of {found['texts']} solved in {found['seconds']:.0f} s")
     return record("sweep", settings, rows, ratios=_ratios(rows))
+
+
+def _in_turn(model: Model, sources: list[str], *, count: int, length: int, seed: int) -> list[list[int]]:
+    """Texts of the sources, one of each in turn, so that whatever batch they end in is mixed."""
+    shares = [len(range(first, count, len(sources))) for first in range(len(sources))]
+    drawn = [
+        iter(load_tokens(model, source, count=share, length=length, seed=seed))
+        for source, share in zip(sources, shares, strict=True)
+        if share
+    ]
+    return [next(drawn[i % len(drawn)]).tolist() for i in range(count)]
 
 
 def _ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
