@@ -30,7 +30,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onestep_jax import OneStep
-from onestep_jax.bench.emitting import EMITTERS
+from onestep_jax.bench.decode import EMITTERS
 from onestep_jax.bench.measuring import interleaved
 from onestep_jax.experiment import Study
 from onestep_jax.model import Model

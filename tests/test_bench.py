@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from onestep_jax import UserError, fit
 from onestep_jax.bench import measuring, sweep
 from onestep_jax.bench.command import BENCHMARKS
-from onestep_jax.bench.emitting import bench_decode, one_pass
+from onestep_jax.bench.decode import bench_decode, one_pass
 from onestep_jax.bench.host import Watched, bench_host, draw_host
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.measuring import interleaved, machine, spread
@@ -208,7 +209,8 @@ def test_every_way_of_a_sweep(tiny_folder: Path, tmp_path: Path, monkeypatch, to
 def test_texts_of_several_sources_take_turns(tmp_path: Path):
     sources = [tmp_path / f"{name}.jsonl" for name in "ab"]
     for path in sources:
-        path.write_text("".join(json.dumps({"text": f"{path.stem} tells of {i} ships at sea"}) + "\n" for i in range(4)))
+        lines = [json.dumps({"text": f"{path.stem} tells of {i} ships at sea"}) for i in range(4)]
+        path.write_text("\n".join(lines))
     model = load_model("default")
     read = [load_tokens(model, str(path), count=3, length=4) for path in sources]
     found = sweep._in_turn(model, [str(path) for path in sources], count=5, length=4, seed=0)
@@ -236,6 +238,24 @@ def test_the_command_prints_and_records(tiny_folder: Path, tmp_path: Path, capsy
     assert found["versions"]["jax"]
     assert found["command"].startswith("onestep bench load --model ")
     assert [len(found["seconds"][row["way"]]) for row in found["rows"]] == [2, 2]
+
+
+WITHOUT = """
+import sys
+for absent in ("sentencex", "datasets", "loky", "torch"):
+    sys.modules[absent] = None
+from onestep_jax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_step_is_measured_where_nothing_reads_texts(tiny_folder: Path, tmp_path: Path):
+    """Machines with accelerators often bring their own Python and cannot install what is missing."""
+    words = ["step", "--model", str(tiny_folder), "--length", "8", "--slots", "2", "--chunk", "1", "--repeats", "1"]
+    command = [sys.executable, "-c", WITHOUT, "bench", *words, "--no-torch", "--out", str(tmp_path / "step.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((tmp_path / "step.json").read_text())["rows"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -389,14 +389,14 @@ def test_what_is_handed_over_is_not_refused_by_itself(tmp_path, monkeypatch):
         done.set_result(None)
         return done
 
-    said = []
-    with pytest.raises(UserError, match="the disk is gone"), opened(tmp_path / "run", results(4)) as run:
-        monkeypatch.setattr(run._writer._thread, "submit", at_once)
-        monkeypatch.setattr(run, "_write_part", lambda *_, **__: (_ for _ in ()).throw(UserError("the disk is gone")))
-        for part in (results(4)[:2], results(4)[2:]):
-            run.append(part)
-            said.append("handed over")
-    assert said == ["handed over"]
+    run = opened(tmp_path / "run", results(4))
+    monkeypatch.setattr(run._writer._thread, "submit", at_once)
+    monkeypatch.setattr(run, "_write_part", lambda *_, **__: (_ for _ in ()).throw(UserError("the disk is gone")))
+    run.append(results(4)[:2])
+    with pytest.raises(UserError, match="the disk is gone"):
+        run.append(results(4)[2:])
+    with pytest.raises(UserError, match="the disk is gone"):
+        run.close()
 
 
 def test_a_load_waits_for_a_save(tmp_path, monkeypatch):

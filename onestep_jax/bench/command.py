@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -61,7 +62,7 @@ def _scale_options(sub: argparse.ArgumentParser) -> None:
 
 def _sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--texts", default=["gen"], nargs="+", metavar="SOURCE", help="as of onestep fit; several in turn (default: gen)"
+        "--texts", default=["gen"], nargs="+", metavar="SOURCE", help="as of onestep fit, in turn (default: gen)"
     )
     sub.add_argument("--count", type=int, default=64, metavar="K", help="texts (default: 64)")
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
@@ -105,16 +106,10 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 
 def bench(args: argparse.Namespace) -> int:
     """Run one benchmark, print its table and ratios, write its record."""
-    from onestep_jax.bench import emitting, host, load, measuring, scale, step, sweep
+    from onestep_jax.bench import measuring
 
-    runs: dict[str, Callable[..., dict[str, Any]]] = {
-        "step": step.bench_step,
-        "scale": scale.bench_scale,
-        "sweep": sweep.bench_sweep,
-        "host": host.bench_host,
-        "decode": emitting.bench_decode,
-        "load": load.bench_load,
-    }
+    # Only what is run is imported: a step is measured on machines that lack what reads texts.
+    module = importlib.import_module(f"onestep_jax.bench.{args.benchmark}")
     common = ("command", "function", "benchmark", "out", "json", "model", "version", "argv", "rest", "options")
     options = {name: value for name, value in vars(args).items() if name not in common and value is not None}
     if "no_torch" in options:
@@ -124,7 +119,8 @@ def bench(args: argparse.Namespace) -> int:
     _check(options)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the device
     out = args.out or Path("runs") / "bench" / f"{args.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    found = runs[args.benchmark](args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
+    run: Callable[..., dict[str, Any]] = getattr(module, f"bench_{args.benchmark}")
+    found = run(args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
     found["command"] = shlex.join(["onestep", *args.argv])
     measuring.write(out, found)
     if args.json:
@@ -134,7 +130,7 @@ def bench(args: argparse.Namespace) -> int:
     for name, value in {**found.get("work", {}), **found.get("ratios", {})}.items():
         print(f"{name}: {'none solved' if value is None else format(value, '.4g')}")
     print(f"Record {out}")
-    if draw := {"scale": scale.draw_scale, "host": host.draw_host}.get(args.benchmark):
+    if draw := getattr(module, f"draw_{args.benchmark}", None):
         print(f"Figure {draw(found, out.with_suffix('.png'))}")
     return 0
 
