@@ -79,7 +79,11 @@ def _lying(leaf: Any, sharding: Any) -> Any:
 
 def fit_memory(network: Network, dtype: Any, **shape: Any) -> Memory:
     """Memory of such a step on one device, by XLA's own account; arguments of `compiled_step`."""
-    params, state, program = compiled_step(network, dtype, **shape)
+    return program_memory(*compiled_step(network, dtype, **shape))
+
+
+def program_memory(params: Any, state: Any, program: Any) -> Memory:
+    """Memory on one device of a compiled step over params and slots, which may be shapes with shardings."""
     return Memory(_bytes(params), _bytes(state), int(program.memory_analysis().temp_size_in_bytes))
 
 

@@ -19,7 +19,7 @@ from onestep_jax.bench.command import BENCHMARKS
 from onestep_jax.bench.decode import bench_decode, one_pass
 from onestep_jax.bench.host import Watched, bench_host, draw_host
 from onestep_jax.bench.load import bench_load
-from onestep_jax.bench.measuring import interleaved, machine, spread
+from onestep_jax.bench.measuring import Clock, interleaved, machine, spread
 from onestep_jax.bench.scale import bench_scale, with_vocabulary
 from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.bench.step import Stepper, bench_step
@@ -120,11 +120,28 @@ def test_solved_slots_are_not_counted_as_work(tiny):
         stepper.check()
 
 
+def test_the_one_that_matters_most_begins_first_and_the_rest_while_there_is_time(tiny_folder: Path):
+    said, model, short = [], str(tiny_folder), {"repeats": 1, "limit": 1e-3}
+    found = bench_step(model, length=8, slots=4, chunk=1, torch=False, **short, say=said.append)
+    assert [row["texts"] for row in found["rows"]] == [4]
+    assert "onestep_jax, 1 at a time: left out, the time is up" in said
+    found = bench_decode(model, lengths=(4,), batches=(1, 2), **short, say=said.append)
+    assert len(found["rows"]) == 1
+    assert said[-1] == "4 tokens, 2 texts at a time: left out, the time is up"
+
+
+def test_a_clock_without_a_limit_leaves_nothing_out():
+    assert not Clock(None).leaves_out("a", silent)
+    assert not Clock(60).leaves_out("a", silent)
+    assert Clock(0).leaves_out("a", silent)
+
+
 def test_scale(tiny_folder: Path):
     sizes = {"slots": (1, 2), "lengths": (16, 8, 4096), "vocabularies": (61, 500), "budget": 16}
     sizes |= {"chunk": 1, "repeats": 2}
     said = []
     found = bench_scale(str(tiny_folder), **sizes, say=said.append)
+    assert len(bench_scale(str(tiny_folder), **sizes, limit=1e-3, say=silent)["rows"]) == 1
     assert "4096 tokens: left out, beyond the model's context of 64 positions" in said
     cases = {(row["against"], row["slots"], row["length"], row["vocabulary"]) for row in found["rows"]}
     by_length = {("length", 2, 8, 61), ("length", 1, 16, 61)}
@@ -282,21 +299,43 @@ def test_records_are_written_whole(tmp_path: Path):
     assert json.loads(path.read_text()) == {"rows": [1]}
 
 
-def test_the_plan_for_accelerators_parses_and_is_short():
+@pytest.fixture
+def accelerator():
     path = Path(__file__).parent.parent / "experiments" / "accelerator.py"
     spec = importlib.util.spec_from_file_location("accelerator", path)
     assert spec is not None
     assert spec.loader is not None
-    accelerator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(accelerator)
-    for words, limit in [*accelerator.PLAN.values(), *accelerator.SMOKE.values()]:
-        args, rest = build_parser().parse_known_args(["bench", *words.split()])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_plan_for_accelerators_parses_and_is_short(accelerator):
+    for words, seconds in [*accelerator.PLAN.values(), *accelerator.SMOKE.values()]:
+        args, rest = build_parser().parse_known_args(["bench", *words.split(), "--limit", "1"])
         assert not rest
         assert args.benchmark in BENCHMARKS
-        assert limit > 0
+        assert seconds > 0
         if args.model.startswith("shape:"):
             assert args.model.removeprefix("shape:") in SHAPES
-    assert sum(limit for _, limit in accelerator.PLAN.values()) <= 540
+    assert sum(seconds for _, seconds in accelerator.PLAN.values()) <= 540
+
+
+def test_a_benchmark_that_hangs_is_ended_and_one_that_is_quick_leaves_its_time_to_the_next(
+    accelerator, tmp_path: Path, monkeypatch, capfd
+):
+    given = []
+
+    def passing(command, timeout):
+        given.append((timeout, command[command.index("--limit") + 1]))
+        if len(given) == 1:
+            return subprocess.CompletedProcess(command, 0)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(accelerator.subprocess, "run", passing)
+    assert accelerator.run_all({"a": ("step", 100), "b": ("scale", 60)}, tmp_path) == ["b"]
+    assert given == [(pytest.approx(100, abs=1), "55"), (pytest.approx(160, abs=1), "115")]
+    assert "b: ended after 160 s" in capfd.readouterr().out
 
 
 def test_gains_over_lockstep_are_those_of_a_schedule(monkeypatch):

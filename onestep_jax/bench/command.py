@@ -37,6 +37,7 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
         if name not in ("sweep", "host", "load"):
             shapes = ", ".join(PREFIX + shape for shape in SHAPES)
             sub.epilog = f"--model also takes random weights of a published shape: {shapes}."
+            sub.add_argument("--limit", type=float, metavar="SECONDS", help="begin nothing new after that")
         sub.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU)")
         sub.add_argument("--repeats", type=int, metavar="K", help="timed rounds (default: the benchmark's)")
         sub.add_argument("--out", type=Path, metavar="FILE.json", help="record (default: a new one under runs/bench/)")

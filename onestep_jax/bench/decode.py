@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.bench.measuring import interleaved, record, spread, within_context
+from onestep_jax.bench.measuring import Clock, interleaved, record, spread, within_context
 from onestep_jax.bench.subjects import subject
 from onestep_jax.generation import generate
 from onestep_jax.model import Array, Model, Network, Params, weights_dtype
@@ -56,6 +56,7 @@ def bench_decode(
     batches: Sequence[int] = (1, 16),
     repeats: int = 10,
     dtype: str | None = None,
+    limit: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Time both ways of getting texts out, from random vectors: the time does not depend on what comes out.
@@ -66,16 +67,19 @@ def bench_decode(
       batches: texts at a time.
       repeats: timed calls of each way.
       dtype: of the weights.
+      limit: seconds after which no further case begins.
       say: receives a line for the user.
 
     Returns:
       See `measuring.record`; a row a length and batch.
     """
-    model = subject(source, dtype)
+    clock, model = Clock(limit), subject(source, dtype)
     lengths = within_context(model, lengths, say)
     draw, rows, every = np.random.default_rng(0), [], {}
     for length in lengths:
         for batch in batches:
+            if rows and clock.leaves_out(f"{length} tokens, {batch} texts at a time", say):
+                continue
             vectors = draw.standard_normal((batch, model.embed_width), np.float32)
             texts = [{"e": vector, "m": -vector, "mem": vector[None]} for vector in vectors]
             calls = {way: functools.partial(emit, model, length, texts) for way, emit in EMITTERS.items()}

@@ -39,6 +39,24 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int, warm_
     return seconds
 
 
+class Clock:
+    """The seconds that a benchmark may take before it begins nothing new.
+
+    Args:
+      limit: seconds from now; None for as long as it takes.
+    """
+
+    def __init__(self, limit: float | None):
+        self.ends = None if limit is None else time.monotonic() + limit
+
+    def leaves_out(self, name: str, say: Callable[[str], None]) -> bool:
+        """Whether the time is up; then it is said that `name` is left out."""
+        if self.ends is None or time.monotonic() < self.ends:
+            return False
+        say(f"{name}: left out, the time is up")
+        return True
+
+
 def spread(name: str, values: list[float], unit: float = 1.0) -> dict[str, float]:
     """Columns "NAME median", "NAME least" and "NAME most" of values times a unit."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}

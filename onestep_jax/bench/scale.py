@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from onestep_jax.bench.measuring import draw_spread, interleaved, record, spread, within_context
+from onestep_jax.bench.measuring import Clock, draw_spread, interleaved, record, spread, within_context
 from onestep_jax.bench.step import A_STEP, Stepper
 from onestep_jax.bench.subjects import subject
 from onestep_jax.footprint import step_flops
@@ -28,6 +28,7 @@ def bench_scale(
     chunk: int = 4,
     repeats: int = 3,
     dtype: str | None = None,
+    limit: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Time a text-step against each of `AXES`, the rows of the model's embedding table being repeated or cut.
@@ -41,12 +42,13 @@ def bench_scale(
       chunk: steps of a call.
       repeats: timed calls of each.
       dtype: of the weights.
+      limit: seconds after which no further case begins.
       say: receives a line for the user.
 
     Returns:
       See `measuring.record`; a row a case.
     """
-    model = subject(source, dtype)
+    clock, model = Clock(limit), subject(source, dtype)
     lengths = within_context(model, lengths, say)
     shortest, own = min(lengths), model.config.vocab_size
     cases = {("slots", count, shortest, own) for count in slots}
@@ -55,6 +57,9 @@ def bench_scale(
     rows, every = [], {}
     for case in sorted(cases):
         against, count, length, size = case
+        name = f"{count} slots of {length} tokens, {size} in the vocabulary"
+        if rows and clock.leaves_out(name, say):
+            continue
         sized = model if size == own else with_vocabulary(model, size)
         stepper = Stepper(sized, count, length, chunk)
         seconds = interleaved({"step": stepper}, repeats)["step"]
@@ -64,7 +69,7 @@ def bench_scale(
         middle = row[f"{A_STEP} median"]
         rows.append(row | {"GFLOP/s": step_flops(sized.config, length) / 1e6 / middle})
         every["-".join(map(str, case))] = seconds
-        say(f"{count} slots of {length} tokens, {size} in the vocabulary: {middle:.3g} {A_STEP}")
+        say(f"{name}: {middle:.3g} {A_STEP}")
     settings = {"model": source, "chunk": chunk, "repeats": repeats, "dtype": str(model.dtype), "budget": budget}
     return record("scale", settings, rows, seconds=every)
 
