@@ -4,8 +4,8 @@
 
 Runs `onestep bench` on random weights of published shapes, in bfloat16, each benchmark in a process of its own that is
 ended when its time and what earlier ones left of theirs is over, so that one that fails or hangs costs the others
-nothing. A benchmark begins no further contender when `RESERVE` seconds are left to it, so that what it has timed until
-then is recorded; most of the time goes into compiling, and the contenders that matter most come first.
+nothing. A benchmark begins no further contender after a share `BEGINNING` of its time, so that those begun by then are
+timed and recorded; most of the time goes into compiling, and the contenders that matter most come first.
 
     Llama-3.2-1B  N = 256 and 64   step, slots auto, beside PyTorch at batch 1 and at our batch, eager and compiled
     Llama-3.1-8B  N = 512          step, slots auto, without PyTorch; here and at N = 256 with cuDNN's attention as well
@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 ONE_B, EIGHT_B, PYTHIA = "shape:llama-3.2-1b", "shape:llama-3.1-8b", "shape:pythia-160m"
-RESERVE = 45  # seconds, for start-up and for the rounds once all contenders are compiled
+BEGINNING = 0.6  # the rest is for start-up, for the last one's compiling and for the rounds
 # name → words of `onestep bench`, and its seconds
 PLAN: dict[str, tuple[str, int]] = {
     "step-1b-256": (f"step --model {ONE_B} --length 256 --slots auto --repeats 5 --chunk 5 --compiled --fused", 165),
@@ -50,7 +50,7 @@ SMOKE: dict[str, tuple[str, int]] = {
 def run(name: str, words: str, seconds: float, out: Path) -> bool:
     """One benchmark in a process of its own; its output goes to the terminal, its record to `out`."""
     program = "import sys; from onestep_jax.cli import main; sys.exit(main())"
-    limit = ["--limit", f"{max(1.0, seconds - RESERVE):.0f}"]
+    limit = ["--limit", f"{BEGINNING * seconds:.0f}"]
     command = [sys.executable, "-c", program, "bench", *words.split(), *limit, "--out", str(out / f"{name}.json")]
     print(f"== {name}: onestep bench {words}", flush=True)
     began = time.monotonic()

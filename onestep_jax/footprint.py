@@ -83,7 +83,7 @@ def fit_memory(network: Network, dtype: Any, **shape: Any) -> Memory:
 
 
 def program_memory(params: Any, state: Any, program: Any) -> Memory:
-    """Memory on one device of a compiled step over params and slots, which may be shapes with shardings."""
+    """Bytes on one device of a compiled step over params and slots: arrays, or shapes with shardings."""
     return Memory(_bytes(params), _bytes(state), int(program.memory_analysis().temp_size_in_bytes))
 
 

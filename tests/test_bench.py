@@ -279,6 +279,7 @@ def test_a_step_is_measured_where_nothing_reads_texts(tiny_folder: Path, tmp_pat
     ("words", "said"),
     [
         (["step", "--slots", "0"], "--slots 0: expected at least 1"),
+        (["step", "--limit", "-5"], "--limit -5.0: expected at least 1"),
         (["step", "--lenght", "8"], "did you mean '--length'"),
         (["sweep", "--ways", "pytorch"], "did you mean 'PyTorch'"),
         (["sweep", "--preset", "fats"], "did you mean 'fast'"),
@@ -334,7 +335,7 @@ def test_a_benchmark_that_hangs_is_ended_and_one_that_is_quick_leaves_its_time_t
 
     monkeypatch.setattr(accelerator.subprocess, "run", passing)
     assert accelerator.run_all({"a": ("step", 100), "b": ("scale", 60)}, tmp_path) == ["b"]
-    assert given == [(pytest.approx(100, abs=1), "55"), (pytest.approx(160, abs=1), "115")]
+    assert given == [(pytest.approx(100, abs=1), "60"), (pytest.approx(160, abs=1), "96")]
     assert "b: ended after 160 s" in capfd.readouterr().out
 
 

@@ -139,5 +139,5 @@ def bench(args: argparse.Namespace) -> int:
 def _check(options: dict[str, Any]) -> None:
     for name, value in options.items():
         numbers = value if isinstance(value, tuple) else (value,)
-        if name != "seed" and any(type(number) is int and number < 1 for number in numbers):
+        if name != "seed" and any(type(number) in (int, float) and number < 1 for number in numbers):
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
