@@ -100,6 +100,15 @@ def test_a_contender_without_memory_is_left_out(tiny_folder: Path, monkeypatch):
     assert found["ratios"] == {}
 
 
+def test_a_step_of_ours_that_fails_for_another_reason_is_not_left_out(tiny_folder: Path, monkeypatch):
+    def broken(self):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no such kernel")
+
+    monkeypatch.setattr(Stepper, "__call__", broken)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        bench_step(str(tiny_folder), length=8, slots=2, chunk=1, repeats=1, torch=False, say=silent)
+
+
 def test_a_step_is_that_of_a_fit(tiny):
     """What is timed moves the vectors as a fit does."""
     stepper = Stepper(tiny, 2, 8, chunk=3)
