@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onestep_jax import OneStep, UserError, objective
-from onestep_jax.objective import group_loss, score_group, score_text, token_losses
+from onestep_jax.objective import argmax, group_loss, score_group, score_text, token_losses
 from onestep_jax.schemes import draw, from_description
 from onestep_jax.texts import id_words
 
@@ -37,6 +37,19 @@ def test_losses_and_gradient_equal_the_definition(tiny, monkeypatch, limit, temp
     np.testing.assert_allclose(nats_T, expected_T, rtol=1e-5, atol=1e-6)
     assert np.linalg.norm(gradient - expected) < 1e-5 * np.linalg.norm(expected)
     np.testing.assert_array_equal(predicted_T, jnp.argmax(tiny.head(tiny.params, h_TD), axis=-1))
+
+
+def test_of_equal_logits_the_first_is_the_argmax():
+    logits_TV = jax.random.randint(jax.random.key(0), (200, 12), 0, 4).astype(jnp.bfloat16)
+    assert (jnp.sum(logits_TV == logits_TV.max(-1, keepdims=True), -1) > 1).mean() > 0.5
+    np.testing.assert_array_equal(argmax(logits_TV), np.argmax(np.asarray(logits_TV), axis=-1))
+
+
+def test_the_argmax_of_no_numbers_is_an_id():
+    logits_TV = jnp.array([[0.0, jnp.nan, 1.0], [jnp.nan] * 3, [-jnp.inf] * 3, [jnp.inf, 0.0, jnp.inf]])
+    ids_T = argmax(logits_TV)
+    assert ids_T.dtype == jnp.int32 and ((ids_T >= 0) & (ids_T < 3)).all()
+    np.testing.assert_array_equal(ids_T[2:], [0, 0])
 
 
 def test_no_array_of_positions_by_vocabulary(tiny, monkeypatch):

@@ -18,6 +18,7 @@ from onestep_jax.bench.measuring import Clock, interleaved, record, spread, with
 from onestep_jax.bench.subjects import subject
 from onestep_jax.generation import generate
 from onestep_jax.model import Array, Model, Network, Params, weights_dtype
+from onestep_jax.objective import argmax
 from onestep_jax.schemes import Leaves, OneStep
 
 Emit: TypeAlias = Callable[[Sequence[Mapping[str, np.ndarray]]], np.ndarray]  # leaves of texts → (texts, N) token ids
@@ -34,7 +35,7 @@ def _one_pass(network: Network, length: int, params: Params, leaves_B: Leaves) -
     def one(leaves: Leaves) -> Array:
         no_text_TD = jnp.zeros((length, network.embed_width))
         x_TD = OneStep().inputs(leaves, no_text_TD, jnp.int32(length)).astype(weights_dtype(params))
-        return jnp.argmax(network.apply(params, x_TD), axis=-1)
+        return argmax(network.apply(params, x_TD))
 
     return jax.vmap(one)(leaves_B)
 
