@@ -48,7 +48,8 @@ def test_of_equal_logits_the_first_is_the_argmax():
 def test_the_argmax_of_no_numbers_is_an_id():
     logits_TV = jnp.array([[0.0, jnp.nan, 1.0], [jnp.nan] * 3, [-jnp.inf] * 3, [jnp.inf, 0.0, jnp.inf]])
     ids_T = argmax(logits_TV)
-    assert ids_T.dtype == jnp.int32 and ((ids_T >= 0) & (ids_T < 3)).all()
+    assert ids_T.dtype == jnp.int32
+    assert ((ids_T >= 0) & (ids_T < 3)).all()
     np.testing.assert_array_equal(ids_T[2:], [0, 0])
 
 
