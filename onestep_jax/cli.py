@@ -151,7 +151,7 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--attention",
         default="plain",
         metavar="HOW",
-        help="plain, or cudnn: one fused kernel, on a GPU in bfloat16 (default: plain)",
+        help="plain, or one fused kernel: cudnn on a GPU in bfloat16, splash on a TPU (default: plain)",
     )
     run.add_argument(
         "--placement",

@@ -75,7 +75,7 @@ def fit(
       slots: texts optimised at a time over all devices, or "auto".
       remat: whether activations are computed again instead of kept, see `Network.remat`; "auto" for where one text's
         would not fit into an accelerator's memory.
-      attention: "plain", or "cudnn" for a fused kernel, see `Network.attention`.
+      attention: "plain", or the name of a fused kernel, see `Network.attention`.
       scheme: the arrangement, `OneStep()` by default.
       chunk: steps between looks of the host.
       save_every: seconds between saves of the slots in flight.
@@ -111,9 +111,8 @@ def fit(
     ids = text_ids(tokens)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
-    if attention != "plain":
-        model = dataclasses.replace(model, attention=attention)
-        check_attention(model.network, model.dtype, max(map(len, tokens)) + scheme.extra)
+    model = dataclasses.replace(model, attention=attention)
+    check_attention(model.network, model.dtype, max(map(len, tokens)) + scheme.extra, placement.devices[0])
     sized = size_fit(model, tokens, scheme, placement, chosen, slots=slots, remat=remat)
     model = dataclasses.replace(model, remat=sized.remat)
     settings = {"model": model.source, "preset": preset if isinstance(preset, str) else "given", "copies": copies}

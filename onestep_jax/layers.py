@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from onestep_jax.config import Layer, ModelConfig
-from onestep_jax.partition import settle
+from onestep_jax.fused import KERNELS
+from onestep_jax.partition import by_heads, settle
 from onestep_jax.rotary import rope_frequencies, rotate
 
 Array: TypeAlias = jax.Array
@@ -31,10 +32,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "relu": nn.relu,
 }
-
-
-# How attention is computed → the implementation of `jax.nn.dot_product_attention`, None for the products written here.
-ATTENTIONS: dict[str, Any] = {"plain": None, "cudnn": "cudnn"}
 
 
 class NormKind(NamedTuple):
@@ -153,14 +150,9 @@ class Attention(nn.Module):
         return jnp.einsum("kts,ksc->ktc", weights_KTS, v_KSC).reshape(c.heads, T, c.head_dim)
 
     def mix_fused(self, q_HTC: Array, k_KTC: Array, v_KTC: Array) -> Array:
-        """The same by one fused kernel."""
-        if self.config.score_cap is not None:
-            raise NotImplementedError("no fused kernel caps attention scores, as this model does")
-        window = None if self.layer.window is None else (self.layer.window - 1, 0)
-        how: dict[str, Any] = {"scale": self.scale, "is_causal": True, "local_window_size": window}
-        q_THC, k_TKC, v_TKC = (x.swapaxes(0, 1) for x in (q_HTC, k_KTC, v_KTC))
-        mixed = jax.nn.dot_product_attention(q_THC, k_TKC, v_TKC, implementation=ATTENTIONS[self.how], **how)
-        return mixed.swapaxes(0, 1)
+        """The same by one fused kernel, run by each device of a mesh on its own heads."""
+        how: dict[str, Any] = {"scale": self.scale, "window": self.layer.window, "cap": self.config.score_cap}
+        return by_heads(partial(KERNELS[self.how].attend, **how), self.config.kv_heads)(q_HTC, k_KTC, v_KTC)
 
     def heads(self, x_TD: Array, start: Array | int) -> tuple[Array, Array, Array]:
         """Queries (H, T, C), keys and values (K, T, C): projected, clipped, normed and turned."""

@@ -47,8 +47,8 @@ class States(NamedTuple):
 class Decoder(nn.Module):
     """A causal decoder over input vectors; token ids enter only through `embed`.
 
-    With `remat` a backward pass computes the insides of each block again instead of keeping them; `attention` is one of
-    `layers.ATTENTIONS`.
+    With `remat` a backward pass computes the insides of each block again instead of keeping them; `attention` is
+    "plain" or one of `fused.KERNELS`.
     """
 
     config: ModelConfig
@@ -120,8 +120,7 @@ class Network:
       config: the architecture.
       remat: rematerialisation: whether a backward pass computes the insides of each block again instead of keeping
         them; half as much work again for a fraction of the memory, and the same numbers.
-      attention: "plain", or "cudnn" for the fused kernel of NVIDIA's library, which stores no scores: on a GPU, in
-        bfloat16. Its rounding differs, and its backward pass may add in another order each time.
+      attention: "plain", or a kernel of `fused.KERNELS`: "cudnn" on a GPU in bfloat16, "splash" on a TPU.
     """
 
     config: ModelConfig

@@ -5,6 +5,7 @@ One table of module names says it for all families, since their params have the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -69,6 +70,20 @@ def settle(y: jax.Array, module: str | None, kv_heads: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(y, PartitionSpec(*free, MODEL if split else None))
 
 
+def by_heads(attend: Callable[..., jax.Array], kv_heads: int) -> Callable[..., jax.Array]:
+    """`attend` with each device working on the heads that lie there, as XLA does not split what is one kernel.
+
+    Args:
+      attend: function of arrays that lead with query or key heads.
+      kv_heads: key heads of the model.
+    """
+    free = {axis for axis, kind in _kinds().items() if kind == AxisType.Auto}
+    if not free:
+        return attend
+    split = PartitionSpec(MODEL if kv_heads % _devices_of(MODEL) == 0 else None)
+    return jax.shard_map(attend, in_specs=split, out_specs=split, axis_names=free, check_vma=False)
+
+
 def texts_are_spread() -> bool:
     """Whether the program is compiled for a mesh over which the texts of a group are spread."""
     return _devices_of(TEXTS) > 1
@@ -76,6 +91,10 @@ def texts_are_spread() -> bool:
 
 def _devices_of(axis: str) -> int:
     """Devices along an axis that XLA splits over, of the mesh that the program is compiled for; 1 without one."""
+    return jax.sharding.get_abstract_mesh().shape[axis] if _kinds().get(axis) == AxisType.Auto else 1
+
+
+def _kinds() -> dict[str, AxisType]:
+    """Axis → who splits over it, of the mesh that the program is compiled for."""
     mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return mesh.shape[axis] if kinds.get(axis) == AxisType.Auto else 1
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))

@@ -13,7 +13,7 @@ import numpy as np
 from onestep_jax.config import UserError, check_known
 from onestep_jax.files import one_line
 from onestep_jax.footprint import abstract_params, fitting_slots
-from onestep_jax.layers import ATTENTIONS
+from onestep_jax.fused import KERNELS
 from onestep_jax.model import Model, Network, Params
 from onestep_jax.optimizers import Preset
 from onestep_jax.placement import Mesh, Placement, Pmap, Together
@@ -96,13 +96,18 @@ def _devices_for(weights: int, devices: Sequence[Any]) -> int:
     raise UserError(f"{size} do not fit into {len(devices)} devices of {memory_of(devices[0]) / 2**30:.1f} GiB each")
 
 
-def check_attention(network: Network, dtype: Any, positions: int) -> None:
+def check_attention(network: Network, dtype: Any, positions: int, device: Any) -> None:
     """Refuse a fused kernel that this device, its libraries or this model do not go with.
 
     Raises:
       UserError: with the kernel's own reason.
     """
-    check_known("attention", [network.attention], ATTENTIONS)
+    check_known("attention", [network.attention], ["plain", *KERNELS])
+    if network.attention == "plain":
+        return
+    if (wanted := KERNELS[network.attention].platform) != device.platform:
+        said = f"it runs on a {wanted}, and this is a {device.platform}"
+        raise UserError(f"attention {network.attention} does not go here ({said}); use plain")
     params = abstract_params(network.config, dtype)
 
     def total(params: Params, x_TD: jax.Array) -> jax.Array:

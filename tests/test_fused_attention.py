@@ -1,8 +1,9 @@
-"""Attention by a fused kernel: the same function as the products written out, and the kernel where a GPU is meant."""
+"""Attention by fused kernels: the function of the products written out, and the kernel for an accelerator."""
 
 import dataclasses
 import json
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,10 +13,11 @@ from closeness import assert_close
 from family_cases import CASES, GOLDEN
 from transformers import AutoConfig
 
-from onestep_jax import Model, UserError, fit, layers, slots
+from onestep_jax import Model, UserError, fit, fused, slots
 from onestep_jax.bench.step import bench_step
 from onestep_jax.families import read_config
 from onestep_jax.footprint import abstract_params
+from onestep_jax.fused import KERNELS, Kernel
 from onestep_jax.model import Network
 from onestep_jax.objective import score_group
 from onestep_jax.sizing import check_attention
@@ -23,10 +25,58 @@ from onestep_jax.sizing import check_attention
 POSITIONS = 20
 
 
+# What runs here in the place of the kernels: XLA's version of cuDNN's function, and Pallas's interpreter.
+STAND_INS = {
+    "cudnn": Kernel("cpu", partial(fused.cudnn, implementation="xla")),
+    "splash": Kernel("cpu", partial(fused.splash, interpret=True)),
+}
+
+
 @pytest.fixture
 def anywhere(monkeypatch):
-    """What would be cuDNN's kernel is XLA's version of the same function, which takes the same arguments."""
-    monkeypatch.setitem(layers.ATTENTIONS, "cudnn", "xla")
+    for name, kernel in STAND_INS.items():
+        monkeypatch.setitem(KERNELS, name, kernel)
+
+
+@pytest.fixture
+def cpu():
+    return jax.local_devices()[0]
+
+
+class Pretended:
+    """A device of another platform."""
+
+    def __init__(self, platform: str):
+        self.platform = platform
+
+
+def written_out(q_HTC, k_KTC, v_KTC, scale, window, cap):
+    """Attention by its definition."""
+    shared = len(q_HTC) // len(k_KTC)
+    k_HTC, v_HTC = jnp.repeat(k_KTC, shared, axis=0), jnp.repeat(v_KTC, shared, axis=0)
+    scores_HTS = jnp.einsum("htc,hsc->hts", q_HTC, k_HTC) * scale
+    scores_HTS = scores_HTS if cap is None else cap * jnp.tanh(scores_HTS / cap)
+    distance_TS = jnp.arange(q_HTC.shape[1])[:, None] - jnp.arange(q_HTC.shape[1])[None]
+    seen_TS = (distance_TS >= 0) & (distance_TS < (window or q_HTC.shape[1]))
+    return jnp.einsum("hts,hsc->htc", jax.nn.softmax(jnp.where(seen_TS[None], scores_HTS, -jnp.inf)), v_HTC)
+
+
+@pytest.mark.parametrize(("window", "cap"), [(None, None), (7, None), (140, 5.0)])
+@pytest.mark.parametrize("positions", [2, 128, 150, 600])
+def test_splash_over_one_and_several_blocks(positions, window, cap):
+    """Outputs and gradients of two texts at a time, four query heads to a pair of key heads."""
+    shapes = {"q": 4, "k": 2, "v": 2, "out": 4}
+    q, k, v, cotangent = (
+        jax.random.normal(jax.random.key(i), (2, heads, positions, 16)) for i, heads in enumerate(shapes.values())
+    )
+
+    def passes_of(attend):
+        out, back = jax.vjp(jax.vmap(partial(attend, scale=0.3, window=window, cap=cap)), q, k, v)
+        return out, *back(cotangent)
+
+    found = jax.jit(partial(passes_of, STAND_INS["splash"].attend))()
+    for ours, theirs in zip(found, jax.jit(partial(passes_of, written_out))(), strict=True):
+        assert_close(ours, theirs)
 
 
 def network_of(model_type: str, case: str) -> Network:
@@ -54,37 +104,41 @@ def passes(network: Network, params: Any) -> Any:
     return both(params, x_TD)
 
 
-# Among them shared key heads, windows, a scale of its own and learned positions.
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt_neo"])
-def test_the_function_is_the_same(anywhere, name):
+# Among them shared key heads, windows, a scale of its own, learned positions and capped scores.
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [*((kernel, name) for kernel in KERNELS for name in ("llama", "gemma3_text", "gpt_neo")), ("splash", "gemma2")],
+)
+def test_the_function_is_the_same(anywhere, cpu, kernel, name):
     plain = network_of(*GOLDEN[name])
-    fused = dataclasses.replace(plain, attention="cudnn")
+    other = dataclasses.replace(plain, attention=kernel)
     params = random_params(plain)
-    check_attention(fused, jnp.float32, POSITIONS)
-    for ours, theirs in zip(passes(fused, params), passes(plain, params), strict=True):
+    check_attention(other, jnp.float32, POSITIONS, cpu)
+    for ours, theirs in zip(passes(other, params), passes(plain, params), strict=True):
         assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", GOLDEN)
-def test_every_family_goes_with_it_or_is_refused(anywhere, name):
-    network = dataclasses.replace(network_of(*GOLDEN[name]), attention="cudnn")
-    if network.config.score_cap is None:
-        check_attention(network, jnp.float32, POSITIONS)
+def test_every_family_goes_with_it_or_is_refused(anywhere, cpu, kernel, name):
+    network = dataclasses.replace(network_of(*GOLDEN[name]), attention=kernel)
+    if kernel == "splash" or network.config.score_cap is None:
+        check_attention(network, jnp.float32, POSITIONS, cpu)
         return
-    with pytest.raises(UserError, match=r"no fused kernel caps attention scores.*; use plain"):
-        check_attention(network, jnp.float32, POSITIONS)
+    with pytest.raises(UserError, match=r"cuDNN's kernel does not cap attention scores.*; use plain"):
+        check_attention(network, jnp.float32, POSITIONS, cpu)
 
 
-def lowered_for_cuda(network: Network) -> str:
-    """Gradients of three texts as a program for a GPU."""
+def lowered(network: Network, platform: str, positions: int = POSITIONS) -> str:
+    """Gradients of three texts as a program for another platform."""
 
     def total(params: Any, x_TD: jax.Array) -> jax.Array:
         return network.hidden(params, x_TD).astype(jnp.float32).sum()
 
     params = abstract_params(network.config, jnp.bfloat16)
-    x_GTD = jax.ShapeDtypeStruct((3, POSITIONS, network.embed_width), jnp.bfloat16)
+    x_GTD = jax.ShapeDtypeStruct((3, positions, network.embed_width), jnp.bfloat16)
     traced = jax.jit(jax.vmap(jax.grad(total, 1), (None, 0))).trace(params, x_GTD)
-    return traced.lower(lowering_platforms=("cuda",)).as_text()
+    return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -94,34 +148,52 @@ def test_a_gpu_gets_the_kernel_forward_and_back(tiny, monkeypatch, remat):
 
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
     network = dataclasses.replace(tiny.network, attention="cudnn", remat=remat)
-    check_attention(network, jnp.bfloat16, POSITIONS)
+    check_attention(network, jnp.bfloat16, POSITIONS, Pretended("gpu"))
     with pytest.raises(UserError, match=r"attention cudnn does not go here \(.*; use plain"):
-        check_attention(network, jnp.float32, POSITIONS)
-    text = lowered_for_cuda(network)
+        check_attention(network, jnp.float32, POSITIONS, Pretended("gpu"))
+    text = lowered(network, "cuda")
     calls = re.findall(r"custom_call @(__cudnn\w*\$\w+)\(", text)
     assert calls.count("__cudnn$fmhaSoftmaxBackward") == tiny.config.layers
     assert calls.count("__cudnn$fmhaSoftmax") == tiny.config.layers * (1 + remat)
     scores = rf"tensor<3x{tiny.config.heads}x{POSITIONS}x{POSITIONS}x"
     assert not re.search(scores, text)
-    assert re.search(scores, lowered_for_cuda(tiny.network))
+    assert re.search(scores, lowered(tiny.network, "cuda"))
 
 
-def test_no_gpu_is_said_before_anything_is_written(tiny, token_lists, tmp_path):
-    with pytest.raises(UserError, match=r"attention cudnn does not go here \(cuDNN is not detected\); use plain"):
-        fit(tiny, token_lists, run=tmp_path / "run", attention="cudnn")
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_tpu_gets_the_kernel_forward_and_back(tiny, remat):
+    """Lowered for a TPU without one: forward, and back to the queries and to keys and values.
+
+    Up to 128 positions what the kernel keeps of its softmax is no smaller than the scores, so these are 200.
+    """
+    network = dataclasses.replace(tiny.network, attention="splash", remat=remat)
+    check_attention(network, jnp.bfloat16, POSITIONS, Pretended("tpu"))
+    text = lowered(network, "tpu", 200)
+    assert set(re.findall(r'kernel_name = "splash_mha_([a-z]+)_', text)) == {"fwd", "dq", "dkv"}
+    scores = rf"tensor<3x{tiny.config.heads}x(\d+)x\1x"
+    assert not re.search(scores, text)
+    assert re.search(scores, lowered(tiny.network, "tpu", 200))
+
+
+@pytest.mark.parametrize(("kernel", "platform"), [("cudnn", "gpu"), ("splash", "tpu")])
+def test_another_device_is_said_before_anything_is_written(tiny, token_lists, tmp_path, kernel, platform):
+    said = rf"attention {kernel} does not go here \(it runs on a {platform}, and this is a cpu\); use plain"
+    with pytest.raises(UserError, match=said):
+        fit(tiny, token_lists, run=tmp_path / "run", attention=kernel)
     with pytest.raises(UserError, match=r"unknown attention 'cudn' \(did you mean 'cudnn'"):
         fit(tiny, token_lists, run=tmp_path / "run", attention="cudn")
     assert not (tmp_path / "run").exists()
 
 
-def test_texts_are_solved_and_the_kernel_is_on_record(anywhere, tiny, token_lists, tmp_path):
-    run = fit(tiny, token_lists[:4], steps=2000, slots=4, run=tmp_path / "run", attention="cudnn")
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_texts_are_solved_and_the_kernel_is_on_record(anywhere, tiny, token_lists, tmp_path, kernel):
+    run = fit(tiny, token_lists[:4], steps=2000, slots=4, run=tmp_path / "run", attention=kernel)
     assert run.solved == 4
     sessions = sorted((tmp_path / "run").rglob("*.json"))
-    assert any('"attention": "cudnn"' in path.read_text() for path in sessions)
+    assert any(f'"attention": "{kernel}"' in path.read_text() for path in sessions)
 
 
-def test_a_solution_is_confirmed_by_plain_attention(tiny: Model, token_lists, monkeypatch):
+def test_a_solution_is_confirmed_by_plain_attention(anywhere, tiny: Model, token_lists, monkeypatch):
     seen = []
 
     def noting(network: Network, *given: Any) -> Any:
@@ -129,19 +201,20 @@ def test_a_solution_is_confirmed_by_plain_attention(tiny: Model, token_lists, mo
         return score_group(network, *given)
 
     monkeypatch.setattr(slots, "score_group", noting)
-    monkeypatch.setitem(layers.ATTENTIONS, "cudnn", "xla")
     fit(tiny, token_lists[:2], steps=21, slots=2, attention="cudnn")
     assert set(seen) == {"plain", "cudnn"}
 
 
-def test_the_benchmark_takes_it_along_or_says_why_not(tiny_folder, monkeypatch):
+def test_the_benchmark_takes_them_along_or_says_why_not(tiny_folder, monkeypatch):
     said: list[str] = []
     options: dict[str, Any] = {"length": 8, "slots": 2, "chunk": 2, "repeats": 1, "torch": False, "fused": True}
     found = bench_step(str(tiny_folder), **options, say=said.append)
     assert len(found["rows"]) == 2
-    assert any("left out (attention cudnn does not go here" in line for line in said)
-    monkeypatch.setitem(layers.ATTENTIONS, "cudnn", "xla")
+    for kernel in KERNELS:
+        assert any(f"left out (attention {kernel} does not go here" in line for line in said)
+        monkeypatch.setitem(KERNELS, kernel, STAND_INS[kernel])
     found = bench_step(str(tiny_folder), **options, say=said.append)
-    assert [row["contender"] for row in found["rows"]][-1] == "onestep_jax, cudnn attention, 2 at a time"
-    assert "onestep_jax, cudnn attention, 2 at a time over onestep_jax, 2 at a time" in found["ratios"]
+    names = [f"onestep_jax, {kernel} attention, 2 at a time" for kernel in KERNELS]
+    assert [row["contender"] for row in found["rows"]][-2:] == names
+    assert {f"{name} over onestep_jax, 2 at a time" for name in names} <= set(found["ratios"])
     assert json.dumps(found)

@@ -1,6 +1,7 @@
 """One pure step under every placement: the same numbers, and no communication that the placement does not need."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from onestep_jax import Interrupted, Model, OneStep, UserError, fit, sizing, slots
+from onestep_jax import Interrupted, Model, OneStep, UserError, fit, fused, sizing, slots
 from onestep_jax.optimizers import PRESETS
-from onestep_jax.placement import Mesh, Placement, Pmap, Together
+from onestep_jax.placement import Mesh, Placement, Pmap, Together, Wanted
 from onestep_jax.sizing import choose_placement
 from onestep_jax.slots import Problem
 from onestep_jax.status import read_status
@@ -136,6 +137,41 @@ def test_a_group_spread_over_devices_walks_its_micro_batches(tiny, token_lists, 
     found = gradients(Together(8, jax.local_devices()[:2]), tiny, problem_of(tiny, share="m", group=8), token_lists)
     for leaf in ("e", "m"):
         assert distance(found[leaf], expected[leaf]) <= 1e-5
+
+
+# Rows without a heads axis, with its heads on two devices, with fewer key heads than devices, and with shared texts.
+KERNEL_PLACEMENTS = {
+    "pmap": (Pmap, {}),
+    "8x1": (Mesh, {}),
+    "4x2": (lambda: Mesh(model_axis=2), {}),
+    "1x8": (lambda: Mesh(model_axis=8), {}),
+    "shared": (lambda: Together(8, jax.local_devices(), 2), {"share": "m", "group": 8}),
+    "shared by one row": (lambda: Together(8, jax.local_devices(), 8), {"share": "m", "group": 8}),
+}
+
+
+@pytest.mark.parametrize("name", KERNEL_PLACEMENTS)
+def test_a_fused_kernel_gives_the_same_gradients(tiny, token_lists, one_device, monkeypatch, name):
+    make, shared = KERNEL_PLACEMENTS[name]
+    expected = gradients(one_device, tiny, problem_of(tiny, **shared), token_lists)
+    monkeypatch.setitem(fused.KERNELS, "splash", fused.Kernel("cpu", functools.partial(fused.splash, interpret=True)))
+    model = dataclasses.replace(tiny, attention="splash")
+    found = gradients(make(), model, problem_of(model, **shared), token_lists)
+    for leaf in ("e", "m"):
+        assert distance(found[leaf], expected[leaf]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in KERNEL_PLACEMENTS if name != "pmap"])
+def test_a_program_for_tpus_may_have_the_kernel(tiny, token_lists, name):
+    """A kernel that XLA would have to split is an error when it is lowered for a TPU, which `pmap` does not do here."""
+    make, shared = KERNEL_PLACEMENTS[name]
+    placement, model = make(), dataclasses.replace(tiny, attention="splash")
+    problem = problem_of(model, **shared)
+    params, state = filled(placement, model, problem, token_lists)
+    with placement.context():
+        traced = placement.program(Wanted(slots.chunk, (problem, 3), 1, 1)).trace(params, state)
+        program = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert set(re.findall(r'kernel_name = "splash_mha_([a-z]+)_', program)) == {"fwd", "dq", "dkv"}
 
 
 def compiled_chunk(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> str:

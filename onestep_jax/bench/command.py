@@ -51,7 +51,7 @@ def _step_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a round (default: 10)")
     sub.add_argument("--no-torch", action="store_true", help="without PyTorch")
     sub.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile as well")
-    sub.add_argument("--fused", action="store_true", help="ours with cuDNN's fused attention as well")
+    sub.add_argument("--fused", action="store_true", help="ours with the device's fused attention as well")
 
 
 def _scale_options(sub: argparse.ArgumentParser) -> None:

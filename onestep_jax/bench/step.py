@@ -19,7 +19,7 @@ from onestep_jax.config import UserError
 from onestep_jax.files import one_line
 from onestep_jax.fitting import make_problem
 from onestep_jax.footprint import program_memory, step_flops
-from onestep_jax.layers import ATTENTIONS
+from onestep_jax.fused import KERNELS
 from onestep_jax.model import Model
 from onestep_jax.optimizers import PRESETS
 from onestep_jax.placement import Pmap
@@ -87,7 +87,7 @@ def bench_step(
       dtype: of the weights; by default float32 on a CPU, else bfloat16.
       torch: whether PyTorch takes part.
       compiled: whether `torch.compile` takes part.
-      fused: whether a step with cuDNN's attention takes part, at `slots`; left out with a line where it does not go.
+      fused: whether steps with fused attention take part, at `slots`; left out with a line where one does not go.
       limit: seconds after which no further contender begins; compiling takes most of the time.
       say: receives a line for the user.
 
@@ -130,7 +130,7 @@ def bench_step(
 
 _NAMES = {
     "plain": "onestep_jax",
-    "cudnn": "onestep_jax, cudnn attention",
+    **{kernel: f"onestep_jax, {kernel} attention" for kernel in KERNELS},
     "eager": "PyTorch eager",
     "compiled": "PyTorch compiled",
 }
@@ -149,9 +149,9 @@ class _Contender(NamedTuple):
 
 def _wanted(slots: int, torch: bool, compiled: bool, fused: bool) -> list[_Contender]:
     """Who takes part, in the order in which they begin: where time is short, the last ones do without."""
-    absent = {"eager": not torch, "compiled": not (torch and compiled), "cudnn": not fused}
-    order = [("plain", slots), ("eager", 1), ("eager", slots), ("compiled", slots), ("cudnn", slots)]
-    order += [("plain", 1), ("compiled", 1)]
+    absent = {"eager": not torch, "compiled": not (torch and compiled)} | dict.fromkeys(KERNELS, not fused)
+    order = [("plain", slots), ("eager", 1), ("eager", slots), ("compiled", slots)]
+    order += [*((kernel, slots) for kernel in KERNELS), ("plain", 1), ("compiled", 1)]
     return list(dict.fromkeys(_Contender(*one) for one in order if not absent.get(one[0])))
 
 
@@ -185,11 +185,10 @@ def _reference(source: str, dtype: str, way: str) -> Reference:
 def _make(
     model: Model, reference: Callable[[str], Reference], length: int, chunk: int, one: _Contender
 ) -> Stepper | _Loop:
-    if one.way not in ATTENTIONS:
+    if one.way in ("eager", "compiled"):
         return _Loop(reference(one.way), one.texts, length, chunk)
     model = dataclasses.replace(model, attention=one.way)
-    if one.way != "plain":
-        check_attention(model.network, model.dtype, length)
+    check_attention(model.network, model.dtype, length, jax.local_devices()[0])
     return Stepper(model, one.texts, length, chunk)
 
 
