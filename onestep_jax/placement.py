@@ -138,6 +138,11 @@ class Placement(abc.ABC):
 class Pmap(Placement):
     """`pmap` over local devices."""
 
+    def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+        """As `pmap` leaves what it gives: arrays that lie elsewhere by name would have programs compiled twice."""
+        del shape
+        return NamedSharding(jax.sharding.Mesh(np.array(self.devices), (TEXTS,)), PartitionSpec(TEXTS))
+
     def program(self, wanted: Wanted) -> Any:
         return _pmapped(wanted, tuple(self.devices))
 
@@ -187,7 +192,7 @@ class Together(Placement):
 @functools.lru_cache(maxsize=PROGRAMS)
 def _pmapped(wanted: Wanted, devices: tuple[Any, ...]) -> Any:
     axes = (None, *(0 for _ in range(wanted.arrays)))
-    return jax.pmap(wanted.run, in_axes=axes, devices=devices, donate_argnums=wanted.donated)
+    return jax.pmap(wanted.run, TEXTS, in_axes=axes, devices=devices, donate_argnums=wanted.donated)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)

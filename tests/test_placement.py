@@ -56,6 +56,24 @@ def test_the_same_texts_are_solved(tiny, token_lists, name):
     assert run.status == ["solved"] * len(token_lists)
 
 
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_a_program_is_made_once(tiny, token_lists, monkeypatch, name):
+    """Though what it is called with comes now from the host, now from another program."""
+    traced: list[str] = []
+
+    def counting(function: Any) -> Any:
+        def counted(*given: Any) -> Any:
+            traced.append(function.__name__)
+            return function(*given)
+
+        return counted
+
+    for function in (slots.chunk, slots.harvest, slots.refill):
+        monkeypatch.setattr(slots, function.__name__, counting(function))
+    fit(tiny, token_lists, preset="paper", steps=50, slots=8, placement=PLACEMENTS[name]())
+    assert sorted(traced) == ["chunk", "harvest", "refill"]
+
+
 def stop_at(points: int):
     """A progress callback that asks the fit to stop, as a batch system does, at so many reports."""
     seen = itertools.count(1)
@@ -161,17 +179,22 @@ def test_a_fused_kernel_gives_the_same_gradients(tiny, token_lists, one_device, 
         assert distance(found[leaf], expected[leaf]) <= 1e-5
 
 
+@pytest.mark.parametrize(("kernel", "platform"), [("splash", "tpu"), ("cudnn", "cuda")])
 @pytest.mark.parametrize("name", [name for name in KERNEL_PLACEMENTS if name != "pmap"])
-def test_a_program_for_tpus_may_have_the_kernel(tiny, token_lists, name):
-    """A kernel that XLA would have to split is an error when it is lowered for a TPU, which `pmap` does not do here."""
+def test_a_program_for_an_accelerator_may_have_the_kernel(tiny, token_lists, monkeypatch, name, kernel, platform):
+    """What XLA would have to split is an error when it is lowered for such a device, which `pmap` does not do here."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91200)
     make, shared = KERNEL_PLACEMENTS[name]
-    placement, model = make(), dataclasses.replace(tiny, attention="splash")
-    problem = problem_of(model, **shared)
-    params, state = filled(placement, model, problem, token_lists)
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), tiny.params)
+    placement, model = make(), dataclasses.replace(tiny, params=half)
+    params, state = filled(placement, model, problem_of(model, **shared), token_lists)
+    problem = problem_of(dataclasses.replace(model, attention=kernel), **shared)
     with placement.context():
         traced = placement.program(Wanted(slots.chunk, (problem, 3), 1, 1)).trace(params, state)
-        program = traced.lower(lowering_platforms=("tpu",)).as_text()
-    assert set(re.findall(r'kernel_name = "splash_mha_([a-z]+)_', program)) == {"fwd", "dq", "dkv"}
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+    names = {"tpu": r'kernel_name = "splash_mha_([a-z]+)_', "cuda": r"custom_call @__cudnn\$(\w+)\("}[platform]
+    parts = {"tpu": {"fwd", "dq", "dkv"}, "cuda": {"fmhaSoftmax", "fmhaSoftmaxBackward"}}[platform]
+    assert set(re.findall(names, program)) == parts
 
 
 def compiled_chunk(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> str:

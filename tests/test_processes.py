@@ -90,7 +90,7 @@ def test_a_run_survives_being_ended_over_and_over(tiny_folder, lines, tmp_path):
 def test_one_that_is_asked_to_stop_leaves_the_rest_for_another_call(tiny_folder, lines, tmp_path):
     """Its peer goes on to the end of what it can get, and says what is missing."""
     run = tmp_path / "run"
-    slow = arguments(tiny_folder, lines, run, "--preset", "paper", "--steps", "3000", "--save-every", "0.5")
+    slow = arguments(tiny_folder, lines, run, *"--preset paper --steps 3000 --chunk 1 --save-every 0.5".split())
     job = Job(slow, 2, 1)
     deadline = time.monotonic() + 120
     while not list((run / "state").glob("*.json")) and time.monotonic() < deadline:
