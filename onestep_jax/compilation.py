@@ -10,6 +10,13 @@ import jax
 
 VARIABLE = "ONESTEP_COMPILATION_CACHE"  # a folder, or "off"
 LIMIT = 2**31  # bytes, beyond which the programs used least recently are deleted
+WORTH_KEEPING = 0.1  # seconds of compiling; by JAX's default, 1, only steps would be kept, of a fit's many programs
+
+# What JAX is told where nobody told it otherwise: setting → its default, and what takes its place.
+_CHANGED = {
+    "jax_compilation_cache_max_size": (-1, LIMIT),
+    "jax_persistent_cache_min_compile_time_secs": (1.0, WORTH_KEEPING),
+}
 
 
 def cache_folder() -> Path | None:
@@ -36,8 +43,9 @@ def use_cache() -> None:
     if folder is None or given_folder() is not None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    if _setting("jax_compilation_cache_max_size") == -1:
-        jax.config.update("jax_compilation_cache_max_size", LIMIT)
+    for name, (default, ours) in _CHANGED.items():
+        if _setting(name) == default:
+            jax.config.update(name, ours)
 
 
 def _setting(name: str) -> Any:

@@ -57,22 +57,26 @@ def token_losses(
         out = jax.lax.map(one, tuple(by_chunks(array) for array in arrays))
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:T], out)
 
-    def losses(logits_TV: Array, targets: Array) -> tuple[Array, Array]:
-        logits_TV = logits_TV.astype(jnp.float32) / temperature
-        chosen = jnp.take_along_axis(logits_TV, targets[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(logits_TV, axis=-1) - chosen, argmax(logits_TV)
+    def weighed(logits_TV: Array, targets: Array) -> tuple[Array, Array, Array]:
+        """Nats, argmax ids and softmax of a chunk."""
+        logits_TV = logits_TV.astype(jnp.float32)
+        greatest_T1 = jnp.max(logits_TV, axis=-1, keepdims=True)
+        weights_TV = jnp.exp((logits_TV - greatest_T1) / temperature)
+        total_T1 = jnp.sum(weights_TV, axis=-1, keepdims=True)
+        chosen_T1 = jnp.take_along_axis(logits_TV, targets[:, None], axis=-1)
+        nats_T1 = jnp.log(total_T1) - (chosen_T1 - greatest_T1) / temperature
+        return nats_T1[:, 0], first_of(logits_TV, greatest_T1), weights_TV / total_T1
 
     @jax.custom_vjp
     def run(params: Params, h_TD: Array, targets_T: Array):
-        return over_chunks(lambda xs: losses(network.head(params, xs[0]), xs[1]), h_TD, targets_T)
+        return over_chunks(lambda xs: weighed(network.head(params, xs[0]), xs[1])[:2], h_TD, targets_T)
 
     def forward(params: Params, h_TD: Array, targets_T: Array):
         def one(xs):
             h, targets = xs
             logits, pull = jax.vjp(lambda h: network.head(params, h), h)
-            nats, predicted = losses(logits, targets)
-            p = jax.nn.softmax(logits.astype(jnp.float32) / temperature)
-            wrong = (p - jax.nn.one_hot(targets, logits.shape[-1])) / temperature
+            nats, predicted, p_TV = weighed(logits, targets)
+            wrong = (p_TV - jax.nn.one_hot(targets, logits.shape[-1])) / temperature
             return nats, predicted, pull(wrong.astype(logits.dtype))[0]
 
         nats, predicted, dh_TD = over_chunks(one, h_TD, targets_T)
@@ -86,13 +90,17 @@ def token_losses(
 
 
 def argmax(logits_TV: Array) -> Array:
-    """The least id of the greatest logit at each position, (T,) int32; any id where a logit is not a number.
+    """The least id of the greatest logit at each position, (T,) int32; any id where a logit is not a number."""
+    return first_of(logits_TV, jnp.max(logits_TV, axis=-1, keepdims=True))
 
-    `jnp.argmax` reduces pairs of value and index, which XLA's CPU compiler does not vectorise; these two reductions of
-    plain numbers take a tenth of its time there.
+
+def first_of(logits_TV: Array, greatest_T1: Array) -> Array:
+    """The least id with that logit at each position, (T,) int32.
+
+    `jnp.argmax` reduces pairs of value and index, which XLA's CPU compiler does not vectorise; to reduce plain numbers
+    twice takes a tenth of its time there.
     """
     last = logits_TV.shape[-1] - 1
-    greatest_T1 = jnp.max(logits_TV, axis=-1, keepdims=True)
     ids_TV = jax.lax.broadcasted_iota(jnp.int32, logits_TV.shape, logits_TV.ndim - 1)
     return jnp.min(jnp.where(logits_TV == greatest_T1, ids_TV, last), axis=-1)
 

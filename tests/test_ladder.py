@@ -183,10 +183,16 @@ def test_the_cache_on_disk_is_on_unless_told_otherwise(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compilation.use_cache()
     assert set_to == {}  # the tests have a folder of their own
-    monkeypatch.setattr(compilation, "given_folder", lambda: None)
+    told = {"jax_compilation_cache_max_size": -1, "jax_persistent_cache_min_compile_time_secs": 1.0}
+    monkeypatch.setattr(compilation, "_setting", told.get)
     compilation.use_cache()
     assert set_to["jax_compilation_cache_dir"] == str(tmp_path / "onestep_jax" / "xla")
     assert set_to["jax_compilation_cache_max_size"] == compilation.LIMIT
+    assert set_to["jax_persistent_cache_min_compile_time_secs"] == compilation.WORTH_KEEPING
+    set_to.clear()
+    told |= {"jax_compilation_cache_max_size": 10**9, "jax_persistent_cache_min_compile_time_secs": 0.5}
+    compilation.use_cache()
+    assert list(set_to) == ["jax_compilation_cache_dir"]
     set_to.clear()
     monkeypatch.setenv(compilation.VARIABLE, "off")
     compilation.use_cache()
