@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -20,6 +20,7 @@ from onestep_jax import slots as device
 from onestep_jax.placement import Placement
 from onestep_jax.slots import RUNNING, STATUS, Harvest, Info, Offer, Problem, Slot
 
+HARVESTS = 8  # how many it takes to harvest all slots at once; few finish in a chunk
 VERDICTS = ("go", "save", "narrow", "stop")  # of processes in lockstep the last one holds
 
 
@@ -108,12 +109,12 @@ class Pending(NamedTuple):
     """A harvest and refill under way on the devices.
 
     Attributes:
-      harvested: slot → (state without what only the optimiser needs, harvest) rows on the device.
+      harvested: harvests on the devices, each with slot → its place in it, (row, index).
       offers: slot → task offered to it.
       taken: (row, slot) bool array on the devices, whether an offer was taken.
     """
 
-    harvested: dict[int, tuple[Slot, Harvest]]
+    harvested: list[tuple[Harvest, dict[int, tuple[int, int]]]]
     offers: dict[int, Task]
     taken: jax.Array | None
 
@@ -136,6 +137,7 @@ class Engine:
         self.per_row = -(-slots // placement.rows)
         self.lead = (placement.rows, self.per_row)
         self.count = placement.rows * self.per_row
+        self.at_a_time = -(-self.per_row // HARVESTS)
         self._chunk = placement.map(device.chunk, problem, chunk, donate=1)
         self._harvest = placement.map(device.harvest, problem, donate=1)
         self._refill = placement.map(device.refill, problem, donate=1)
@@ -145,7 +147,8 @@ class Engine:
         """Optimise until `work` has no task left ("done") or says "stop" or "narrow"; returns which."""
         self.tasks: list[Task | None] = [None] * self.count
         self.offered: dict[int, Task] = {}
-        state, _ = self._harvest(self.params, self.placement.spread(self._idle()))  # compiled before time is counted
+        idle, nobody = self.placement.spread((self._idle(), self._nobody()))
+        state, _ = self._harvest(self.params, idle, nobody)  # compiled before time is counted
         state, pending = self._turn(state, {}, work)
         previous: Info | None = None
         looked = 0.0
@@ -204,12 +207,10 @@ class Engine:
 
     def _turn(self, state: Slot, finished: dict[int, Task], work: Work) -> tuple[Slot, Pending | None]:
         """Dispatch the harvest of finished slots and offer them, and the empty ones, new tasks."""
-        harvested: dict[int, tuple[Slot, Harvest]] = {}
-        if finished:
-            state, harvest = self._harvest(self.params, state)
-            wanted = state._replace(leaves={}, opt_state=None)
-            for slot in finished:
-                harvested[slot] = self.placement.row((wanted, harvest), slot, self.per_row)
+        harvested: list[tuple[Harvest, dict[int, tuple[int, int]]]] = []
+        for which, places in self._by_turns(finished):
+            state, harvest = self._harvest(self.params, state, self.placement.spread(which))
+            harvested.append((harvest, places))
         fresh: dict[int, Task] = {}
         saved: dict[int, Task] = {}
         for slot in [slot for slot, task in enumerate(self.tasks) if task is None or slot in finished]:
@@ -233,17 +234,14 @@ class Engine:
         """
         if pending is None:
             return set()
-        rows = self.placement.fetch(pending.harvested)
-        for slot, (row, harvest) in rows.items():
-            task = self.tasks[slot]
-            assert task is not None
-            if row.status == RUNNING:
-                continue
-            self.tasks[slot] = None
-            leaves = {name: np.asarray(leaf, np.float32) for name, leaf in row.best.items()}
-            status, numbers = STATUS[int(row.status)], (int(row.steps), int(row.best_step), float(row.best_loss))
-            decoded = (np.asarray(harvest.accuracy_G), np.asarray(harvest.predicted_GT))
-            work.finished(Outcome(task, status, *numbers, *decoded, leaves, row.first_hit_GT))
+        changed = set(pending.offers)
+        for harvests, places in pending.harvested:
+            host = self.placement.fetch(harvests)
+            changed |= set(places)
+            for slot, place in places.items():
+                harvest = jax.tree.map(lambda array, place=place: np.array(array[place]), host)
+                if harvest.slot.status != RUNNING:
+                    self._finish(slot, harvest, work)
         taken = None if pending.taken is None else np.asarray(self.placement.fetch(pending.taken)).reshape(self.count)
         for slot, task in pending.offers.items():
             assert taken is not None
@@ -254,7 +252,17 @@ class Engine:
             else:
                 work.give_back(task)
         self.offered = {}
-        return {*pending.harvested, *pending.offers}
+        return changed
+
+    def _finish(self, slot: int, harvest: Any, work: Work) -> None:
+        """Hand out what became of the task of a slot, which is free then; the harvest is its own, on the host."""
+        task, row = self.tasks[slot], harvest.slot
+        assert task is not None
+        self.tasks[slot] = None
+        leaves = {name: leaf.astype(np.float32) for name, leaf in row.best.items()}
+        status, numbers = STATUS[int(row.status)], (int(row.steps), int(row.best_step), float(row.best_loss))
+        decoded = (harvest.accuracy_G, harvest.predicted_GT)
+        work.finished(Outcome(task, status, *numbers, *decoded, leaves, row.first_hit_GT))
 
     def _in_flight(self, state: Slot) -> list[Task]:
         host: Slot = self.placement.fetch(state)
@@ -270,6 +278,22 @@ class Engine:
 
     def _idle(self) -> Slot:
         return device.idle(self.problem, self.positions, self.lead)
+
+    def _nobody(self) -> np.ndarray:
+        return np.full((self.lead[0], self.at_a_time), self.per_row, np.int32)
+
+    def _by_turns(self, finished: Iterable[int]) -> Iterator[tuple[np.ndarray, dict[int, tuple[int, int]]]]:
+        """Which slots of each row to harvest together, and slot → its place in that harvest."""
+        of_rows: dict[int, list[int]] = {}
+        for slot in finished:
+            of_rows.setdefault(slot // self.per_row, []).append(slot)
+        while any(of_rows.values()):
+            which, places = self._nobody(), {}
+            for row, waiting in of_rows.items():
+                for index, slot in enumerate(waiting[: self.at_a_time]):
+                    which[row, index], places[slot] = slot % self.per_row, (row, index)
+                del waiting[: self.at_a_time]
+            yield which, places
 
     def _offer(self, tasks: dict[int, Task]) -> Offer:
         offered = np.zeros(self.lead, bool)

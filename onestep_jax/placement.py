@@ -99,11 +99,6 @@ class Placement(abc.ABC):
         """Arrays of the engine as host arrays."""
         return jax.device_get(tree)
 
-    def row(self, tree: Any, slot: int, slots_per_row: int) -> Any:
-        """The arrays of one slot, still on a device; copy to the host with `fetch`."""
-        row, place = divmod(slot, slots_per_row)
-        return _take(jax.tree.map(lambda array: _shard_of(array, row), tree), place)
-
     def map(self, function: Callable[..., Any], *static: Hashable, donate: int | None = None) -> Program:
         """(params, *arrays) → `function(*static, params, *arrays)` of every row, arrays without their leading axis.
 
@@ -179,9 +174,6 @@ class Together(Placement):
     def fetch(self, tree: Any) -> Any:
         return jax.device_get(_whole(self.mesh)(tree))
 
-    def row(self, tree: Any, slot: int, slots_per_row: int) -> Any:
-        return _whole_slot(self.mesh)(tree, slot)
-
     def program(self, wanted: Wanted) -> Any:
         return _as_one(wanted, self.mesh, self.group)
 
@@ -231,24 +223,6 @@ def forget_programs() -> None:
     jax.clear_caches()
 
 
-def _shard_of(array: Any, row: int) -> Any:
-    """The part of an array that holds a row, on the first device that has it."""
-    return next(shard.data for shard in array.addressable_shards if (shard.index[0].start or 0) == row)
-
-
-@jax.jit
-def _take(tree: Any, place: int) -> Any:
-    return jax.tree.map(lambda array: array[0, place], tree)
-
-
 @functools.lru_cache
 def _whole(mesh: jax.sharding.Mesh) -> Program:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-@functools.lru_cache
-def _whole_slot(mesh: jax.sharding.Mesh) -> Program:
-    def take(tree: Any, slot: int) -> Any:
-        return jax.tree.map(lambda array: array[0, slot], tree)
-
-    return jax.jit(take, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -75,13 +75,15 @@ class Info(NamedTuple):
 
 
 class Harvest(NamedTuple):
-    """What the decode program says of a slot's best vectors.
+    """A slot that was asked for, and what the decode program says of its best vectors.
 
     Attributes:
+      slot: without what only the optimiser needs.
       accuracy_G: (G,) float32, the accuracy that is recorded.
       predicted_GT: (G, T) int32, the argmax token ids.
     """
 
+    slot: Slot
     accuracy_G: Array
     predicted_GT: Array
 
@@ -221,15 +223,22 @@ def chunk(problem: Problem, length: int, params: Params, slots: Slot) -> tuple[S
     return slots, info
 
 
-def harvest(problem: Problem, params: Params, slots: Slot) -> tuple[Slot, Harvest]:
-    """Decode the best vectors of all slots; a *solved* that the forward program does not confirm goes on running.
+def harvest(problem: Problem, params: Params, slots: Slot, which_K: Array) -> tuple[Slot, Harvest]:
+    """Decode the best vectors of some slots; a *solved* that the forward program does not confirm goes on running.
 
     In float32 it always confirms; in bfloat16 the winning margin can be smaller than the rounding. Attention is plain,
     as it is wherever stored vectors are decoded.
+
+    Args:
+      problem, params, slots: as of `chunk`.
+      which_K: (K,) int32 indices of slots; one beyond the last is nobody's.
+
+    Returns:
+      The slots, and K harvests; what is nobody's means nothing.
     """
     network = dataclasses.replace(problem.network, attention="plain")
 
-    def one(slot: Slot) -> tuple[Slot, Harvest]:
+    def one(slot: Slot) -> Harvest:
         score = score_group(network, problem.scheme, params, slot.best, slot.tokens_GT, slot.lengths_G)
         accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
         refuted = (slot.status == SOLVED) & ~jnp.all(accuracy_G == 1)
@@ -239,9 +248,13 @@ def harvest(problem: Problem, params: Params, slots: Slot) -> tuple[Slot, Harves
             status=jnp.where(refuted, resumed, slot.status),
             best_accuracy=jnp.where(refuted, accuracy, slot.best_accuracy),
         )
-        return slot, Harvest(accuracy_G, score.predicted_GT)
+        return Harvest(slot, accuracy_G, score.predicted_GT)
 
-    return jax.vmap(one)(slots)
+    wanted = slots._replace(leaves={}, opt_state=None)
+    found = jax.vmap(one)(jax.tree.map(lambda array: array.at[which_K].get(mode="clip"), wanted))
+    status = slots.status.at[which_K].set(found.slot.status, mode="drop")
+    best_accuracy = slots.best_accuracy.at[which_K].set(found.slot.best_accuracy, mode="drop")
+    return slots._replace(status=status, best_accuracy=best_accuracy), found
 
 
 class Offer(NamedTuple):

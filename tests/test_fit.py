@@ -11,7 +11,7 @@ import optax
 import pytest
 from family_cases import GOLDEN_FOLDER
 
-from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, fit, load_model, slots, sweep
+from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, engine, fit, load_model, slots, sweep
 from onestep_jax.likelihood import text_nats
 from onestep_jax.model import input_scale
 from onestep_jax.objective import Score, group_loss, score_group
@@ -193,13 +193,30 @@ def test_refuted_solution_goes_on(tiny, token_lists):
     tokens, lengths = jnp.asarray(token_lists[0])[None], jnp.array([8])
     slot = slots.fresh(problem, tokens, lengths, jnp.asarray(id_words("0123456789abcdef", 0))[None])
     slot = slot._replace(status=jnp.int32(slots.SOLVED), best_accuracy=jnp.float32(1), steps=jnp.int32(7))
-    stacked = jax.tree.map(lambda leaf: leaf[None], slot)
-    after, harvest = jax.jit(functools.partial(slots.harvest, problem))(tiny.params, stacked)
-    assert harvest.accuracy_G[0, 0] < 1
-    assert after.status[0] == slots.RUNNING
-    assert after.best_accuracy[0] == harvest.accuracy_G[0, 0]
-    spent, _ = jax.jit(functools.partial(slots.harvest, problem))(tiny.params, stacked._replace(steps=jnp.array([100])))
-    assert spent.status[0] == slots.EXHAUSTED
+    three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), slot)._replace(steps=jnp.array([7, 100, 7]))
+    harvest = jax.jit(functools.partial(slots.harvest, problem))
+    after, found = harvest(tiny.params, three, jnp.array([1, 0, 3]))
+    assert (found.accuracy_G[:2] < 1).all()
+    assert found.slot.steps[:2].tolist() == [100, 7]
+    assert found.slot.status[:2].tolist() == [slots.EXHAUSTED, slots.RUNNING]
+    assert after.status.tolist() == [slots.RUNNING, slots.EXHAUSTED, slots.SOLVED]  # the last one was not asked for
+    assert after.best_accuracy.tolist() == [*found.accuracy_G[1], *found.accuracy_G[0], 1]
+    same = (three.leaves, three.best, three.opt_state, three.steps)
+    jax.tree.map(np.testing.assert_array_equal, (after.leaves, after.best, after.opt_state, after.steps), same)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 100])
+def test_it_does_not_matter_how_many_are_harvested_together(tiny, token_lists, one_device, monkeypatch, at_once):
+    def fitted():
+        return fit(tiny, token_lists, steps=60, slots=7, placement=one_device)
+
+    expected = fitted()
+    monkeypatch.setattr(engine, "HARVESTS", at_once)
+    found = fitted()
+    assert found.status == expected.status
+    assert found.steps.tolist() == expected.steps.tolist()
+    for leaf in ("e", "m"):
+        np.testing.assert_array_equal(found.vectors[leaf], expected.vectors[leaf])
 
 
 @pytest.mark.parametrize("name", sorted(optimizer_names()))
