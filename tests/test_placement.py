@@ -195,6 +195,10 @@ def test_a_program_for_an_accelerator_may_have_the_kernel(tiny, token_lists, mon
     names = {"tpu": r'kernel_name = "splash_mha_([a-z]+)_', "cuda": r"custom_call @__cudnn\$(\w+)\("}[platform]
     parts = {"tpu": {"fwd", "dq", "dkv"}, "cuda": {"fmhaSoftmax", "fmhaSoftmaxBackward"}}[platform]
     assert set(re.findall(names, program)) == parts
+    # Four query and two key heads are split over two devices; over eight, or none, they are not.
+    calls = "\n".join(line for line in program.splitlines() if re.search(r"@(tpu_custom_call|__cudnn)", line))
+    heads = {"tpu": r"[<x](\d+)x128x8xbf16>", "cuda": r"x8x(\d+)x8xbf16>"}[platform]
+    assert set(re.findall(heads, calls)) == ({"2", "1"} if name in ("4x2", "shared") else {"4", "2"})
 
 
 def compiled_chunk(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> str:
