@@ -74,8 +74,8 @@ def by_heads(attend: Callable[..., jax.Array], kv_heads: int) -> Callable[..., j
     """`attend` with each device working on the heads that lie there, as XLA does not split what is one kernel.
 
     Args:
-      attend: function of arrays that lead with query or key heads.
-      kv_heads: key heads of the model.
+      attend: function of queries (H, T, C), keys and values (K, T, C), to (H, T, C).
+      kv_heads: key heads of the model (K); where the devices cannot share them out, each works on all.
     """
     free = {axis for axis, kind in _kinds().items() if kind == AxisType.Auto}
     if not free:

@@ -99,6 +99,12 @@ def _devices_for(weights: int, devices: Sequence[Any]) -> int:
 def check_attention(network: Network, dtype: Any, positions: int, device: Any) -> None:
     """Refuse a fused kernel that this device, its libraries or this model do not go with.
 
+    Args:
+      network: its architecture, and the attention that is asked for.
+      dtype: of the weights.
+      positions: of a text (T).
+      device: one of those it shall run on.
+
     Raises:
       UserError: with the kernel's own reason.
     """

@@ -157,7 +157,8 @@ def test_a_group_spread_over_devices_walks_its_micro_batches(tiny, token_lists, 
         assert distance(found[leaf], expected[leaf]) <= 1e-5
 
 
-# Rows without a heads axis, with its heads on two devices, with fewer key heads than devices, and with shared texts.
+# Weights whole, without a mesh and on one; split over two devices, and over more than there are key heads; the texts of
+# a group spread over rows of two devices, and on one row of eight.
 KERNEL_PLACEMENTS = {
     "pmap": (Pmap, {}),
     "8x1": (Mesh, {}),
