@@ -310,7 +310,9 @@ def _theirs(folder: Path, tokens_T: np.ndarray, cotangent_TV: np.ndarray) -> tup
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+    )
     model = model.eval().requires_grad_(False)
     x_1TD = model.get_input_embeddings()(torch.from_numpy(tokens_T)[None]).requires_grad_()
     logits_TV = model(inputs_embeds=x_1TD, use_cache=False).logits[0]

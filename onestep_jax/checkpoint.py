@@ -266,10 +266,10 @@ def _stop_tokens(folder: Path, described: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
-    """The checkpoint's transformers tokenizer, or None if it has none.
+    """The checkpoint's transformers tokenizer, or None if it has none. Code that lies in the folder is never run.
 
     Raises:
-      UserError: if it is damaged or gives ids that the embedding table does not have.
+      UserError: if it is damaged, needs code of the folder, or gives ids that the embedding table does not have.
     """
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
@@ -277,8 +277,12 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            reason = "its tokenizer is code in that folder (auto_map in tokenizer_config.json), which is never run"
+            cure = "take auto_map out and name one of transformers' own classes as tokenizer_class"
+            raise UserError(f"{folder}: {reason}; {cure}") from error
         raise UserError(f"{folder}: the tokenizer cannot be read ({error})") from error
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= config.vocab_size:

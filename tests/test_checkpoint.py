@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ Q, K = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_pro
 GATE, UP = "model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight"
 NORM, TABLE = "model.norm.weight", "model.embed_tokens.weight"
 
+ROOT = Path(__file__).parent.parent
 PLAIN = GOLDEN_FOLDER / "llama"
 
 Tensors = dict[str, np.ndarray]
@@ -597,6 +601,42 @@ def test_folder_without_tokenizer(folder: Path):
 def test_tokenizer_with_ids_beyond_the_table(folder: Path):
     write_tokenizer(folder, 98)
     assert_says(refusal(folder), folder, "tokenizer's ids reach 97", "table has 97 rows")
+
+
+def test_code_in_a_folder_is_never_run(folder: Path):
+    """Neither by loading, nor by a report on a run of such a model, whatever stands on standard input."""
+    write_tokenizer(folder, 97)
+    path, ran = folder / "tokenizer_config.json", folder / "ran"
+    described = json.loads(path.read_text()) | {
+        "tokenizer_class": "Mine",
+        "auto_map": {"AutoTokenizer": ["mine.Mine", None]},
+    }
+    path.write_text(json.dumps(described))
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Mine: pass\n")
+    program = (
+        "import sys; from onestep_jax import load_model; from onestep_jax.report.pieces import find_tokenizer\n"
+        "print(find_tokenizer(sys.argv[1])[1]); load_model(sys.argv[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], input="y\n" * 9, capture_output=True, text=True)
+    assert "custom code?" not in done.stdout + done.stderr, "nobody is asked"
+    assert f"{folder}: its tokenizer is code in that folder" in done.stdout
+    assert f"UserError: {folder}: its tokenizer is code in that folder" in done.stderr
+    assert not ran.exists()
+
+
+def test_no_call_into_transformers_may_run_the_code_of_a_checkpoint():
+    """`datasets` runs no code of a data set since 4.0, which we ask for, and huggingface_hub only fetches files."""
+    called = []
+    for path in sorted(ROOT.glob("onestep_jax/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "from_pretrained"
+            ):
+                called.append((path.name, "trust_remote_code=False" in map(ast.unparse, node.keywords)))
+    assert ("checkpoint.py", True) in called
+    assert all(refused for _, refused in called), called
 
 
 def test_damaged_tokenizer(folder: Path):

@@ -56,7 +56,7 @@ def torch_subject(source: str, dtype: str, device: str) -> Any:
         with torch.device(device):
             model: Any = AutoModelForCausalLM.from_config(config, **how)
     else:
-        model = AutoModelForCausalLM.from_pretrained(locate(source), **how)
+        model = AutoModelForCausalLM.from_pretrained(locate(source), trust_remote_code=False, **how)
     return model.to(device).eval().requires_grad_(False)
 
 
