@@ -18,6 +18,7 @@ from pathlib import Path
 
 from onestep_jax.config import UserError
 from onestep_jax.files import create, entries, read_text, remove, replace
+from onestep_jax.names import parse
 from onestep_jax.owners import UNKNOWN, Owner, this_process
 
 BEAT = 5.0  # seconds between two signs of life
@@ -41,7 +42,7 @@ def leased(folder: Path) -> Iterator[None]:
         wanted = folder / f"{_number(newest) + 1:06d}"
         if create(wanted, _content(ours, 0)):
             lease = wanted
-    for older in entries(folder):
+    for older in _leases(folder):
         if _number(older) < _number(lease):
             remove(older)
     done = threading.Event()
@@ -68,11 +69,15 @@ def leaseholder(folder: Path) -> Owner | None:
 
 
 def _newest(folder: Path) -> Path | None:
-    return max(entries(folder), key=_number, default=None)
+    return max(_leases(folder), key=_number, default=None)
 
 
-def _number(path: Path | None) -> int:
-    return int(path.name) if path is not None and path.name.isdigit() else 0
+def _leases(folder: Path) -> list[Path]:
+    return [path for path in entries(folder) if parse(path) is not None]
+
+
+def _number(lease: Path | None) -> int:
+    return int(lease.name) if lease is not None else 0
 
 
 def _await_end(lease: Path) -> None:

@@ -145,10 +145,14 @@ def print_verification(found: Any, kept: int | None) -> None:
     table.add_row("decoded again", f"{found.decoded:,}")
     if found.twice:
         table.add_row("recorded twice, alike", f"{found.twice:,}; the next onestep fit on the run clears that")
+    if found.foreign:
+        table.add_row("foreign files", f"{len(found.foreign):,}, left where they are")
     table.add_row("problems", f"{len(found.problems):,}")
     console().print(table)
     for problem in found.problems:
         print(problem)
+    for path in found.foreign:
+        print(f"{path}: no file of a run")
     if kept is not None:
         print(
             f"damaged parts and states moved to damaged/, {kept} whole texts of them kept; fit again makes the others"

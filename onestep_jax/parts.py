@@ -15,7 +15,8 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import entries, one_line, read_about, read_rows, remove, write_rows
+from onestep_jax.files import one_line, read_about, read_rows, write_rows
+from onestep_jax.names import remove_all
 from onestep_jax.results import TextResult, Trial
 
 KINDS = ("results", "traces", "embeddings")  # the commit record first, so that a removal cut short leaves no half part
@@ -41,10 +42,7 @@ def part_files(folder: Path, name: str) -> dict[str, Path]:
 
 def remove_part(folder: Path, name: str) -> None:
     """Delete what there is of a part."""
-    for kind in KINDS:
-        for path in entries(folder / kind):
-            if path.name.startswith(name):
-                remove(path)
+    remove_all(folder, KINDS, name)
 
 
 def write_part(

@@ -11,7 +11,8 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import entries, locate, read_rows, read_text
+from onestep_jax.files import locate, read_rows, read_text
+from onestep_jax.names import committed
 from onestep_jax.parts import part_files, read_part, read_table
 from onestep_jax.results import Results, TextResult
 
@@ -73,7 +74,7 @@ def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
 
 def part_names(folder: Path) -> list[str]:
     """Names of the committed parts, oldest first."""
-    return [path.stem for path in entries(folder / "results") if path.suffix == ".parquet"]
+    return committed(folder, "results")
 
 
 def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from onestep_jax.config import UserError
 from onestep_jax.files import read_text, replace
+from onestep_jax.names import age, part_name
 from onestep_jax.owners import this_process
 
 _FILE = "session.json"
@@ -42,7 +43,7 @@ class Session(NamedTuple):
         return f"{self.number:06d}-"
 
     def name(self, process: int, counter: int) -> str:
-        return f"{self.prefix}{process:04d}-{counter:06d}"
+        return part_name(self.number, process, counter)
 
 
 def read_session(folder: Path) -> Session | None:
@@ -56,7 +57,7 @@ def read_session(folder: Path) -> Session | None:
 def begin_session(folder: Path, processes: int, block: int, names: Iterable[str]) -> Session:
     """Begin the next session; `names` are those of the parts and states that there are."""
     before = read_session(folder)
-    number = max([before.number if before else 0, *(int(name.split("-")[0]) for name in names)]) + 1
+    number = max([before.number if before else 0, *(age(name)[0] for name in names)]) + 1
     session = Session(number, processes, block, **this_process()._asdict())
     replace(folder / _FILE, (json.dumps(session._asdict(), indent=2) + "\n").encode())
     return session

@@ -14,7 +14,8 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import entries, one_line, read_text, remove, replace
+from onestep_jax.files import one_line, read_text, replace
+from onestep_jax.names import committed, remove_all
 
 CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 
@@ -35,7 +36,7 @@ class State(NamedTuple):
 
 def state_names(folder: Path) -> list[str]:
     """Names of the committed states, oldest first."""
-    return [path.stem for path in entries(folder / "state") if path.suffix == ".json"]
+    return committed(folder, "state")
 
 
 def state_files(folder: Path, name: str) -> dict[str, Path]:
@@ -113,10 +114,7 @@ def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]
 
 def remove_state(folder: Path, name: str) -> None:
     """Delete what there is of a state."""
-    remove(folder / "state" / f"{name}.json")
-    for path in entries(folder / "state"):
-        if path.name.startswith(name):
-            remove(path)
+    remove_all(folder, ["state"], name)
 
 
 def reached(record: Any) -> dict[tuple[tuple[int, ...], int], float]:

@@ -32,6 +32,7 @@ from onestep_jax.arrays import Arrays
 from onestep_jax.config import Stranded, UserError
 from onestep_jax.files import count_rows, create, entries, make_folder, replace, write_rows, writing
 from onestep_jax.locks import locked
+from onestep_jax.names import FOLDERS, age, claim_name, left_name
 from onestep_jax.parts import part_files, read_part, read_times, remove_part, write_part
 from onestep_jax.records import (
     FORMAT,
@@ -46,7 +47,7 @@ from onestep_jax.records import (
 from onestep_jax.results import Results, TextResult
 from onestep_jax.sessions import Session, begin_session, check_session, is_present, read_session
 from onestep_jax.states import read_arrays, read_states, remove_state, state_names, write_state
-from onestep_jax.upkeep import FOLDERS, delete_superseded, sweep_away
+from onestep_jax.upkeep import delete_superseded, sweep_away, warn_of_foreign
 from onestep_jax.writer import Writer, persist
 
 COMPACT_AT = 16  # small parts that are merged into one
@@ -136,7 +137,7 @@ class Run:
         check_session(self.folder, self.session)
         if self.processes == 1:
             return True
-        claim = self.folder / "claims" / f"{self.session.prefix}{block:06d}"
+        claim = self.folder / "claims" / claim_name(self.session.number, block)
         return persist(self.folder, lambda: create(claim, self._signature))
 
     def others_left(self) -> bool:
@@ -145,7 +146,7 @@ class Run:
         return all(self._left(process).name in there for process in range(self.processes) if process != self.process)
 
     def _left(self, process: int) -> Path:
-        return self.folder / "claims" / f"{self.session.prefix}left-{process:04d}"
+        return self.folder / "claims" / left_name(self.session.number, process)
 
     @property
     def _signature(self) -> bytes:
@@ -251,7 +252,7 @@ class Run:
             return
         tokens = dict(read_texts(self.folder))
         texts: dict[str, TextResult] = {}
-        for name in sorted(names):
+        for name in sorted(names, key=age):
             read = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
             texts |= {text.text_id: text for text in read}
         ours = [name for name in names if name.startswith(self.session.prefix)]
@@ -297,6 +298,7 @@ def open_run(
         _create(folder, identity, settings, texts)
         session = begin_session(folder, processes, block, [*part_names(folder), *state_names(folder)])
         sweep_away(folder)
+        warn_of_foreign(folder)
         run = Run(folder, session, 0, apart=apart)
         run._tidy()
         run._lock = lock.pop_all()

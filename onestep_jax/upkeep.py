@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from onestep_jax.files import entries, remove
-from onestep_jax.parts import KINDS, part_files, read_table, remove_part
+from onestep_jax.names import FOLDERS, age, foreign_files, listed, parse
+from onestep_jax.parts import part_files, read_table, remove_part
 from onestep_jax.records import part_names, read_texts
 from onestep_jax.states import reached, read_states, remove_state, state_names
-
-FOLDERS = (*KINDS, "state", "claims")
 
 
 def sweep_away(folder: Path) -> None:
@@ -21,13 +21,21 @@ def sweep_away(folder: Path) -> None:
     """
     for kind in FOLDERS:
         for path in entries(folder / kind):
-            if path.suffix == ".tmp":
+            if (ours := parse(path)) is not None and ours.temporary:
                 remove(path)
     parts, states = set(part_names(folder)), set(state_names(folder))
-    for kind, committed in (*((kind, parts) for kind in KINDS), ("state", states), ("claims", set())):
+    for kind in FOLDERS:
+        kept = {"state": states, "claims": set()}.get(kind, parts)
         for path in entries(folder / kind):
-            if path.name.split(".")[0] not in committed:
+            if (ours := parse(path)) is not None and ours.name not in kept:
                 remove(path)
+
+
+def warn_of_foreign(folder: Path) -> None:
+    """Name what lies among the files of a run and is none of them."""
+    if foreign := foreign_files(folder):
+        told = "no files of a run, not read and left where they are"
+        warnings.warn(f"{folder}: {told}: {listed(foreign)}", stacklevel=2)
 
 
 def delete_superseded(folder: Path) -> list[str]:
@@ -52,10 +60,10 @@ def delete_superseded(folder: Path) -> list[str]:
 
 
 def superseded(holdings: Mapping[str, Mapping[Hashable, float]]) -> list[str]:
-    """Names of which newer ones hold everything, at least as far; names sort by age."""
+    """Names of which newer ones hold everything, at least as far."""
     seen: dict[Hashable, float] = {}
     gone = []
-    for name in sorted(holdings, reverse=True):
+    for name in sorted(holdings, key=age, reverse=True):
         if all(seen.get(key, -1) >= far for key, far in holdings[name].items()):
             gone.append(name)
         seen |= {key: max(far, seen.get(key, -1)) for key, far in holdings[name].items()}

@@ -15,6 +15,7 @@ from onestep_jax.decoding import decode
 from onestep_jax.files import make_folder, move, writing
 from onestep_jax.locks import locked
 from onestep_jax.model import Model
+from onestep_jax.names import age, foreign_files
 from onestep_jax.parts import Scan, checksum, part_files, scan_part
 from onestep_jax.records import part_names, read_config, read_texts, shared_leaf
 from onestep_jax.results import Results, TextResult
@@ -59,6 +60,7 @@ class Verification:
       problems: nothing is wrong if there are none.
       damaged_parts: name of a damaged part → what is whole of it.
       damaged_states: names.
+      foreign: what lies among the files of the run and is none of them; no problem of the run's.
     """
 
     texts: int
@@ -70,6 +72,7 @@ class Verification:
     problems: list[Problem]
     damaged_parts: dict[str, list[TextResult]] = dataclasses.field(repr=False)
     damaged_states: list[str]
+    foreign: list[str]
 
 
 def verify(folder: Path, model: Model | None = None, progress: Report | None = None) -> Verification:
@@ -99,7 +102,7 @@ def verify(folder: Path, model: Model | None = None, progress: Report | None = N
         problems += _check_decoding(model, results, identity["dtype"], progress)
     damaged = {name: scan.texts for name, scan in scans.items() if scan.problems}
     counts = (len(order), len(found), twice, len(found) if model else 0, len(scans), states)
-    return Verification(*counts, problems, damaged, list(damaged_states))
+    return Verification(*counts, problems, damaged, list(damaged_states), foreign_files(folder))
 
 
 def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Problem]:
@@ -143,7 +146,7 @@ def _unique(scans: Mapping[str, Scan], problems: list[Problem]) -> tuple[dict[st
     """The texts of all parts, the newest of each, and how many were there more than once and alike."""
     found: dict[str, tuple[str, TextResult]] = {}
     twice = 0
-    for name in sorted(scans, reverse=True):
+    for name in sorted(scans, key=age, reverse=True):
         for text in scans[name].texts:
             newer, other = found.setdefault(text.text_id, (name, text))
             if other is not text and checksum(other) == checksum(text):

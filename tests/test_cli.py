@@ -252,6 +252,18 @@ def test_verify(fitted, home, tmp_path, capsys):
         assert (again.text_id, again.accuracy) == (before.text_id, before.accuracy)
 
 
+def test_verify_names_foreign_files_and_ends_well(home, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(home / "run", run)
+    (run / "results" / "000001-0000-000000 (copy).parquet").write_bytes(b"")
+    assert main(["verify", str(run), "--no-decode"]) == 0
+    said = capsys.readouterr().out
+    assert "foreign files │ 1, left where they are" in " ".join(said.split())
+    assert "results/000001-0000-000000 (copy).parquet: no file of a run" in said
+    assert main(["verify", str(run), "--no-decode", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["foreign"] == ["results/000001-0000-000000 (copy).parquet"]
+
+
 def test_verify_decodes_what_the_checksums_cannot_know(home, tmp_path, capsys):
     config, results = read_config(home / "run"), read_results(home / "run")
     wrong = dataclasses.replace(results[2], vectors=results[3].vectors)
