@@ -131,7 +131,7 @@ def _quiet() -> Iterator[list[str]]:
         said.append(" ".join(record.getMessage().split()))
         return False
 
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "root")]
     for logger in loggers:
         logger.addFilter(keep)
     try:

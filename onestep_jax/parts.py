@@ -15,7 +15,7 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
-from onestep_jax.files import one_line, read_about, read_rows, write_rows
+from onestep_jax.files import count_rows, one_line, read_about, read_rows, write_rows
 from onestep_jax.names import remove_all
 from onestep_jax.results import TextResult, Trial
 
@@ -142,6 +142,15 @@ def read_times(folder: Path, name: str) -> tuple[int, float]:
         return int(about["new"]), float(about["elapsed"])
 
     return _read(part_files(folder, name)["results"], read, [])
+
+
+def count_texts(folder: Path, name: str) -> int:
+    """How many texts a part holds.
+
+    Raises:
+      UserError: if the part is damaged or gone.
+    """
+    return _read(part_files(folder, name)["results"], count_rows, [])
 
 
 def checksum(text: TextResult) -> int:

@@ -14,10 +14,10 @@ from onestep_jax.config import UserError
 from onestep_jax.files import locate, read_rows, read_text
 from onestep_jax.names import committed
 from onestep_jax.parts import part_files, read_part, read_table
+from onestep_jax.reading import each_of
 from onestep_jax.results import Results, TextResult
 
 FORMAT = 3
-ATTEMPTS = 5  # a reader starts again when parts were merged under it
 _SUMMARY = ["index", "text_id", "accuracy", "steps", "status"]
 _T = TypeVar("_T")
 
@@ -108,13 +108,5 @@ def read_summary(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def each_part(folder: Path, read: Callable[[str], _T]) -> list[_T]:
-    """What `read` makes of each part by its name, oldest first, begun again where parts were merged meanwhile."""
-    attempts = 0
-    while True:
-        names, attempts = part_names(folder), attempts + 1
-        try:
-            return [read(name) for name in names]
-        except UserError:
-            merged_meanwhile = names != part_names(folder)
-            if not merged_meanwhile or attempts == ATTEMPTS:
-                raise
+    """What `read` makes of each part by its name, oldest first, however often parts are merged meanwhile."""
+    return list(each_of(lambda: part_names(folder), read).values())

@@ -6,7 +6,6 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from onestep_jax.arrays import Arrays
 from onestep_jax.config import UserError
 from onestep_jax.files import one_line, read_text, replace
 from onestep_jax.names import committed, remove_all
+from onestep_jax.reading import each_of
 
 CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 
@@ -62,24 +62,20 @@ def write_state(
 
 
 def read_states(folder: Path) -> list[tuple[str, State]]:
-    """(name, state) of all states, newest first; one that its process replaced meanwhile is left out.
+    """(name, state) of all states, newest first, however often processes replace theirs meanwhile.
 
     Raises:
       UserError: if one cannot be read.
     """
-    found = []
-    for name in reversed(state_names(folder)):
-        with suppress(FileNotFoundError):
-            found.append((name, read_state(folder, name)))
-    return found
+    found = each_of(lambda: state_names(folder), lambda name: read_state(folder, name))
+    return list(reversed(found.items()))
 
 
 def read_state(folder: Path, name: str) -> State:
     """A state without its arrays.
 
     Raises:
-      UserError: if it cannot be read.
-      FileNotFoundError: if it is not there.
+      UserError: if it cannot be read or is not there.
     """
     path = folder / "state" / f"{name}.json"
     try:
@@ -88,7 +84,7 @@ def read_state(folder: Path, name: str) -> State:
         if _text_checksum(content["state"]) != content["checksum"]:
             raise ValueError("its content differs from its checksum")
         return state
-    except (ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {CURE}") from error
 
 

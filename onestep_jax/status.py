@@ -101,7 +101,7 @@ def _an_hour(folder: Path, session: Session, seconds: dict[str, float]) -> float
         return read_times(folder, name) if name.startswith(session.prefix) else (0, 0.0)
 
     new, written = zip((0, 0.0), *each_part(folder, read), strict=True)
-    elapsed = max(*written, *(spent for name, spent in seconds.items() if name.startswith(session.prefix)))
+    elapsed = max([*written, *(spent for name, spent in seconds.items() if name.startswith(session.prefix))])
     return 3600 * sum(new) / elapsed if sum(new) and elapsed else None
 
 

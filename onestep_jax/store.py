@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -30,10 +30,11 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import Stranded, UserError
-from onestep_jax.files import count_rows, create, entries, make_folder, replace, write_rows, writing
+from onestep_jax.files import create, entries, make_folder, replace, write_rows, writing
 from onestep_jax.locks import locked
-from onestep_jax.names import FOLDERS, age, claim_name, left_name
-from onestep_jax.parts import part_files, read_part, read_times, remove_part, write_part
+from onestep_jax.names import FOLDERS, claim_name, left_name
+from onestep_jax.parts import count_texts, read_part, read_times, remove_part, write_part
+from onestep_jax.reading import each_of
 from onestep_jax.records import (
     FORMAT,
     check_identity,
@@ -129,7 +130,7 @@ class Run:
             texts = tuple(texts)
             self._writer.hand(
                 lambda: self._write_part(texts, new=len(texts)),
-                lambda: self._merge(self._small(part_names(self.folder), ours=True)),
+                lambda: self._merge(ours=True),
             )
 
     def claim(self, block: int) -> bool:
@@ -241,28 +242,38 @@ class Run:
     def _prefix(self) -> str:
         return f"{self.session.prefix}{self.process:04d}-"
 
-    def _small(self, names: Iterable[str], *, ours: bool) -> list[str]:
-        """Small parts, this process's own of this session or all others."""
-        mine = (name for name in names if name.startswith(self._prefix) == ours)
-        return [name for name in mine if count_rows(part_files(self.folder, name)["results"]) < SMALL]
+    def _small(self, *, ours: bool) -> list[str]:
+        """Small parts, this process's own of this session or all others, oldest first."""
 
-    def _merge(self, names: Sequence[str]) -> None:
+        def listing() -> list[str]:
+            return [name for name in part_names(self.folder) if name.startswith(self._prefix) == ours]
+
+        counts = each_of(listing, lambda name: count_texts(self.folder, name))
+        return [name for name, count in counts.items() if count < SMALL]
+
+    def _merge(self, *, ours: bool) -> None:
         """Merge enough small parts into a new one, then delete them; readers drop what is there twice meanwhile."""
-        if len(names) < COMPACT_AT:
+        small = self._small(ours=ours)
+        if len(small) < COMPACT_AT:
             return
         tokens = dict(read_texts(self.folder))
-        texts: dict[str, TextResult] = {}
-        for name in sorted(names, key=age):
-            read = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
-            texts |= {text.text_id: text for text in read}
-        ours = [name for name in names if name.startswith(self.session.prefix)]
-        self._write_part(list(texts.values()), new=sum(read_times(self.folder, name)[0] for name in ours))
-        for name in names:
+
+        def read(name: str) -> tuple[list[TextResult], int]:
+            texts = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
+            return texts, read_times(self.folder, name)[0] if name.startswith(self.session.prefix) else 0
+
+        # A process of an earlier session that still lives may be deleting some of them.
+        parts = each_of(lambda: [name for name in part_names(self.folder) if name in small], read)
+        texts = {text.text_id: text for held, _ in parts.values() for text in held}
+        if texts:
+            self._write_part(list(texts.values()), new=sum(new for _, new in parts.values()))
+        for name in parts:
             remove_part(self.folder, name)
 
     def _tidy(self) -> None:
         """Delete what newer parts and states replace, and merge small parts; only while no other process writes."""
-        self._merge(self._small(delete_superseded(self.folder), ours=False))
+        delete_superseded(self.folder)
+        self._merge(ours=False)
 
 
 def open_run(

@@ -9,6 +9,7 @@ from pathlib import Path
 from onestep_jax.files import entries, remove
 from onestep_jax.names import FOLDERS, age, foreign_files, listed, parse
 from onestep_jax.parts import part_files, read_table, remove_part
+from onestep_jax.reading import each_of
 from onestep_jax.records import part_names, read_texts
 from onestep_jax.states import reached, read_states, remove_state, state_names
 
@@ -38,17 +39,18 @@ def warn_of_foreign(folder: Path) -> None:
         warnings.warn(f"{folder}: {told}: {listed(foreign)}", stacklevel=2)
 
 
-def delete_superseded(folder: Path) -> list[str]:
-    """Delete parts whose texts are all in newer ones, and states that nothing needs any more; the parts left.
+def delete_superseded(folder: Path) -> None:
+    """Delete parts whose texts are all in newer ones, and states that nothing needs any more.
 
     A state is needed while one of its tasks is neither recorded nor in a newer state that is as far.
     """
-    ids = {}
-    for name in part_names(folder):
-        ids[name] = {row["text_id"] for row in read_table(part_files(folder, name)["results"], ["text_id"])}
+
+    def read(name: str) -> set[str]:
+        return {row["text_id"] for row in read_table(part_files(folder, name)["results"], ["text_id"])}
+
+    ids = each_of(lambda: part_names(folder), read)
     for name in superseded({name: dict.fromkeys(held, 0.0) for name, held in ids.items()}):
         remove_part(folder, name)
-        del ids[name]
     recorded, order = set().union(*ids.values()), [text_id for text_id, _ in read_texts(folder)]
     unfinished = {}
     for name, state in read_states(folder):
@@ -56,7 +58,6 @@ def delete_superseded(folder: Path) -> list[str]:
         unfinished[name] = {task: far for task, far in tasks if not {order[i] for i in task[0]} <= recorded}
     for name in superseded(unfinished):
         remove_state(folder, name)
-    return list(ids)
 
 
 def superseded(holdings: Mapping[str, Mapping[Hashable, float]]) -> list[str]:

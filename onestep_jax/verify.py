@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.arrays import Arrays
-from onestep_jax.config import UserError
 from onestep_jax.decoding import decode
 from onestep_jax.files import make_folder, move, writing
 from onestep_jax.locks import locked
 from onestep_jax.model import Model
 from onestep_jax.names import age, foreign_files
 from onestep_jax.parts import Scan, checksum, part_files, scan_part
+from onestep_jax.reading import each_of
 from onestep_jax.records import part_names, read_config, read_texts, shared_leaf
 from onestep_jax.results import Results, TextResult
 from onestep_jax.sessions import begin_session
@@ -117,29 +118,29 @@ def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Problem]:
 def _scan_parts(
     folder: Path, tokens: Mapping[str, np.ndarray], shared: str | None, progress: Report | None
 ) -> dict[str, Scan]:
-    """Scans of all parts, without those that were merged away meanwhile; a part that cannot be read has no text."""
-    scans: dict[str, Scan] = {}
-    while new := [name for name in part_names(folder) if name not in scans]:
-        for name in new:
-            try:
-                scans[name] = scan_part(folder, name, tokens, shared, Arrays())
-            except UserError as error:
-                scans[name] = Scan([], {"": str(error)})
+    """Scans of all parts; a part that cannot be read has no text."""
+    known, done = part_names(folder), itertools.count(1)
+
+    def scan(name: str) -> Scan:
+        try:
+            return scan_part(folder, name, tokens, shared, Arrays())
+        finally:
             if progress is not None:
-                progress(len(scans), max(len(new), len(scans)))
-    return {name: scans[name] for name in part_names(folder) if name in scans}
+                number = next(done)
+                progress(number, max(number, len(known)))
+
+    return each_of(lambda: part_names(folder), scan, lambda error: Scan([], {"": str(error)}))
 
 
 def _scan_states(folder: Path) -> tuple[int, dict[str, str]]:
     """How many states there are, and what is wrong with which."""
-    names, damaged = state_names(folder), {}
-    for name in names:
-        try:
-            read_arrays(folder, name, Arrays())
-        except (UserError, FileNotFoundError) as error:
-            damaged[name] = str(error)
-    there = state_names(folder)  # without those that were replaced meanwhile
-    return len(there), {name: what for name, what in damaged.items() if name in there}
+
+    def scan(name: str) -> str:
+        read_arrays(folder, name, Arrays())
+        return ""
+
+    scans = each_of(lambda: state_names(folder), scan, str)
+    return len(scans), {name: what for name, what in scans.items() if what}
 
 
 def _unique(scans: Mapping[str, Scan], problems: list[Problem]) -> tuple[dict[str, TextResult], int]:

@@ -115,6 +115,11 @@ def test_the_rate_is_that_of_the_session(tmp_path, monkeypatch):
     assert read_status(tmp_path / "run").owner is None
 
 
+def test_a_run_that_has_just_begun_has_no_rate(tmp_path):
+    with opened(tmp_path / "run", results(2)):
+        assert read_status(tmp_path / "run").an_hour is None
+
+
 def test_what_a_resume_goes_on_with(tmp_path):
     texts = results(5)
     with opened(tmp_path / "run", texts) as run:
