@@ -91,7 +91,7 @@ def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
     config = read_config(folder)
     identity, tokens = config["identity"], dict(read_texts(folder))
     parts = each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))
-    found: dict[str, TextResult] = {text.text_id: text for part in reversed(parts) for text in part}
+    found: dict[str, TextResult] = {text.text_id: text for part in parts for text in part}
     ordered = tuple(sorted(found.values(), key=lambda text: text.index))
     return Results(ordered, identity["scheme"], identity["model"], config["settings"].get("model", ""))
 
@@ -103,7 +103,7 @@ def read_summary(folder: Path) -> dict[str, dict[str, Any]]:
       UserError: if a results table is damaged.
     """
     parts = each_part(folder, lambda name: read_table(part_files(folder, name)["results"], _SUMMARY))
-    found = {row["text_id"]: row for part in reversed(parts) for row in part}
+    found = {row["text_id"]: row for part in parts for row in part}
     return dict(sorted(found.items(), key=lambda item: item[1]["index"]))
 
 

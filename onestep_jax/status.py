@@ -7,12 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from onestep_jax.arrays import Arrays
 from onestep_jax.locks import holder
 from onestep_jax.owners import Owner
 from onestep_jax.parts import read_times
 from onestep_jax.records import each_part, read_config, read_summary, read_texts
 from onestep_jax.sessions import Session, read_session
-from onestep_jax.states import reached, read_states
+from onestep_jax.states import origin, own_states, reached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +76,10 @@ def read_status(folder: Path) -> Status:
     Raises:
       UserError: if it is none, or damaged.
     """
-    read_config(folder)
-    order = [text_id for text_id, _ in read_texts(folder)]
+    identity, texts = read_config(folder)["identity"], read_texts(folder)
+    order = [text_id for text_id, _ in texts]
     session, owner = read_session(folder), holder(folder / "lock")
-    states = read_states(folder)
+    states, _ = own_states(folder, origin(identity, texts), Arrays())
     recorded = read_summary(folder)  # after the states, so that a text is never in both
     far: dict[tuple[tuple[int, ...], int], float] = {}
     for _, state in states:

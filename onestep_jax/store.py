@@ -17,6 +17,7 @@ This module takes numpy arrays and knows neither models nor devices.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import time
@@ -47,7 +48,7 @@ from onestep_jax.records import (
 )
 from onestep_jax.results import Results, TextResult
 from onestep_jax.sessions import Session, begin_session, check_session, is_present, read_session
-from onestep_jax.states import read_arrays, read_states, remove_state, state_names, write_state
+from onestep_jax.states import Origin, origin, own_states, read_arrays, remove_state, state_names, write_state
 from onestep_jax.upkeep import delete_superseded, sweep_away, warn_of_foreign
 from onestep_jax.writer import Writer, persist
 
@@ -180,14 +181,14 @@ class Run:
         self._state = self._writer.hand(lambda: self._write_state(arrays, record))
 
     def saved_states(self) -> list[tuple[str, Any]]:
-        """(name, record) of the states that all processes of earlier sessions left, newest first.
+        """(name, record) of the states of this run that all processes of earlier sessions left, newest first.
 
         Several may hold the same task. Those of the present session belong to processes that are at work on them.
 
         Raises:
           UserError: if one cannot be read.
         """
-        states = read_states(self.folder)
+        states, _ = own_states(self.folder, self._origin, self._arrays)
         return [(name, state.record) for name, state in states if not name.startswith(self.session.prefix)]
 
     def load_state_arrays(self, name: str) -> dict[str, np.ndarray]:
@@ -232,11 +233,16 @@ class Run:
         before = [name for name in state_names(self.folder) if name.startswith(self._prefix)]
 
         def write(name: str) -> None:
-            write_state(self.folder, name, arrays, record, self._elapsed, self._arrays, self._check)
+            of = self._origin
+            write_state(self.folder, name, arrays, record, self._elapsed, of, self._arrays, self._check)
 
         self._committed(write, remove_state)
         for name in before:
             remove_state(self.folder, name)
+
+    @functools.cached_property
+    def _origin(self) -> Origin:
+        return origin(self.config["identity"], read_texts(self.folder))
 
     @property
     def _prefix(self) -> str:
@@ -272,7 +278,7 @@ class Run:
 
     def _tidy(self) -> None:
         """Delete what newer parts and states replace, and merge small parts; only while no other process writes."""
-        delete_superseded(self.folder)
+        delete_superseded(self.folder, self._origin, self._arrays)
         self._merge(ours=False)
 
 

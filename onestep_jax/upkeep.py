@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 
+from onestep_jax.arrays import Arrays
 from onestep_jax.files import entries, remove
 from onestep_jax.names import FOLDERS, age, foreign_files, listed, parse
 from onestep_jax.parts import part_files, read_table, remove_part
 from onestep_jax.reading import each_of
-from onestep_jax.records import part_names, read_texts
-from onestep_jax.states import reached, read_states, remove_state, state_names
+from onestep_jax.records import part_names
+from onestep_jax.states import CURE, Origin, own_states, reached, remove_state, state_names
 
 
 def sweep_away(folder: Path) -> None:
@@ -39,10 +40,11 @@ def warn_of_foreign(folder: Path) -> None:
         warnings.warn(f"{folder}: {told}: {listed(foreign)}", stacklevel=2)
 
 
-def delete_superseded(folder: Path) -> None:
+def delete_superseded(folder: Path, of: Origin, arrays: Arrays) -> None:
     """Delete parts whose texts are all in newer ones, and states that nothing needs any more.
 
-    A state is needed while one of its tasks is neither recorded nor in a newer state that is as far.
+    A state is needed while one of its tasks is neither recorded nor in a newer state that is as far. One that does not
+    come from this run is left aside, with a warning.
     """
 
     def read(name: str) -> set[str]:
@@ -51,13 +53,16 @@ def delete_superseded(folder: Path) -> None:
     ids = each_of(lambda: part_names(folder), read)
     for name in superseded({name: dict.fromkeys(held, 0.0) for name, held in ids.items()}):
         remove_part(folder, name)
-    recorded, order = set().union(*ids.values()), [text_id for text_id, _ in read_texts(folder)]
-    unfinished = {}
-    for name, state in read_states(folder):
+    states, others = own_states(folder, of, arrays)
+    recorded, unfinished = set().union(*ids.values()), {}
+    for name, state in states:
         tasks = reached(state.record).items()
-        unfinished[name] = {task: far for task, far in tasks if not {order[i] for i in task[0]} <= recorded}
+        unfinished[name] = {task: far for task, far in tasks if not {of.texts[i][0] for i in task[0]} <= recorded}
     for name in superseded(unfinished):
         remove_state(folder, name)
+    if others:
+        told = f"saved state {listed(list(others))} is left aside: {next(iter(others.values()))}"
+        warnings.warn(f"{folder}: {told}; {CURE}", stacklevel=2)
 
 
 def superseded(holdings: Mapping[str, Mapping[Hashable, float]]) -> list[str]:

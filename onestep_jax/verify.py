@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from onestep_jax.reading import each_of
 from onestep_jax.records import part_names, read_config, read_texts, shared_leaf
 from onestep_jax.results import Results, TextResult
 from onestep_jax.sessions import begin_session
-from onestep_jax.states import read_arrays, state_files, state_names
+from onestep_jax.states import Origin, doubt, origin, read_arrays, read_state, state_files, state_names
 from onestep_jax.store import Run
 from onestep_jax.texts import text_ids
 
@@ -92,16 +92,18 @@ def verify(folder: Path, model: Model | None = None, progress: Report | None = N
     scans = _scan_parts(folder, dict(order), shared_leaf(config), progress)
     for name, scan in scans.items():
         problems += [Problem(f"part {name}", text_id or None, what, True) for text_id, what in scan.problems.items()]
-    states, damaged_states = _scan_states(folder)
+    states, damaged_states = _scan_states(folder, origin(identity, order))
     problems += [Problem(f"state {name}", None, what, True) for name, what in damaged_states.items()]
-    found, twice = _unique(scans, problems)
-    for text in found.values():
-        problems += _check_row(text)
+    found, twice, others = _unique(scans)
+    problems += others
+    wrong = [problem for name, text in found.values() for problem in _check_row(name, text)]
     if model is not None and found:
-        ordered = tuple(sorted(found.values(), key=lambda text: text.index))
+        ordered = tuple(sorted((text for _, text in found.values()), key=lambda text: text.index))
         results = Results(ordered, identity["scheme"], identity["model"])
-        problems += _check_decoding(model, results, identity["dtype"], progress)
-    damaged = {name: scan.texts for name, scan in scans.items() if scan.problems}
+        names = [found[text.text_id][0] for text in ordered]
+        wrong += _check_decoding(model, results, names, identity["dtype"], progress)
+    problems += wrong
+    damaged = _whole(scans, found, {problem.text_id for problem in wrong if problem.damage})
     counts = (len(order), len(found), twice, len(found) if model else 0, len(scans), states)
     return Verification(*counts, problems, damaged, list(damaged_states), foreign_files(folder))
 
@@ -132,52 +134,73 @@ def _scan_parts(
     return each_of(lambda: part_names(folder), scan, lambda error: Scan([], {"": str(error)}))
 
 
-def _scan_states(folder: Path) -> tuple[int, dict[str, str]]:
+def _scan_states(folder: Path, of: Origin) -> tuple[int, dict[str, str]]:
     """How many states there are, and what is wrong with which."""
 
     def scan(name: str) -> str:
         read_arrays(folder, name, Arrays())
-        return ""
+        return doubt(folder, name, read_state(folder, name), of, Arrays())
 
     scans = each_of(lambda: state_names(folder), scan, str)
     return len(scans), {name: what for name, what in scans.items() if what}
 
 
-def _unique(scans: Mapping[str, Scan], problems: list[Problem]) -> tuple[dict[str, TextResult], int]:
-    """The texts of all parts, the newest of each, and how many were there more than once and alike."""
-    found: dict[str, tuple[str, TextResult]] = {}
-    twice = 0
+_Found: TypeAlias = dict[str, tuple[str, TextResult]]
+
+
+def _unique(scans: Mapping[str, Scan]) -> tuple[_Found, int, list[Problem]]:
+    """text_id → part and text, the newest of each; how many were there more than once and alike; the others."""
+    found: _Found = {}
+    twice, problems = 0, []
     for name in sorted(scans, key=age, reverse=True):
         for text in scans[name].texts:
             newer, other = found.setdefault(text.text_id, (name, text))
             if other is not text and checksum(other) == checksum(text):
                 twice += 1
             elif other is not text:
-                problems.append(Problem(f"part {name}", text.text_id, f"recorded otherwise in part {newer}"))
-    return {text_id: text for text_id, (_, text) in found.items()}, twice
+                problems.append(Problem(f"part {name}", text.text_id, f"recorded otherwise in part {newer}", True))
+    return found, twice, problems
 
 
-def _check_row(text: TextResult) -> list[Problem]:
+def _whole(scans: Mapping[str, Scan], found: _Found, wrong: Collection[str | None]) -> dict[str, list[TextResult]]:
+    """Damaged part → its texts without those that are wrong, and those that a newer part has otherwise."""
+    damaged = {}
+    for name, scan in scans.items():
+        kept = [
+            text
+            for text in scan.texts
+            if text.text_id not in wrong and checksum(text) == checksum(found[text.text_id][1])
+        ]
+        if scan.problems or len(kept) < len(scan.texts):
+            damaged[name] = kept
+    return damaged
+
+
+def _check_row(name: str, text: TextResult) -> list[Problem]:
     """What a row says of itself."""
     right = int((text.predicted == text.tokens).sum()) if len(text.predicted) == len(text.tokens) else -1
     if (text.c_tokens, text.accuracy) == (right, right / len(text.tokens)):
         return []
     said = f"accuracy {text.accuracy} and {text.c_tokens} exact tokens"
-    return [Problem("results", text.text_id, f"its row says {said}, its predicted ids say {right}")]
+    return [Problem(f"part {name}", text.text_id, f"its row says {said}, its predicted ids say {right}", True)]
 
 
-def _check_decoding(model: Model, results: Results, dtype: str, progress: Report | None) -> list[Problem]:
-    """Vectors, decoded again, against the predicted ids of the rows.
+def _check_decoding(
+    model: Model, results: Results, names: Sequence[str], dtype: str, progress: Report | None
+) -> list[Problem]:
+    """Vectors, decoded again, against the predicted ids of the rows; `names` are the parts that the texts are in.
 
-    In another batch the rounding of bfloat16 may decide a close call otherwise, so one token of a text may differ.
+    In another batch the rounding of bfloat16 may decide a close call otherwise, so one token of a text may differ. In
+    another precision than the run's more may, so that this is no damage.
     """
     allowed = 0 if dtype == str(model.dtype) == "float32" else 1
     problems = []
-    for text, decoded in zip(results, decode(model, results, progress=progress), strict=True):
+    for name, text, decoded in zip(names, results, decode(model, results, progress=progress), strict=True):
         other = int((decoded.tokens != text.predicted).sum())
         if other > allowed:
             what = f"its vectors decode to {other} other tokens than recorded, of {len(text.tokens)}"
-            problems.append(Problem("vectors", text.text_id, f"{what}; {allowed} may differ in {model.dtype}"))
+            told = f"{what}; {allowed} may differ in {model.dtype}"
+            problems.append(Problem(f"part {name}", text.text_id, told, dtype == str(model.dtype)))
     return problems
 
 

@@ -264,7 +264,7 @@ def test_verify_names_foreign_files_and_ends_well(home, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["foreign"] == ["results/000001-0000-000000 (copy).parquet"]
 
 
-def test_verify_decodes_what_the_checksums_cannot_know(home, tmp_path, capsys):
+def test_verify_decodes_what_the_checksums_cannot_know(fitted, home, tmp_path, capsys):
     config, results = read_config(home / "run"), read_results(home / "run")
     wrong = dataclasses.replace(results[2], vectors=results[3].vectors)
     texts = [(text.text_id, text.tokens) for text in results]
@@ -277,6 +277,11 @@ def test_verify_decodes_what_the_checksums_cannot_know(home, tmp_path, capsys):
     assert [problem["text_id"] for problem in found["problems"]] == [wrong.text_id]
     assert "decode to" in found["problems"][0]["what"]
     assert (found["texts"], found["recorded"]) == (4, 3)
+    assert main(["verify", str(tmp_path / "run"), "--drop", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 2
+    assert main(replaced(fitted, run=tmp_path / "run")) == 0
+    assert main(["verify", str(tmp_path / "run")]) == 0
+    assert [text.accuracy for text in read_results(tmp_path / "run")] == [text.accuracy for text in results]
 
 
 def test_status(home, tmp_path, capsys):

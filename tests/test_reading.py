@@ -97,7 +97,7 @@ def test_a_state_may_be_replaced_under_a_reader_however_often(run, monkeypatch, 
             remove_part(run, part)
 
         def replace(name, newer):
-            write_state(run, newer, {}, read_state(run, name).record, 0.0, Arrays(), lambda: None)
+            write_state(run, newer, {}, read_state(run, name).record, 0.0, going._origin, Arrays(), lambda: None)
             remove_state(run, name)
 
         replacing = Replacing(monkeypatch, states, "read_text", replace)

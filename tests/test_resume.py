@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from onestep_jax import load_model, read_results
-from onestep_jax.states import read_states
+from onestep_jax.arrays import Arrays
+from onestep_jax.records import read_config, read_texts
+from onestep_jax.states import origin, own_states
 from onestep_jax.status import read_status
 from onestep_jax.verify import verify
 
@@ -33,7 +35,8 @@ def recorded(run):
 
 def saved_tasks(run):
     """The newest saved task of every unrecorded text, by its index."""
-    records = [state.record for _, state in read_states(run)][:1]
+    of = origin(read_config(run)["identity"], read_texts(run))
+    records = [state.record for _, state in own_states(run, of, Arrays())[0]][:1]
     done = recorded(run)
     tasks = [task for record in records for task in record.get("tasks", ())]
     return {task["texts"][0]: task for task in tasks if task["texts"][0] not in done}

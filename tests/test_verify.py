@@ -5,13 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from store_runs import IDENTITY, opened, results, task
+from store_runs import IDENTITY, opened, results, same, task
 
-from onestep_jax import store, verify
+from onestep_jax import read_results, store, verify
 from onestep_jax.config import UserError
 from onestep_jax.files import write_rows
 from onestep_jax.status import Flight, read_status
 from onestep_jax.store import join_run
+
+MODEL = SimpleNamespace(dtype=np.dtype("float32"))
 
 
 def problems(folder, model=None):
@@ -40,6 +42,11 @@ def test_a_text_recorded_twice_and_otherwise(tmp_path):
             beside.append([other])
     what = "recorded otherwise in part 000001-0001-000000"
     assert problems(tmp_path / "run") == [(texts[1].text_id, what)]
+    kept = [texts[0], other]
+    same(read_results(tmp_path / "run"), kept)  # the newer one is what counts, also once parts are merged
+    assert verify.set_aside(tmp_path / "run", verify.verify(tmp_path / "run")) == 1
+    assert problems(tmp_path / "run") == []
+    same(read_results(tmp_path / "run"), kept)
 
 
 def test_a_row_that_contradicts_itself(tmp_path):
@@ -50,6 +57,30 @@ def test_a_row_that_contradicts_itself(tmp_path):
     ((text_id, what),) = problems(tmp_path / "run")
     assert text_id == texts[1].text_id
     assert "its row says accuracy 1.0 and 2 exact tokens, its predicted ids say 3" in what
+    dropped(tmp_path / "run", texts, wrong=1)
+
+
+def dropped(folder, texts, wrong, model=None):
+    """Set aside what is wrong with one text: the others stay, and that one is to be made again."""
+    assert verify.set_aside(folder, verify.verify(folder, model)) == 2
+    assert problems(folder, model) == []
+    same(read_results(folder), [text for i, text in enumerate(texts) if i != wrong])
+    assert [path.name.partition("-")[0] for path in (folder / "damaged").iterdir()] == ["000001"] * 3
+    with opened(folder, texts) as run:
+        assert texts[wrong].text_id not in run.recorded()
+
+
+def test_a_row_that_contradicts_itself_in_two_parts_is_set_aside_in_both(tmp_path):
+    texts = results(3)
+    wrong = dataclasses.replace(texts[1], c_tokens=2)
+    with opened(tmp_path / "run", texts) as run:
+        run.append([texts[0], wrong])
+        run.append([wrong, texts[2]])
+    found = verify.verify(tmp_path / "run")
+    assert (len(found.problems), found.twice) == (1, 1)
+    verify.set_aside(tmp_path / "run", found)
+    assert problems(tmp_path / "run") == []
+    same(read_results(tmp_path / "run"), [texts[0], texts[2]])
 
 
 def test_a_text_of_another_run_and_tokens_of_another_text(tmp_path):
@@ -80,7 +111,23 @@ def test_how_many_tokens_may_decode_otherwise(tmp_path, monkeypatch, dtype, allo
     found = verify.verify(tmp_path / "run", SimpleNamespace(dtype=np.dtype("float32")))
     assert found.decoded == 2
     assert len(found.problems) == (2 if other > allowed else 0)
-    assert not any(problem.damage for problem in found.problems)
+    assert all(problem.damage == (dtype == "float32") for problem in found.problems)
+    assert len(found.damaged_parts) == (1 if other > allowed and dtype == "float32" else 0)
+
+
+def test_vectors_that_decode_to_other_tokens_are_set_aside(tmp_path, monkeypatch):
+    texts = results(3)
+    with opened(tmp_path / "run", texts, IDENTITY | {"dtype": "float32"}) as run:
+        run.append(texts)
+
+    def decode(model, results, progress):
+        return [SimpleNamespace(tokens=text.predicted + (text.index == 2)) for text in results]
+
+    monkeypatch.setattr(verify, "decode", decode)
+    assert [text_id for text_id, _ in problems(tmp_path / "run", MODEL)] == [texts[2].text_id]
+    assert verify.set_aside(tmp_path / "run", verify.verify(tmp_path / "run", MODEL)) == 2
+    assert problems(tmp_path / "run", MODEL) == []
+    same(read_results(tmp_path / "run"), texts[:2])
 
 
 def test_setting_aside_needs_the_run_at_rest(tmp_path):
