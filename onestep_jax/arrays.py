@@ -116,7 +116,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         described: Any = ocp.metadata(str(path.resolve())).metadata
         if described is None:
             reason = f": {said[-1]}" if said else ""
-            raise OSError(errno.EIO, f"the description of the arrays cannot be read{reason}", str(path))
+            raise ValueError(f"the description of the arrays cannot be read{reason}")
         target = {name: np.zeros(entry.shape, entry.dtype) for name, entry in described.items()}
         loaded: Any = ocp.load(str(path.resolve()), target)
     return {name: np.asarray(array) for name, array in loaded.items()}

@@ -16,6 +16,10 @@ class Stranded(UserError):
     """A process cannot tell the others of its job that it ends, and must not wait for them."""
 
 
+class Unreadable(UserError):
+    """The storage does not give what is there, so that nothing is known of it; in particular not that it is damaged."""
+
+
 class Interrupted(Exception):
     """A fit was told to stop; its state is saved and the same call goes on from there."""
 

@@ -180,6 +180,27 @@ def entries(folder: Path) -> list[Path]:
             return []
 
 
+def read_through(path: Path) -> None:
+    """Read every byte of a file, or of all files in a folder.
+
+    Raises:
+      OSError: if the storage refuses one, or there is nothing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if not is_local(path):
+        with _plain_errors(path):
+            _store_of(path).cat(_key(path), recursive=True)
+        return
+    walk = os.walk(path, onerror=refuse) if path.is_dir() else [(path.parent, [], [path.name])]
+    for place in [Path(top, name) for top, _, names in walk for name in names]:
+        with place.open("rb") as file:
+            while file.read(2**20):
+                pass
+
+
 def remove(path: Path) -> None:
     """Delete a file, or a folder with all in it, if it is there."""
     if not is_local(path):

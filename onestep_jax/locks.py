@@ -18,6 +18,7 @@ from onestep_jax.config import UserError
 from onestep_jax.files import is_local
 from onestep_jax.leases import leased, leaseholder
 from onestep_jax.owners import UNKNOWN, Owner, this_process
+from onestep_jax.reading import patiently
 
 PATIENCE = 0.5  # seconds; a reader that looks whether a lock is held has it for a moment
 
@@ -55,7 +56,7 @@ def holder(path: Path) -> Owner | None:
     if not is_local(path):
         return leaseholder(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = patiently(path, lambda path: os.open(path, os.O_RDONLY))
     except FileNotFoundError:
         return None
     try:

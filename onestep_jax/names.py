@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onestep_jax.files import entries, remove
+from onestep_jax.reading import listing
 
 
 def _number(digits: int) -> str:
@@ -70,7 +71,7 @@ def age(name: str) -> tuple[int, ...]:
 
 def committed(folder: Path, kind: str) -> list[str]:
     """Names of the committed parts ("results") or states ("state") of a run directory, oldest first."""
-    found = {path.name: parse(path) for path in entries(folder / kind)}
+    found = {path.name: parse(path) for path in listing(folder / kind)}
     names = [ours.name for file, ours in found.items() if ours is not None and file == ours.name + _COMMITS[kind]]
     return sorted(names, key=age)
 
@@ -85,7 +86,7 @@ def remove_all(folder: Path, kinds: Iterable[str], name: str) -> None:
 
 def foreign_files(folder: Path) -> list[str]:
     """What lies beside the files of a run directory and is none of them, as paths within it."""
-    return [f"{kind}/{path.name}" for kind in FOLDERS for path in entries(folder / kind) if parse(path) is None]
+    return [f"{kind}/{path.name}" for kind in FOLDERS for path in listing(folder / kind) if parse(path) is None]
 
 
 def listed(foreign: list[str]) -> str:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onestep_jax.arrays import Arrays
-from onestep_jax.config import UserError
+from onestep_jax.config import Unreadable, UserError
 from onestep_jax.files import count_rows, one_line, read_about, read_rows, write_rows
 from onestep_jax.names import remove_all
+from onestep_jax.reading import patiently
 from onestep_jax.results import TextResult, Trial
 
 KINDS = ("results", "traces", "embeddings")  # the commit record first, so that a removal cut short leaves no half part
@@ -28,10 +29,14 @@ _PATH = "path_"
 
 
 class Scan(NamedTuple):
-    """What a part holds: whole texts, and for each other text_id what is wrong with it."""
+    """What a part holds: whole texts, and for each other text_id what is wrong with it.
+
+    Not `readable` is one that the storage refuses to give: the problem is then no damage.
+    """
 
     texts: list[TextResult]
     problems: dict[str, str]
+    readable: bool = True
 
 
 def part_files(folder: Path, name: str) -> dict[str, Path]:
@@ -81,7 +86,7 @@ def read_part(
     Raises:
       UserError: if a file of the part is missing, cannot be read or holds something else than was written.
     """
-    texts, problems = scan_part(folder, name, tokens, shared, arrays)
+    texts, problems, _ = scan_part(folder, name, tokens, shared, arrays)
     if problems:
         first, reason = next(iter(problems.items()))
         more = f", and {len(problems) - 1} more texts" if len(problems) > 1 else ""
@@ -183,7 +188,9 @@ def _plain(values: Iterable[Any]) -> bytes:
 
 def _read(path: Path, read: Callable[[Path], Any], ids: Sequence[str]) -> Any:
     try:
-        return read(path)
+        return patiently(path, read)
+    except Unreadable:
+        raise
     except Exception as error:  # of pyarrow, Orbax and tensorstore, each with kinds of its own
         lost = _texts(ids) if ids else "which texts it holds cannot be told"
         told = f"{type(error).__name__}: {one_line(error)}"

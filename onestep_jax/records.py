@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onestep_jax.arrays import Arrays
-from onestep_jax.config import UserError
+from onestep_jax.config import Unreadable, UserError
 from onestep_jax.files import locate, read_rows, read_text
 from onestep_jax.names import committed
 from onestep_jax.parts import part_files, read_part, read_table
-from onestep_jax.reading import each_of
+from onestep_jax.reading import each_of, patiently
 from onestep_jax.results import Results, TextResult
 
 FORMAT = 3
@@ -42,7 +42,9 @@ def read_config(folder: Path) -> dict[str, Any]:
       UserError: if there is none, or one that this version cannot read.
     """
     try:
-        config = json.loads(read_text(folder / "config.json"))
+        config = json.loads(patiently(folder / "config.json", read_text))
+    except Unreadable:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no run directory (no config.json)") from error
     except ValueError as error:
@@ -66,7 +68,9 @@ def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
     """
     path = folder / "texts.parquet"
     try:
-        return [(row["text_id"], np.asarray(row["tokens"], np.int32)) for row in read_rows(path)]
+        return [(row["text_id"], np.asarray(row["tokens"], np.int32)) for row in patiently(path, read_rows)]
+    except Unreadable:
+        raise
     except Exception as error:  # of pyarrow, with kinds of its own
         cure = "delete it, and the same onestep fit writes it again"
         raise UserError(f"{path}: damaged ({type(error).__name__}); {cure}") from error

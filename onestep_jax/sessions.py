@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from onestep_jax.config import UserError
+from onestep_jax.config import Unreadable, UserError
 from onestep_jax.files import read_text, replace
 from onestep_jax.names import age, part_name
 from onestep_jax.owners import this_process
+from onestep_jax.reading import patiently
 
 _FILE = "session.json"
 
@@ -47,9 +48,15 @@ class Session(NamedTuple):
 
 
 def read_session(folder: Path) -> Session | None:
-    """The present or last session, or None before the first and where the file is damaged: the next one mends it."""
+    """The present or last session, or None before the first and where the file is damaged: the next one mends it.
+
+    Raises:
+      Unreadable: if the storage refuses the file.
+    """
     try:
-        return Session(**json.loads(read_text(folder / _FILE)))
+        return Session(**json.loads(patiently(folder / _FILE, read_text)))
+    except Unreadable:
+        raise
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

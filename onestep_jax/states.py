@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onestep_jax.arrays import Arrays
-from onestep_jax.config import UserError
+from onestep_jax.config import Unreadable, UserError
 from onestep_jax.files import one_line, read_text, replace
 from onestep_jax.names import committed, remove_all
-from onestep_jax.reading import each_of
+from onestep_jax.reading import each_of, patiently
 
 CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 
@@ -93,11 +93,13 @@ def read_state(folder: Path, name: str) -> State:
     """
     path = folder / "state" / f"{name}.json"
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(patiently(path, read_text))
         state = State(**content["state"], run=content.get("run", ""), text_ids=content.get("text_ids", {}))
         if _text_checksum(content["state"]) != content["checksum"]:
             raise ValueError("its content differs from its checksum")
         return state
+    except Unreadable:
+        raise
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {CURE}") from error
 
@@ -112,7 +114,9 @@ def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]
     if not sums:
         return {}
     try:
-        arrays = store.load(path)
+        arrays = patiently(path, store.load)
+    except Unreadable:
+        raise
     except Exception as error:  # of Orbax and tensorstore, each with kinds of its own
         told = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{path}: damaged saved state ({told}); {CURE}") from error

@@ -31,11 +31,11 @@ import numpy as np
 
 from onestep_jax.arrays import Arrays
 from onestep_jax.config import Stranded, UserError
-from onestep_jax.files import create, entries, make_folder, replace, write_rows, writing
+from onestep_jax.files import create, make_folder, replace, write_rows, writing
 from onestep_jax.locks import locked
 from onestep_jax.names import FOLDERS, claim_name, left_name
 from onestep_jax.parts import count_texts, read_part, read_times, remove_part, write_part
-from onestep_jax.reading import each_of
+from onestep_jax.reading import each_of, listing
 from onestep_jax.records import (
     FORMAT,
     check_identity,
@@ -144,7 +144,7 @@ class Run:
 
     def others_left(self) -> bool:
         """Whether all other processes of the session have closed the run."""
-        there = {path.name for path in entries(self.folder / "claims")}
+        there = {path.name for path in listing(self.folder / "claims")}
         return all(self._left(process).name in there for process in range(self.processes) if process != self.process)
 
     def _left(self, process: int) -> Path:
@@ -251,10 +251,10 @@ class Run:
     def _small(self, *, ours: bool) -> list[str]:
         """Small parts, this process's own of this session or all others, oldest first."""
 
-        def listing() -> list[str]:
+        def names_now() -> list[str]:
             return [name for name in part_names(self.folder) if name.startswith(self._prefix) == ours]
 
-        counts = each_of(listing, lambda name: count_texts(self.folder, name))
+        counts = each_of(names_now, lambda name: count_texts(self.folder, name))
         return [name for name, count in counts.items() if count < SMALL]
 
     def _merge(self, *, ours: bool) -> None:
@@ -306,7 +306,7 @@ def open_run(
     Raises:
       UserError: if another process works on it, it belongs to a run of another identity, or it cannot be written.
     """
-    found = {path.name.removesuffix(".tmp") for path in entries(folder)}
+    found = {path.name.removesuffix(".tmp") for path in listing(folder)}
     if found - _OURS and "config.json" not in found:
         raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
     with writing(folder), ExitStack() as lock:

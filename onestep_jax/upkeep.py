@@ -7,10 +7,10 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from onestep_jax.arrays import Arrays
-from onestep_jax.files import entries, remove
+from onestep_jax.files import remove
 from onestep_jax.names import FOLDERS, age, foreign_files, listed, parse
 from onestep_jax.parts import part_files, read_table, remove_part
-from onestep_jax.reading import each_of
+from onestep_jax.reading import each_of, listing
 from onestep_jax.records import part_names
 from onestep_jax.states import CURE, Origin, own_states, reached, remove_state, state_names
 
@@ -22,13 +22,13 @@ def sweep_away(folder: Path) -> None:
     file goes first, then the committed names are read: the rename came before that and counts, or it fails.
     """
     for kind in FOLDERS:
-        for path in entries(folder / kind):
+        for path in listing(folder / kind):
             if (ours := parse(path)) is not None and ours.temporary:
                 remove(path)
     parts, states = set(part_names(folder)), set(state_names(folder))
     for kind in FOLDERS:
         kept = {"state": states, "claims": set()}.get(kind, parts)
-        for path in entries(folder / kind):
+        for path in listing(folder / kind):
             if (ours := parse(path)) is not None and ours.name not in kept:
                 remove(path)
 

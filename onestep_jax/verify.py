@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onestep_jax.arrays import Arrays
+from onestep_jax.config import Unreadable, UserError
 from onestep_jax.decoding import decode
 from onestep_jax.files import make_folder, move, writing
 from onestep_jax.locks import locked
@@ -91,9 +92,10 @@ def verify(folder: Path, model: Model | None = None, progress: Report | None = N
     identity, problems = config["identity"], _check_texts(order)
     scans = _scan_parts(folder, dict(order), shared_leaf(config), progress)
     for name, scan in scans.items():
-        problems += [Problem(f"part {name}", text_id or None, what, True) for text_id, what in scan.problems.items()]
-    states, damaged_states = _scan_states(folder, origin(identity, order))
-    problems += [Problem(f"state {name}", None, what, True) for name, what in damaged_states.items()]
+        for text_id, what in scan.problems.items():
+            problems.append(Problem(f"part {name}", text_id or None, what, scan.readable))
+    states = _scan_states(folder, origin(identity, order))
+    problems += [problem for problem in states.values() if problem is not None]
     found, twice, others = _unique(scans)
     problems += others
     wrong = [problem for name, text in found.values() for problem in _check_row(name, text)]
@@ -104,8 +106,9 @@ def verify(folder: Path, model: Model | None = None, progress: Report | None = N
         wrong += _check_decoding(model, results, names, identity["dtype"], progress)
     problems += wrong
     damaged = _whole(scans, found, {problem.text_id for problem in wrong if problem.damage})
-    counts = (len(order), len(found), twice, len(found) if model else 0, len(scans), states)
-    return Verification(*counts, problems, damaged, list(damaged_states), foreign_files(folder))
+    damaged_states = [name for name, problem in states.items() if problem is not None and problem.damage]
+    counts = (len(order), len(found), twice, len(found) if model else 0, len(scans), len(states))
+    return Verification(*counts, problems, damaged, damaged_states, foreign_files(folder))
 
 
 def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Problem]:
@@ -131,18 +134,24 @@ def _scan_parts(
                 number = next(done)
                 progress(number, max(number, len(known)))
 
-    return each_of(lambda: part_names(folder), scan, lambda error: Scan([], {"": str(error)}))
+    def failed(_: str, error: UserError) -> Scan:
+        return Scan([], {"": str(error)}, not isinstance(error, Unreadable))
+
+    return each_of(lambda: part_names(folder), scan, failed)
 
 
-def _scan_states(folder: Path, of: Origin) -> tuple[int, dict[str, str]]:
-    """How many states there are, and what is wrong with which."""
+def _scan_states(folder: Path, of: Origin) -> dict[str, Problem | None]:
+    """What is wrong with each state."""
 
-    def scan(name: str) -> str:
+    def scan(name: str) -> Problem | None:
         read_arrays(folder, name, Arrays())
-        return doubt(folder, name, read_state(folder, name), of, Arrays())
+        against = doubt(folder, name, read_state(folder, name), of, Arrays())
+        return Problem(f"state {name}", None, against, True) if against else None
 
-    scans = each_of(lambda: state_names(folder), scan, str)
-    return len(scans), {name: what for name, what in scans.items() if what}
+    def failed(name: str, error: UserError) -> Problem:
+        return Problem(f"state {name}", None, str(error), not isinstance(error, Unreadable))
+
+    return each_of(lambda: state_names(folder), scan, failed)
 
 
 _Found: TypeAlias = dict[str, tuple[str, TextResult]]
@@ -171,7 +180,7 @@ def _whole(scans: Mapping[str, Scan], found: _Found, wrong: Collection[str | Non
             for text in scan.texts
             if text.text_id not in wrong and checksum(text) == checksum(found[text.text_id][1])
         ]
-        if scan.problems or len(kept) < len(scan.texts):
+        if scan.readable and (scan.problems or len(kept) < len(scan.texts)):
             damaged[name] = kept
     return damaged
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from onestep_jax.config import UserError
+from onestep_jax.config import Unreadable, UserError
 from onestep_jax.files import one_line, writing
 
 _T = TypeVar("_T")
@@ -81,9 +81,9 @@ def persist(folder: Path, job: Callable[[], _T], warn: Callable[[str], None] = w
     for pause in RETRIES:
         try:
             return job()
-        except UserError:
-            raise
         except (OSError, ValueError) as error:
+            if isinstance(error, UserError) and not isinstance(error, Unreadable):
+                raise
             warn(f"{folder}: a write failed and is tried again ({one_line(error)})")
         time.sleep(pause)
     with writing(folder):

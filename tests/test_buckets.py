@@ -194,6 +194,33 @@ def test_errors_of_the_storage_are_told_in_one_line(bucket, tmp_path, monkeypatc
         send(tmp_path, path)
 
 
+@pytest.mark.parametrize("kind", ["results", "traces", "embeddings"])
+def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypatch, kind):
+    """The library has words of its own for that, some of them without a number of the operating system."""
+    made, folder = results(3), locate(f"{bucket}/forbidden-{kind}")
+    with opened(folder, made) as run:
+        run.append(made)
+
+    def forbidding(read):
+        def asked(path, *given, **how):
+            if f"/{kind}/" in path:
+                raise OSError(f"Forbidden: {path}")
+            return read(path, *given, **how)
+
+        return asked
+
+    monkeypatch.setattr("onestep_jax.reading.PAUSES", ())
+    with monkeypatch.context() as patch:
+        for name in ("cat_file", "_cat_file", "_cat_file_concurrent"):
+            patch.setattr(folder.fs, name, forbidding(getattr(folder.fs, name)))
+        (problem,) = verify(folder).problems
+        assert "cannot be read (Forbidden:" in problem.what
+        assert not problem.damage
+        with pytest.raises(UserError, match="nothing is known to be damaged"):
+            read_results(folder)
+    same(read_results(folder), made)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -7,9 +7,9 @@ import onestep_jax
 
 LINE = """config compilation rotary families partition fused layers model source tensors checkpoint texts schemes
 objective likelihood generation passages corpora quasi_newton optimizers results decoding placement slots engine
-inflight outcomes footprint throughput files names owners leases locks sessions arrays writer reading parts states records
-upkeep store status verify processes blocks ladder sweep sizing fitting exporting metrics tables capacity analysis
-report demo __init__ experiment looks bench options commands cli""".split()
+inflight outcomes footprint throughput files reading names owners leases locks sessions arrays writer parts states
+records upkeep store status verify processes blocks ladder sweep sizing fitting exporting metrics tables capacity
+analysis report demo __init__ experiment looks bench options commands cli""".split()
 ROOT = Path(onestep_jax.__file__).parent
 
 

@@ -434,7 +434,7 @@ def test_arrays_that_cannot_be_described_are_refused_with_the_reason(tmp_path):
     Arrays().save(tmp_path / "a", {"x": np.arange(3.0)})
     (description,) = (tmp_path / "a").rglob("_METADATA")
     description.write_text("{")
-    with pytest.raises(OSError, match="the description of the arrays cannot be read: Failed to get metadata"):
+    with pytest.raises(ValueError, match="the description of the arrays cannot be read: Failed to get metadata"):
         Arrays().load(tmp_path / "a")
 
 
