@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from findings import Tables, number, pick, section
 
-from onestep_jax import experiment
+from onestep_jax.experiment import cards as experiment
 
 HERE = Path(__file__).parent
 SECONDS = {32: 11.0, 64: 15.0, 128: 27.0, 256: 87.0}
@@ -299,12 +299,12 @@ def row(name: str) -> str:
     title = experiment.title(card).rstrip(".")
     hours = f"{paper_hours(item, card.config(False)):,.1f} h"
     if not (folder / "config.json").exists():
-        return f"| [{name}]({name}.py) | {title} | {hours} | {item.paper} | not yet recorded |"
+        return f"| [{name}](cards/{name}.py) | {title} | {hours} | {item.paper} | not yet recorded |"
     record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     figures = " ".join(f"[{path.stem}](results/{name}/{path.name})" for path in sorted(folder.glob("*.png")))
     minutes = f"{record['seconds of the last call'] / 60:.0f} min"
     ours = f"{item.ours(read_tables(folder))}. `{record['command']}` ({minutes}) {figures}"
-    return f"| [{name}]({name}.py) | {title} | {hours} | {item.paper} | {ours} |"
+    return f"| [{name}](cards/{name}.py) | {title} | {hours} | {item.paper} | {ours} |"
 
 
 def copy_results(source: Path) -> None:

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import Model, placement
-from onestep_jax.checkpoint import save_model
-from onestep_jax.families import read_config
-from onestep_jax.model import Decoder
-from onestep_jax.placement import Pmap
+from onestep_jax import Model
+from onestep_jax.devices import placement
+from onestep_jax.devices.placement import Pmap
+from onestep_jax.model.checkpoint import save_model
+from onestep_jax.model.decoder import Decoder
+from onestep_jax.model.families import read_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)

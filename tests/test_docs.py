@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from onestep_jax import experiment
-from onestep_jax.cli import build_parser
-from onestep_jax.config import check_known
+from onestep_jax.cli.parser import build_parser
+from onestep_jax.errors import check_known
+from onestep_jax.experiment import cards as experiment
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -73,7 +73,7 @@ def test_python_runs(name, tmp_path, monkeypatch, capsys):
 
 
 def test_optimizer_commands_run(tmp_path, monkeypatch):
-    from onestep_jax.cli import main
+    from onestep_jax.cli.parser import main
 
     monkeypatch.chdir(tmp_path)
     text = "The fog came down over the two roads and stayed until noon."

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from onestep_jax.cli import build_parser
+from onestep_jax.cli.parser import build_parser
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onestep_jax.cli import main
+from onestep_jax.cli.parser import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -30,7 +30,7 @@ def test_commands(books, capsys):
     assert len(commands) >= 12
     for command in commands:
         if command.startswith("onestep experiment"):
-            continue  # tests/test_cards_*.py run every card; tests/test_docs.py checks the words
+            continue  # tests/experiment/test_cards_*.py run every card; tests/test_docs.py checks the words
         assert main(shlex.split(command)[1:]) == 0, command
     out = capsys.readouterr().out
     assert "The fog came down." in out

@@ -18,13 +18,13 @@ import numpy as np
 import optax
 
 from onestep_jax.analysis.failures import spearman
-from onestep_jax.config import UserError, check_known
-from onestep_jax.likelihood import beginning, text_nats
-from onestep_jax.model import Model, Params, input_scale
-from onestep_jax.objective import score_text
-from onestep_jax.optimizers import PRESETS, Optimizer, Preset
-from onestep_jax.schemes import Array, Leaves, OneStep, draw
-from onestep_jax.texts import check_tokens, id_words, text_ids
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
+from onestep_jax.model.decoder import Model, Params, input_scale
+from onestep_jax.model.likelihood import beginning, text_nats
+from onestep_jax.prototokens.objective import score_text
+from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, draw
+from onestep_jax.tokens import check_tokens, id_words, text_ids
 
 BATCH = 32
 CONSTANT = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.analysis.attention import check_belongs
-from onestep_jax.config import UserError, check_known
-from onestep_jax.generation import BATCH, generate
-from onestep_jax.likelihood import beginning
-from onestep_jax.model import Model
-from onestep_jax.results import Results, TextResult
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.model.decoder import Model
+from onestep_jax.model.generation import BATCH, generate
+from onestep_jax.model.likelihood import beginning
+from onestep_jax.store.results import Results, TextResult
 
 # What generation starts from; "t" is the embedding of the text's first token and, like "BOS" alone, a control.
 COMBINATIONS = ("e", "e m", "m", "m e", "BOS e", "BOS e m", "BOS", "t", "BOS t")

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.config import ModelConfig, UserError, check_known
-from onestep_jax.decoding import decode
-from onestep_jax.model import Model, Params
-from onestep_jax.results import Results, TextResult
-from onestep_jax.schemes import Array, Leaves, Scheme, from_description
-from onestep_jax.texts import buckets
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.model.config import ModelConfig
+from onestep_jax.model.decoder import Model, Params
+from onestep_jax.prototokens.reconstruction import decode
+from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, from_description
+from onestep_jax.store.results import Results, TextResult
+from onestep_jax.tokens import buckets
 
 BATCH = 4
 ABLATIONS = ("e=m", "e=0", "e=mean", "e=other", "m=e", "m=0", "m=mean", "m=other")

@@ -1,7 +1,7 @@
 """Are two solutions of one text connected? Straight lines and trained curves between them (Figure 7, Eq. 4 and 5).
 
 Between the solutions of a text runs a quadratic Bézier curve whose control point is trained until the text is
-reconstructed all along it. `curves` has the mathematics of one; this module runs it over many pairs.
+reconstructed all along it. `bezier` has the mathematics of one; this module runs it over many pairs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import jax
 import numpy as np
 import optax
 
-from onestep_jax.analysis import curves
-from onestep_jax.analysis.curves import Method, Problem, curve_length, line_length
-from onestep_jax.config import UserError
-from onestep_jax.model import Model
-from onestep_jax.results import Results, TextResult
-from onestep_jax.schemes import Scheme
-from onestep_jax.texts import buckets, check_tokens, id_words
+from onestep_jax.analysis import bezier as curves
+from onestep_jax.analysis.bezier import Method, Problem, curve_length, line_length
+from onestep_jax.errors import UserError
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.schemes import Scheme
+from onestep_jax.store.results import Results, TextResult
+from onestep_jax.tokens import buckets, check_tokens, id_words
 
 # Chosen on one pair of solutions of 16 tokens of the packaged model. On two other pairs the
 # accuracy along the curve has the mean 0.53 and 0.60 with temperature 1, 0.90 and 0.89 with 0.25, 0.98 and 0.95
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
       tokens: (N,) int32 target ids.
       first, second: leaf → array, the ends of the curve.
       names: what the two are called: text_id and seed of each.
-      words: (8,) uint32, their identities (`texts.id_words`), which the random numbers hang on.
+      words: (8,) uint32, their identities (`tokens.id_words`), which the random numbers hang on.
     """
 
     tokens: np.ndarray

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax import corpora
-from onestep_jax.config import UserError, check_known
-from onestep_jax.model import Model
-from onestep_jax.results import Results
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.model.decoder import Model
+from onestep_jax.store.results import Results
+from onestep_jax.texts import corpora
 
 MOST = 200_000  # pairs of one relation
 ROWS_AT_A_TIME = 2**22  # float64 components gathered at a time

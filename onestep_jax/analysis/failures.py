@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.config import UserError, check_known
-from onestep_jax.results import TextResult
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.store.results import TextResult
 
 KINDS = ("position", "relative", "nats", "occurrences")
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onestep_jax.analysis.distances import ROWS_AT_A_TIME, Relations, cosine_distances
-from onestep_jax.config import UserError
+from onestep_jax.errors import UserError
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _EXPORTED = "model.onnx"  # as fastembed's own download has it

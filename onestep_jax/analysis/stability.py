@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.config import UserError
-from onestep_jax.decoding import decode
-from onestep_jax.model import Model
-from onestep_jax.results import Results, TextResult
+from onestep_jax.errors import UserError
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.reconstruction import decode
+from onestep_jax.store.results import Results, TextResult
 
 SOLVED = 0.99  # the paper's "reconstructed"
 

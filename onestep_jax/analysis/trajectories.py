@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.config import UserError, check_known
+from onestep_jax.errors import UserError, check_known
 
 Path = Mapping[str, np.ndarray]
 

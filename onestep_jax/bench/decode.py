@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.bench.measuring import Clock, interleaved, record, spread, within_context
-from onestep_jax.bench.subjects import subject
-from onestep_jax.generation import generate
-from onestep_jax.model import Array, Model, Network, Params, weights_dtype
-from onestep_jax.objective import argmax
-from onestep_jax.schemes import Leaves, OneStep
+from onestep_jax.bench.models import subject
+from onestep_jax.bench.timing import Clock, interleaved, record, spread, within_context
+from onestep_jax.model.decoder import Array, Model, Network, Params, weights_dtype
+from onestep_jax.model.generation import generate
+from onestep_jax.model.token_losses import argmax
+from onestep_jax.prototokens.schemes import Leaves, OneStep
 
 Emit: TypeAlias = Callable[[Sequence[Mapping[str, np.ndarray]]], np.ndarray]  # leaves of texts → (texts, N) token ids
 
@@ -63,7 +63,7 @@ def bench_decode(
     """Time both ways of getting texts out, from random vectors: the time does not depend on what comes out.
 
     Args:
-      source: see `subjects.subject`.
+      source: see `models.subject`.
       lengths: tokens of a text.
       batches: texts at a time.
       repeats: timed calls of each way.
@@ -72,7 +72,7 @@ def bench_decode(
       say: receives a line for the user.
 
     Returns:
-      See `measuring.record`; a row a length and batch.
+      See `timing.record`; a row a length and batch.
     """
     clock, model = Clock(limit), subject(source, dtype)
     lengths = within_context(model, lengths, say)

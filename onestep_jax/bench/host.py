@@ -20,15 +20,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from onestep_jax import slots as device
-from onestep_jax.bench.measuring import draw_spread, record, spread
-from onestep_jax.checkpoint import default_dtype, load_model
-from onestep_jax.config import UserError
-from onestep_jax.fitting import fit, make_problem
-from onestep_jax.model import Model
-from onestep_jax.optimizers import PRESETS
-from onestep_jax.placement import Pmap, Program
-from onestep_jax.schemes import OneStep
+from onestep_jax.bench.timing import draw_spread, record, spread
+from onestep_jax.devices.placement import Pmap, Program
+from onestep_jax.errors import UserError
+from onestep_jax.fitting import slots as device
+from onestep_jax.fitting.fitting import fit, make_problem
+from onestep_jax.fitting.optimizers import PRESETS
+from onestep_jax.model.checkpoint import default_dtype, load_model
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.schemes import OneStep
 
 IDLE_CALLS = 100
 
@@ -85,7 +85,7 @@ def bench_host(
       say: receives a line for the user.
 
     Returns:
-      See `measuring.record`; a row a number of devices.
+      See `timing.record`; a row a number of devices.
     """
     local = jax.local_devices()
     if max(devices) > len(local):
@@ -118,7 +118,7 @@ def _handing_over(model: Model, devices: Sequence[Any], slots: int, length: int,
     """Milliseconds of a chunk of which all slots are idle, the median of many."""
     preset, placement = PRESETS["paper"], Pmap(devices)
     problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), preset.steps)
-    params = placement.place(model.network, model.params)
+    params = placement.place(model.params, model.config.kv_heads)
     state = placement.spread(device.idle(problem, length, (len(devices), slots)))
     program, seconds = placement.map(device.chunk, problem, chunk, donate=1), []
     for _ in range(IDLE_CALLS):

@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 
-from onestep_jax.bench.measuring import interleaved, record, spread
-from onestep_jax.bench.subjects import bytes_of
-from onestep_jax.checkpoint import default_dtype, load_model
-from onestep_jax.source import locate, shards
+from onestep_jax.bench.models import bytes_of
+from onestep_jax.bench.timing import interleaved, record, spread
+from onestep_jax.model.checkpoint import default_dtype, load_model
+from onestep_jax.model.hub import locate, shards
 
 
 def bench_load(
@@ -28,7 +28,7 @@ def bench_load(
       say: receives a line for the user.
 
     Returns:
-      See `measuring.record`; a row a way.
+      See `timing.record`; a row a way.
     """
     from safetensors import safe_open
 

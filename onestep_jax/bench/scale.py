@@ -9,11 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from onestep_jax.bench.measuring import Clock, draw_spread, interleaved, record, spread, within_context
+from onestep_jax.bench.models import subject
 from onestep_jax.bench.step import A_STEP, Stepper
-from onestep_jax.bench.subjects import subject
-from onestep_jax.footprint import step_flops
-from onestep_jax.model import Model
+from onestep_jax.bench.timing import Clock, draw_spread, interleaved, record, spread, within_context
+from onestep_jax.model.cost import step_flops
+from onestep_jax.model.decoder import Model
 
 AXES = ("slots", "length", "vocabulary")
 
@@ -34,7 +34,7 @@ def bench_scale(
     """Time a text-step against each of `AXES`, the rows of the model's embedding table being repeated or cut.
 
     Args:
-      source: see `subjects.subject`.
+      source: see `models.subject`.
       slots: at the shortest length.
       lengths: at as many slots as keep slots × length at `budget`, at least one.
       vocabularies: at the shortest length and the fewest slots that fill an eighth of `budget`.
@@ -46,7 +46,7 @@ def bench_scale(
       say: receives a line for the user.
 
     Returns:
-      See `measuring.record`; a row a case.
+      See `timing.record`; a row a case.
     """
     clock, model = Clock(limit), subject(source, dtype)
     lengths = within_context(model, lengths, say)

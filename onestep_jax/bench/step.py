@@ -11,21 +11,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from onestep_jax import slots as device
-from onestep_jax.bench.measuring import Clock, interleaved, matmul, record, spread, within_context
-from onestep_jax.bench.reference import Reference
-from onestep_jax.bench.subjects import import_torch, subject
-from onestep_jax.config import UserError
-from onestep_jax.files import one_line
-from onestep_jax.fitting import make_problem
-from onestep_jax.footprint import program_memory, step_flops
-from onestep_jax.fused import KERNELS
-from onestep_jax.model import Model
-from onestep_jax.optimizers import PRESETS
-from onestep_jax.placement import Pmap
-from onestep_jax.schemes import OneStep
-from onestep_jax.sizing import check_attention, size_fit
-from onestep_jax.slots import RUNNING
+from onestep_jax.bench.models import import_torch, subject
+from onestep_jax.bench.pytorch import Reference
+from onestep_jax.bench.timing import Clock, interleaved, matmul, record, spread, within_context
+from onestep_jax.devices.placement import Pmap
+from onestep_jax.errors import UserError
+from onestep_jax.fitting import slots as device
+from onestep_jax.fitting.fitting import make_problem
+from onestep_jax.fitting.memory import program_memory
+from onestep_jax.fitting.optimizers import PRESETS
+from onestep_jax.fitting.sizing import check_attention, size_fit
+from onestep_jax.fitting.slots import RUNNING
+from onestep_jax.model.cost import step_flops
+from onestep_jax.model.decoder import Model
+from onestep_jax.model.fused_attention import KERNELS
+from onestep_jax.prototokens.schemes import OneStep
+from onestep_jax.store.storage import one_line
 
 ENDLESS = 2**30  # steps
 A_STEP = "ms a text-step"
@@ -38,7 +39,7 @@ class Stepper:
         chosen = PRESETS[preset]
         problem = make_problem(model, OneStep(), chosen, chosen.optimizer.build(), ENDLESS)
         placement = Pmap(jax.local_devices()[:1])
-        self.params = placement.place(model.network, model.params)
+        self.params = placement.place(model.params, model.config.kv_heads)
         draw = np.random.default_rng(0)
         tokens = draw.integers(model.config.vocab_size, size=(1, slots, 1, length)).astype(np.int32)
         ids = draw.integers(2**32, size=(1, slots, 1, 4), dtype=np.uint32)
@@ -79,7 +80,7 @@ def bench_step(
     """Time a step of ours, with `slots` texts and with one, and of PyTorch at batch 1 and at the same batch.
 
     Args:
-      source: see `subjects.subject`.
+      source: see `models.subject`.
       length: tokens of a text.
       slots: texts at a time, or "auto" for as many as a fit would take.
       chunk: steps of a call; one call of each contender is a repeat.
@@ -92,7 +93,7 @@ def bench_step(
       say: receives a line for the user.
 
     Returns:
-      See `measuring.record`; a row a contender, and ratios of medians.
+      See `timing.record`; a row a contender, and ratios of medians.
     """
     if torch:
         import_torch()

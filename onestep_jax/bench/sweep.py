@@ -25,22 +25,22 @@ from typing import Any
 import jax
 
 from onestep_jax.bench import WAYS
-from onestep_jax.bench.measuring import record
-from onestep_jax.bench.reference import Reference
-from onestep_jax.checkpoint import default_dtype, load_model
-from onestep_jax.compilation import VARIABLE
-from onestep_jax.config import UserError, check_known
-from onestep_jax.corpora import load_tokens
-from onestep_jax.fitting import fit, make_problem, prepare
-from onestep_jax.ladder import rungs
-from onestep_jax.model import Model
-from onestep_jax.optimizers import PRESETS
-from onestep_jax.placement import Pmap
-from onestep_jax.results import TextResult
-from onestep_jax.schemes import OneStep
-from onestep_jax.sizing import size_fit
-from onestep_jax.sweep import Sweep
-from onestep_jax.texts import text_ids
+from onestep_jax.bench.pytorch import Reference
+from onestep_jax.bench.timing import record
+from onestep_jax.devices.compile_cache import VARIABLE
+from onestep_jax.devices.placement import Pmap
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.fitting.fitting import fit, make_problem, prepare
+from onestep_jax.fitting.optimizers import PRESETS
+from onestep_jax.fitting.sizing import size_fit
+from onestep_jax.fitting.slot_ladder import rungs
+from onestep_jax.fitting.sweep import Sweep
+from onestep_jax.model.checkpoint import default_dtype, load_model
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.schemes import OneStep
+from onestep_jax.store.results import TextResult
+from onestep_jax.texts.corpora import load_tokens
+from onestep_jax.tokens import text_ids
 
 _CHILD = "from onestep_jax.bench.sweep import child; child()"
 
@@ -79,7 +79,7 @@ def bench_sweep(
       say: receives a line for the user.
 
     Returns:
-      See `measuring.record`; a row a way and turn, and ratios of solved texts per hour over all turns.
+      See `timing.record`; a row a way and turn, and ratios of solved texts per hour over all turns.
     """
     check_known("way", ways, WAYS)
     check_known("preset", [preset], PRESETS)

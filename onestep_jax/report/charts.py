@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.metrics import reconstructed
+from onestep_jax.analysis.metrics import reconstructed
 from onestep_jax.report.headline import Headline, best_trial
 from onestep_jax.report.markup import Markup, join, tag, visible
 from onestep_jax.report.wording import accuracy
-from onestep_jax.results import TextResult
+from onestep_jax.store.results import TextResult
 
 POINTS = 20_000  # of all curves of a panel together, which bounds the size of the page
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 18, 40

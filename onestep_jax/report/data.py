@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from onestep_jax.decoding import as_text
-from onestep_jax.metrics import bits, exact_horizon, horizon, reconstructed
+from onestep_jax.analysis.metrics import bits, exact_horizon, horizon, reconstructed
+from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.report.headline import best_trial
+from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import visible
-from onestep_jax.report.pieces import token_pieces
-from onestep_jax.report.reading import FittedRun
-from onestep_jax.results import TextResult
+from onestep_jax.report.token_strings import token_pieces
+from onestep_jax.store.results import TextResult
 
 TEXTS, TOKENS = 500, 60_000  # on the page, over all runs: together they bound its size
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.report.headline import Headline
-from onestep_jax.results import Results
+from onestep_jax.store.results import Results
 
 ACCENT, MIDDLE, PALE = "#0f766e", "#5fa8a1", "#cfd8d6"
 LABELLED = 12  # lines that a legend still names

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.decoding import as_text
-from onestep_jax.metrics import bits, reconstructed
-from onestep_jax.report.reading import FittedRun
-from onestep_jax.results import TextResult, Trial
+from onestep_jax.analysis.metrics import bits, reconstructed
+from onestep_jax.prototokens.reconstruction import as_text
+from onestep_jax.report.inputs import FittedRun
+from onestep_jax.store.results import TextResult, Trial
 
 PLAIN_BITS = 32  # of a token id where the vocabulary is not known
 

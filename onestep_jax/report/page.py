@@ -8,10 +8,11 @@ import importlib.metadata
 from importlib.resources import files
 from string import Template
 
-from onestep_jax.report import records, sections
+from onestep_jax.report import experiment_section as records
+from onestep_jax.report import sections
 from onestep_jax.report.data import page_data, shown_texts
+from onestep_jax.report.inputs import Found
 from onestep_jax.report.markup import Markup, embedded, join, tag, visible
-from onestep_jax.report.reading import Found
 
 
 def page_html(found: Found) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from onestep_jax.metrics import THRESHOLD, bits, exact_horizon
+from onestep_jax.analysis.metrics import THRESHOLD, bits, exact_horizon
+from onestep_jax.prototokens.schemes import from_description
 from onestep_jax.report import charts
 from onestep_jax.report.data import text_strings
 from onestep_jax.report.headline import Headline, Sizes, best_trial, headline, sizes
+from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import Markup, join, one_line, tag, visible
-from onestep_jax.report.reading import FittedRun
 from onestep_jax.report.wording import accuracy, duration, notation, number, protocol, size
-from onestep_jax.results import TextResult
-from onestep_jax.schemes import from_description
+from onestep_jax.store.results import TextResult
 
 CURVED_RUNS = 12  # runs whose curves are drawn
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.optimizers import PRESETS
-from onestep_jax.schemes import from_description
+from onestep_jax.fitting.optimizers import PRESETS
+from onestep_jax.prototokens.schemes import from_description
 
 
 def notation(description: Mapping[str, Any]) -> str:

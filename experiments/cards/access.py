@@ -1,0 +1,155 @@
+"""Access test: can the model read a text out of its proto-tokens token by token?
+
+    onestep experiment access --model meta-llama/Llama-3.2-1B
+
+The model continues contexts of PG-19; e and m are fitted to the beginning of each continuation. Then it generates, one
+token after the other, from combinations of e, m and BOS, greedily and at temperature 1. The paper: 50 contexts of 128
+tokens, continuations of 256, e and m fitted to the first 128 of these. Its finding, for every combination:
+
+    generated from e, m and BOS    nothing related to the text
+
+Here relatedness is measured, by the tokens that agree place by place ("exact"), the longest common prefix and
+substring, and the overlap of the bags of tokens (F1), against the text of the vectors and against other texts; p is
+that of a permutation test. "rest" compares with the part of the continuation that was not fitted. Two controls: the
+decoding in one pass, by the same measures, and generation from the embedding of the text's first token ("t"), since
+after e, which emits that token, the model sees it too: only what goes beyond "t" is read out of the vectors.
+
+Writes access.csv (a row a start, temperature and measure), access_texts.csv (what was generated) and access.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.analysis import access as analysis
+from onestep_jax.analysis.access import Relatedness
+from onestep_jax.experiment.study import Study
+from onestep_jax.model.decoder import Model
+from onestep_jax.model.likelihood import beginning
+from onestep_jax.prototokens.reconstruction import as_text, decode
+from onestep_jax.store.results import Results
+from onestep_jax.texts.corpora import contexts, continuations
+
+PAPER = "nothing related"
+ONE_PASS = "one pass"
+COMPARE = {
+    "exact": analysis.exact,
+    "prefix": analysis.common_prefix,
+    "substring": analysis.common_substring,
+    "overlap": analysis.overlap,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the card; `texts` is the source of the contexts, of which `context` tokens are read."""
+
+    model: str = "meta-llama/Llama-3.2-1B"
+    texts: str = "pg19"
+    count: int = 50
+    per_context: int = 1
+    context: int = 128
+    continuation: int = 256
+    length: int = 128
+    starts: tuple[str, ...] = analysis.COMBINATIONS
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    others: int = 8
+    permutations: int = 10_000
+    preset: str = "paper"
+    steps: int = 5000
+    seed: int = 0
+
+
+def config(smoke: bool) -> Config:
+    """The paper's size, or seconds."""
+    if smoke:
+        base = Config("default", "demo", count=4, context=8, continuation=16, length=8, preset="fast", steps=250)
+        return dataclasses.replace(base, starts=("e", "e m", "BOS"), temperatures=(0.0,), permutations=1000)
+    return Config()
+
+
+def packaged() -> Config:
+    """The packaged model on a small machine; there are eight contexts in the package, so each is continued thrice."""
+    base = Config("default", "demo", count=8, per_context=3, context=32, continuation=64, length=32)
+    return dataclasses.replace(base, preset="fast", steps=1500)
+
+
+def run(config: Config, study: Study) -> None:
+    """Fit the beginnings of continuations and try to read them out by generation."""
+    model, generated_from = study.model, config.texts
+    given = contexts(model, generated_from, count=config.count, length=config.context, seed=config.seed)
+    sizes = {"length": config.continuation, "per_context": config.per_context}
+    drawn = continuations(model, given, **sizes, seed=config.seed)
+    # continuations of one context lie far apart, so that the next texts, compared with below, are of other contexts
+    whole = [of_one[j] for j in range(config.per_context) for of_one in drawn]
+    options = {"preset": config.preset, "steps": config.steps, "seed": config.seed}
+    results = study.fit("continuations", [ids[: config.length] for ids in whole], **options)
+
+    starts = [start for start in config.starts if beginning(model) is not None or "BOS" not in start]
+    test = {"others": config.others, "permutations": config.permutations, "seed": config.seed}
+    found = analysis.access(model, results, combinations=starts, temperatures=config.temperatures, **test)
+    emitted = np.stack([one.tokens for one in decode(model, results)])
+    fitted = np.stack([text.tokens for text in results])
+    rest = np.stack([ids[config.length :] for ids in whole])
+    rows = [_row("fitted", one) for one in relate((ONE_PASS, 0.0), emitted, fitted, tuple(COMPARE), config)]
+    rows += [_row("fitted", one) for one in found.rows]
+    for case, out in found.generated.items():
+        rows += [_row("rest", one) for one in relate(case, out, rest, ("substring", "overlap"), config)]
+    study.table("access", rows)
+    study.table("access_texts", list(_texts(model, results, found)))
+    _draw(study, rows, [ONE_PASS, *starts], config.temperatures[0])
+
+
+def relate(
+    case: tuple[str, float], out: np.ndarray, wanted: np.ndarray, measures: Sequence[str], config: Config
+) -> list[Relatedness]:
+    """Compare tokens (texts, T) with those wanted of the same text and of the next few texts, as `access` does."""
+    tokens = min(out.shape[1], wanted.shape[1])
+    out, wanted = out[:, :tokens], wanted[:, :tokens]
+    columns = range(1 + min(config.others, config.count - 1))
+    rows = []
+    for measure in measures:
+        compare = COMPARE[measure]
+        scores = [[compare(one, wanted[(i + j) % len(wanted)]) for j in columns] for i, one in enumerate(out)]
+        scores = np.array(scores, float)
+        own, other = float(scores[:, 0].mean()), float(scores[:, 1:].mean())
+        p = analysis.permutation_p(scores, config.permutations, np.random.default_rng((config.seed, 2)))
+        rows.append(Relatedness(*case, measure, own, other, own - other, p, *out.shape))
+    return rows
+
+
+def _row(compared: str, found: Relatedness) -> dict[str, Any]:
+    generated = found.start not in (ONE_PASS, "BOS", "t", "BOS t")
+    return {"compared with": compared, **found._asdict(), "paper": PAPER if generated else None}
+
+
+def _texts(model: Model, results: Results, found: analysis.Access):
+    for (start, temperature), out in found.generated.items():
+        for text, ids in zip(results, out, strict=True):
+            strings = {"generated": as_text(model.tokenizer, ids), "fitted": as_text(model.tokenizer, text.tokens)}
+            yield {"text": text.index, "start": start, "temperature": temperature, **strings}
+
+
+def _draw(study: Study, rows: list[dict[str, Any]], starts: list[str], temperature: float) -> None:
+    labels = {"exact": "same token at the same place", "overlap": "overlap of tokens, F1"}
+    with study.figure("access", columns=2, size=(4, 3.6)) as axes:
+        for axis, (measure, label) in zip(axes, labels.items(), strict=True):
+            chosen = {
+                row["start"]: row
+                for row in rows
+                if row["compared with"] == "fitted"
+                and row["measure"] == measure
+                and row["start"] in (ONE_PASS, *starts)
+                and row["temperature"] == (0.0 if row["start"] == ONE_PASS else temperature)
+            }
+            axis.scatter([chosen[start]["own"] for start in starts], starts, label="own text", zorder=3)
+            others = [chosen[start]["other"] for start in starts]
+            axis.scatter(others, starts, facecolors="none", edgecolors="C1", label="other texts", zorder=3)
+            axis.set(xlabel=label, xlim=(-0.03, 1.03))
+            axis.invert_yaxis()
+        axes[0].set_ylabel("input of the model")
+        axes[0].legend(frameon=False, fontsize="small", loc="center right")

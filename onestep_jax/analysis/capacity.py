@@ -1,0 +1,255 @@
+"""Capacity of many texts (Table 3): every length tried, or only as many as it takes to know.
+
+Both ways are rounds of the ordinary `fit`, each a run directory of its own, so that what was killed goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onestep_jax.analysis.metrics import THRESHOLD, capacity
+from onestep_jax.analysis.prefix_table import Table, check_nesting, create_folder, round_folder
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.fitting.fitting import fit, prepare
+from onestep_jax.fitting.optimizers import PRESETS
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.schemes import OneStep, Scheme
+from onestep_jax.store.results import TextResult
+from onestep_jax.store.storage import locate
+
+CHEAP = 0.1  # share of the budget: doubling a length multiplies the steps by 2 to 7 (packaged model, 4 to 22 tokens)
+
+
+def grid(
+    model: Model,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    lengths: Iterable[int],
+    *,
+    run: str | Path | None = None,
+    **fit_options: Any,
+) -> Table:
+    """Fit every length of every text, in one `fit`, as the paper does for Table 3.
+
+    Args:
+      model: the frozen model.
+      texts: strings or lists of token ids.
+      lengths: prefix lengths to try, in tokens.
+      run: folder to record in, see `tables`; a grid that is there already is gone on with.
+      fit_options: of `fit`. A scheme that shares a leaf groups texts at one length, in their order.
+
+    Raises:
+      UserError: as `fit`; for a text below the shortest length; for options that a grid decides itself.
+      Interrupted: as `fit`.
+    """
+    scheme = _scheme(fit_options)
+    table = _empty_table(model, texts, lengths, scheme)
+    folder = None if run is None else locate(run)
+    if folder is not None:
+        create_folder(folder, table, {"kind": "grid"})
+    wanted = [(i, length) for length in table.lengths for i in range(len(table.texts)) if length in table.ids[i]]
+    return _fit_round(model, table, wanted, round_folder(folder, 0), fit_options)
+
+
+def search(
+    model: Model,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    lengths: Iterable[int],
+    *,
+    run: str | Path | None = None,
+    warm: bool = False,
+    failures: int = 1,
+    threshold: float = THRESHOLD,
+    **fit_options: Any,
+) -> Table:
+    """Find each text's capacity from few of its lengths: climb, and stop where a length fails.
+
+    A failure costs the whole budget, and more the longer it is; a success far below the capacity costs next to nothing;
+    and of a failed fit far above it only a short prefix is right, which bounds nothing. So lengths are tried in
+    ascending order, one a text and round (`next_length`). Cold fits are those that `grid` would make, up to the order
+    of float32 sums: capacities agree but for texts of which a length is reconstructed beyond `failures` that are not.
+
+    Args:
+      model: the frozen model.
+      texts: strings or lists of token ids.
+      lengths: prefix lengths to try, in tokens.
+      run: folder to record in, see `tables`; a search that is there already is gone on with.
+      warm: start each length at the vectors with the longest horizon so far, which may find other capacities.
+      failures: how many lengths in a row must fail before a text is given up.
+      threshold: accuracy from which a prefix counts as reconstructed.
+      fit_options: of `fit`.
+
+    Raises:
+      UserError: as `fit`; for a text below the shortest length; for options that a search decides itself; for schemes
+        that share a leaf, whose texts can only move together, or whose solutions do not nest.
+      Interrupted: as `fit`.
+    """
+    if failures < 1 or not 0 < threshold <= 1:
+        raise UserError(f"failures = {failures}, threshold = {threshold}: expected at least 1, and above 0 to 1")
+    scheme = _scheme(fit_options)
+    table = _empty_table(model, texts, lengths, scheme)
+    _check_search(model, table, warm, fit_options)
+    folder, cheap = None if run is None else locate(run), CHEAP * _budget(fit_options)
+    if folder is not None:
+        create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
+    for number in range(len(table.lengths)):  # a text tries a length once
+        wanted = []
+        for i in range(len(table.texts)):
+            length = next_length(table.row(i), table.tried(i), failures, threshold, cheap)
+            wanted += [] if length is None else [(i, length)]
+        if not wanted:
+            break
+        if warm and number:
+            start = _warm_start(table, wanted, threshold)
+            fit_options["scheme"] = dataclasses.replace(scheme, start=start)  # pyright: ignore[reportArgumentType]
+        table = _fit_round(model, table, wanted, round_folder(folder, number), fit_options)
+    return table
+
+
+def next_length(
+    fits: Mapping[int, TextResult],
+    tried: Sequence[int],
+    failures: int = 1,
+    threshold: float = THRESHOLD,
+    cheap: float = 0,
+) -> int | None:
+    """Choose the length that a search fits next, or None when the capacity is known.
+
+    That is the first untried one of the `failures` lengths above what is reconstructed. As long as none has failed and
+    a success took at most `cheap` gradient evaluations, it is the longest within double the length instead: the ones
+    between are answered by the longer solution, and gone back to if it fails.
+
+    Args:
+      fits: length → result, of one text so far.
+      tried: the lengths to try, ascending.
+      failures: lengths in a row that must fail.
+      threshold: accuracy from which a prefix counts as reconstructed.
+      cheap: gradient evaluations of a success up to which the length is doubled.
+    """
+    reached = capacity(fits.values(), lengths=tried, threshold=threshold, nested=True).tokens if fits else 0
+    above = [length for length in tried if length > reached]
+    untried = [length for length in above[:failures] if length not in fits]
+    if not untried:
+        return None
+    failed = any(length > reached for length in fits)
+    if failed or reached not in fits or fits[reached].steps > cheap:
+        return untried[0]
+    return max((length for length in above if length <= 2 * reached), default=untried[0])
+
+
+class Agreement(NamedTuple):
+    """How a search compares with the full grid.
+
+    Attributes:
+      texts: how many.
+      equal: share of texts with the same capacity.
+      at_least: share of texts with a capacity no smaller than the grid's.
+      evaluations: gradient evaluations of the search over those of the grid.
+      token_positions: the same, each evaluation times its length: the share of the arithmetic.
+    """
+
+    texts: int
+    equal: float
+    at_least: float
+    evaluations: float
+    token_positions: float
+
+
+def agreement(grid: Table, search: Table, *, threshold: float = THRESHOLD, nested: bool = False) -> Agreement:
+    """Compare the capacities and the work of a search with those of the full grid.
+
+    Args:
+      grid: of `grid`.
+      search: of `search`, on the same texts and lengths.
+      threshold: accuracy from which a prefix counts as reconstructed.
+      nested: let the grid's fits answer for shorter lengths too; False is the paper's reading of a grid.
+
+    Raises:
+      UserError: if the two are not of the same texts and lengths.
+    """
+    if [*map(dict, grid.ids)] != [*map(dict, search.ids)]:
+        raise UserError("agreement: grid and search are of different texts or lengths; run both on the same")
+    ours = np.array([found.tokens for found in search.capacities(threshold=threshold)])
+    theirs = np.array([found.tokens for found in grid.capacities(threshold=threshold, nested=nested)])
+    work = (search.evaluations / grid.evaluations, search.token_positions / grid.token_positions)
+    return Agreement(len(ours), float((ours == theirs).mean()), float((ours >= theirs).mean()), *work)
+
+
+# --- rounds ---
+
+
+def _fit_round(
+    model: Model, table: Table, wanted: Sequence[tuple[int, int]], run: Path | None, fit_options: Mapping[str, Any]
+) -> Table:
+    """The table with fits of the wanted (text, length) prefixes."""
+    prefixes = [table.texts[i][:length].tolist() for i, length in _distinct(table, wanted)]
+    return table.adding(fit(model, prefixes, run=run, **fit_options))
+
+
+def _distinct(table: Table, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The wanted prefixes in their order, those with one text_id once."""
+    return list({table.ids[i][length]: (i, length) for i, length in wanted}.values())
+
+
+def _warm_start(table: Table, wanted: Sequence[tuple[int, int]], threshold: float) -> dict[str, np.ndarray]:
+    """Vectors with the longest horizon of each text, leaf → (prefixes, …), in the order in which they are fitted."""
+    rows = [table.row(i).values() for i, _ in _distinct(table, wanted)]
+    best = [capacity(row, threshold=threshold, nested=True).best for row in rows]
+    return {name: np.stack([text.vectors[name] for text in best]) for name in best[0].vectors}
+
+
+# --- what is asked for ---
+
+
+def _scheme(fit_options: Mapping[str, Any]) -> Scheme:
+    """The arrangement; options that a capacity decides itself are refused."""
+    for name, default, cure in (("length", None, "lengths"), ("copies", 1, "seeds, the best of which is kept")):
+        if fit_options.get(name, default) != default:
+            raise UserError(f"{name} = {fit_options[name]!r}: not an option of a capacity; give {cure}")
+    scheme = fit_options.get("scheme") or OneStep()
+    if scheme.start is not None:
+        raise UserError("a capacity draws its start vectors; give a scheme without start, or search(…, warm=True)")
+    return scheme
+
+
+def _empty_table(model: Model, texts: Any, lengths: Iterable[int], scheme: Scheme) -> Table:
+    """The prefixes in question, checked."""
+    lengths = tuple(sorted({int(length) for length in lengths}))
+    if not lengths or lengths[0] < 1:
+        raise UserError(f"lengths = {lengths}: expected numbers of tokens, at least one and each at least 1")
+    tokens = prepare(model, texts, lengths[-1], scheme)
+    least = lengths[0] if scheme.group == 1 else lengths[-1]
+    for i, text in enumerate(tokens):
+        if len(text) < least:
+            raise UserError(f"text {i}: {len(text)} tokens, expected at least {least}; leave it out, or change lengths")
+    if len(tokens) % scheme.group:
+        reason = "a group would mix lengths; give a multiple"
+        raise UserError(f"{len(tokens)} texts in groups of {scheme.group}: {reason}")
+    return Table(tuple(tokens), lengths, scheme.describe())
+
+
+def _check_search(model: Model, table: Table, warm: bool, fit_options: Mapping[str, Any]) -> None:
+    """Refuse what a search cannot do."""
+    check_nesting(table.scheme)
+    group, seeds = table.scheme.get("group", 1), fit_options.get("seeds", 1)
+    if group > 1:
+        raise UserError(f"search with groups of {group}: their texts can only move together; use grid")
+    if warm and seeds > 1:
+        raise UserError(f"seeds = {seeds} with warm: each would start at the same vectors; give seeds=1")
+    first, last, boundary = table.lengths[0], table.lengths[-1], model.config.boundary
+    if boundary is not None and first <= boundary < last:
+        reason = f"rotary positions change at {boundary} tokens, across which solutions do not nest"
+        raise UserError(f"lengths {first} to {last}: {reason}; search each side for itself")
+
+
+def _budget(fit_options: Mapping[str, Any]) -> int:
+    """Gradient evaluations that a failure costs."""
+    preset = fit_options.get("preset", "fast")
+    if isinstance(preset, str):
+        check_known("preset", [preset], PRESETS)
+        preset = PRESETS[preset]
+    return (fit_options.get("steps") or preset.steps) * fit_options.get("seeds", 1)

@@ -1,0 +1,172 @@
+"""Fits of prefixes, texts × lengths: what capacity (Table 3) is read from, and the folder that keeps it.
+
+table.json       kind, lengths and settings of the table
+texts.parquet    index, text_id and tokens of the texts, cut to the longest length
+round-000/ …     run directories of `fit`; a grid has one, a search one for each round
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.analysis.metrics import THRESHOLD, Capacity, capacity
+from onestep_jax.errors import UserError
+from onestep_jax.store.parquet import read_rows, write_rows
+from onestep_jax.store.reading import check_identity, read_results
+from onestep_jax.store.results import TextResult
+from onestep_jax.store.storage import entries, locate, make_folder, read_text, replace, writing
+from onestep_jax.tokens import text_ids
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Which prefixes of which texts are in question, and what came of those that were fitted.
+
+    Attributes:
+      texts: (tokens,) int32 ids of each text, cut to the longest length.
+      lengths: in tokens, ascending; those beyond the end of a text are not tried on it.
+      scheme: description of the arrangement, see `schemes.from_description`.
+      found: text_id of a prefix → its result. Texts that begin alike share it, unless they are fitted in groups.
+      ids: for each text, length → text_id of that prefix.
+    """
+
+    texts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+    lengths: tuple[int, ...]
+    scheme: Mapping[str, Any]
+    found: Mapping[str, TextResult] = dataclasses.field(default_factory=dict, repr=False)
+    ids: tuple[Mapping[int, str], ...] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", _prefix_ids(self.texts, self.lengths, self.scheme.get("group", 1)))
+
+    def tried(self, text: int) -> list[int]:
+        """Lengths that fit into a text, ascending."""
+        return list(self.ids[text])
+
+    def row(self, text: int) -> dict[int, TextResult]:
+        """Results of a text by length, as far as they are there."""
+        return {length: self.found[name] for length, name in self.ids[text].items() if name in self.found}
+
+    def adding(self, results: Iterable[TextResult]) -> Table:
+        """The table with more results."""
+        return dataclasses.replace(self, found={**self.found, **{result.text_id: result for result in results}})
+
+    def capacities(self, *, threshold: float = THRESHOLD, nested: bool = True) -> list[Capacity]:
+        """Capacity of each text.
+
+        Args:
+          threshold: accuracy from which a prefix counts as reconstructed.
+          nested: let the fit of a longer prefix answer for the shorter ones, see `metrics.capacity`. The table of a
+            search needs it; False is the paper's way with a grid.
+
+        Raises:
+          UserError: if a text has no fit, or the arrangement's solutions do not nest.
+        """
+        if nested:
+            check_nesting(self.scheme)
+        rows = enumerate(map(self.row, range(len(self.texts))))
+        return [capacity(r.values(), lengths=self.tried(i), threshold=threshold, nested=nested) for i, r in rows]
+
+    @property
+    def evaluations(self) -> int:
+        """Gradient evaluations spent on all of it."""
+        return sum(result.steps for result in self.found.values())
+
+    @property
+    def token_positions(self) -> int:
+        """Gradient evaluations, each times the length it was spent on."""
+        return sum(result.steps * len(result.tokens) for result in self.found.values())
+
+
+def _prefix_ids(texts: Sequence[np.ndarray], lengths: Sequence[int], group: int) -> tuple[dict[int, str], ...]:
+    """For each text, length → text_id of the prefix; in groups, equal prefixes are told apart as `fit` does."""
+    rows = [(i, length) for length in lengths for i, text in enumerate(texts) if length <= len(text)]
+    prefixes = [texts[i][:length] for i, length in rows]
+    names = text_ids(prefixes) if group > 1 else [text_ids([prefix])[0] for prefix in prefixes]
+    ids: tuple[dict[int, str], ...] = tuple({} for _ in texts)
+    for (i, length), name in zip(rows, names, strict=True):
+        ids[i][length] = name
+    return ids
+
+
+def check_nesting(scheme: Mapping[str, Any]) -> None:
+    """Refuse an arrangement in which a solution of N tokens, cut short, is no solution of fewer.
+
+    Raises:
+      UserError: for "halves", whose `m` begins later in a longer text.
+    """
+    if scheme.get("arrangement") == "halves":
+        reason = "its inputs depend on the length, so that a fit does not answer for shorter prefixes"
+        raise UserError(f"arrangement 'halves': {reason}; use grid, and capacities(nested=False)")
+
+
+# --- the folder ---
+
+
+def create_folder(folder: Path, table: Table, settings: Mapping[str, Any]) -> None:
+    """Describe a table in its folder, or check that it is the one that was begun there.
+
+    Args:
+      folder: made if it is not there.
+      table: its texts, lengths and scheme are recorded.
+      settings: what else must not change between its sessions.
+
+    Raises:
+      UserError: if the folder holds another table or something else, or cannot be written.
+    """
+    names = text_ids(table.texts)
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    identity = {**settings, "lengths": list(table.lengths), "texts": digest, "scheme": dict(table.scheme)}
+    if (folder / "table.json").exists():
+        check_identity(folder, _described(folder)["identity"], identity)
+        return
+    if {path.name.removesuffix(".tmp") for path in entries(folder)} - {"texts.parquet"}:
+        raise UserError(f"{folder}: not empty and no table of capacities (no table.json); give another folder")
+    with writing(folder):
+        make_folder(folder)
+        rows = [{"index": i, "text_id": name, "tokens": table.texts[i]} for i, name in enumerate(names)]
+        write_rows(folder / "texts.parquet", rows)
+        replace(folder / "table.json", (json.dumps({"format": FORMAT, "identity": identity}, indent=2) + "\n").encode())
+
+
+def round_folder(folder: Path | None, number: int) -> Path | None:
+    """Run directory of a round, counted from 0; None in memory."""
+    return None if folder is None else folder / f"round-{number:03d}"
+
+
+def read_table(folder: str | Path) -> Table:
+    """Read a grid or search from its folder, finished or not.
+
+    Raises:
+      UserError: if the folder holds neither, or a part of it is damaged.
+    """
+    folder = locate(folder)
+    identity = _described(folder)["identity"]
+    rows = read_rows(folder / "texts.parquet")
+    texts = tuple(np.asarray(row["tokens"], np.int32) for row in rows)
+    table = Table(texts, tuple(identity["lengths"]), identity["scheme"])
+    for run in entries(folder):
+        if run.name.startswith("round-") and (run / "config.json").exists():
+            table = table.adding(read_results(run))
+    return table
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(read_text(folder / "table.json"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no grid or search of capacities (no table.json)") from error
+    except ValueError as error:
+        raise UserError(f"{folder / 'table.json'}: not valid JSON ({error})") from error
+    if described.get("format") != FORMAT:
+        raise UserError(f"{folder}: table format {described.get('format')!r}; this version reads {FORMAT}")
+    return described

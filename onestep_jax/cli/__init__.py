@@ -1,0 +1,9 @@
+"""The command `onestep`, a file a command.
+
+May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `texts`, `fitting`, `analysis`, `bench`,
+`experiment`, `report`.
+"""
+
+from onestep_jax.cli.parser import main
+
+__all__ = ["main"]

@@ -1,0 +1,8 @@
+"""`python -m onestep_jax.cli`."""
+
+import sys
+
+from onestep_jax.cli.parser import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Experiments: recipe cards in files of their own, run into a folder that keeps the numbers, the figures and the runs.
+
+A card is a file of the clone's `experiments/cards/` with a docstring (the paper's item, hours, the paper's numbers), a
+frozen dataclass of settings, `config(smoke)` and `packaged()`, which fill it for the paper's size, for seconds, and for
+the packaged model on a small machine, and `run(config, study)`. No card imports another.
+
+    runs/experiments/NAME/config.json   settings, versions, commit, the command
+    runs/experiments/NAME/*.csv, *.png  tables and figures
+    runs/experiments/NAME/runs/         ordinary run directories
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.experiment.study import Study
+from onestep_jax.store.provenance import versions
+from onestep_jax.store.storage import replace, writing
+
+CLONE = Path(__file__).parents[2]
+CARDS = Path("experiments") / "cards"
+_PARTS = ("config", "packaged", "run")
+
+
+# --- cards ---
+
+
+def cards_folder() -> Path:
+    """The clone's `experiments/cards/`: of the current folder, or of the clone that the package is installed from.
+
+    Raises:
+      UserError: if there is none.
+    """
+    for folder in (Path.cwd() / CARDS, CLONE / CARDS):
+        if folder.is_dir() and any(_is_card(path) for path in folder.glob("*.py")):
+            return folder
+    raise UserError("no experiments/cards/ here: run this in a clone of the onestep_jax repository")
+
+
+def cards() -> dict[str, Path]:
+    """Name → file of every card, in the order of their names."""
+    return {path.stem: path for path in sorted(cards_folder().glob("*.py")) if _is_card(path)}
+
+
+@functools.cache
+def _is_card(path: Path) -> bool:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} >= set(_PARTS)
+
+
+def load_card(name: str) -> ModuleType:
+    """The module of a card.
+
+    Raises:
+      UserError: if there is no such card.
+    """
+    found = cards()
+    check_known("experiment", [name], [*found, "all"])
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", found[name])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look for the names in annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings_of(card: ModuleType, size: str, changes: Mapping[str, str]) -> Any:
+    """The card's settings: those of "paper", "packaged" or "smoke", with changes given as text.
+
+    Raises:
+      UserError: for a setting that the card does not have, or a value that does not fit it.
+    """
+    base = card.packaged() if size == "packaged" else card.config(size == "smoke")
+    check_known(f"setting of {card.__name__.removeprefix('experiments.')}", changes, _fields(base))
+    return dataclasses.replace(base, **{key: _parse(key, text, _fields(base)[key]) for key, text in changes.items()})
+
+
+def _fields(settings: Any) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+def _parse(name: str, text: str, like: Any) -> Any:
+    """Text as a value of the kind of `like`; the values of a tuple are separated by commas."""
+    if isinstance(like, tuple):
+        return tuple(_parse(name, part, like[0] if like else "") for part in text.split(",") if part)
+    if isinstance(like, bool):
+        check_known(f"value of --{name}", [text.lower()], ["true", "false"])
+        return text.lower() == "true"
+    try:
+        return type(like)(text)
+    except ValueError as error:
+        raise UserError(f"--{name} {text}: expected a value like {like!r}") from error
+
+
+def run_card(name: str, settings: Any, study: Study, command: str) -> dict[str, Any]:
+    """Run one card into its folder; returns what its config.json then holds.
+
+    Raises:
+      UserError: if the folder holds the experiment with other settings.
+    """
+    card = load_card(name)
+    identity = {"experiment": name, "settings": json.loads(json.dumps(dataclasses.asdict(settings)))}
+    identity |= {"model": study.model.fingerprint}
+    path = study.folder / "config.json"
+    if path.exists():
+        there = json.loads(path.read_text())
+        differences = [key for key in identity if there.get(key) != identity[key]]
+        if differences:
+            key = differences[0]
+            values = f"{key}: {there.get(key)!r} there, {identity[key]!r} here"
+            raise UserError(f"{study.folder}: holds this experiment with other settings ({values}); give another --out")
+    record = identity | {"title": title(card), "command": command, **versions()}
+    with writing(path):
+        replace(path, (json.dumps(record, indent=2) + "\n").encode())
+    began = time.perf_counter()
+    card.run(settings, study)
+    record |= {"seconds of the last call": round(time.perf_counter() - began, 1)}
+    record |= {"files": sorted({file.name for file in study.written})}
+    with writing(path):
+        replace(path, (json.dumps(record, indent=2) + "\n").encode())
+    return record
+
+
+def title(card: ModuleType) -> str:
+    """First line of the card's docstring."""
+    return (card.__doc__ or card.__name__).strip().split("\n")[0]

@@ -1,0 +1,166 @@
+"""Optimisers and schedules as values: any `optax.GradientTransformation`, from Python or by name with arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.fitting.lbfgs import cautious_lbfgs
+
+_OPTAX = """adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lbfgs lion
+nadam nadamw noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd
+sign_sgd sm3 yogi""".split()
+_CONTRIB = """acprop ademamix adopt cocob dadapt_adamw dog dowg momo momo_adam muon prodigy schedule_free_adamw
+schedule_free_sgd simplified_ademamix""".split()
+_SCHEDULES = """constant_schedule cosine_decay_schedule cosine_onecycle_schedule exponential_decay linear_schedule
+polynomial_schedule warmup_constant_schedule warmup_cosine_decay_schedule warmup_exponential_decay_schedule""".split()
+
+# Compiled programs are kept by the functions they are made of, so equal optimisers should be the same one.
+_BUILT: dict[str, optax.GradientTransformation] = {}
+
+# The argument of a schedule that holds its highest value, in order of preference.
+_PEAK = ("value", "peak_value", "init_value")
+
+
+def optimizer_names() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """Name → factory, of those this optax has, and of our own."""
+    found = {name: getattr(optax, name) for name in _OPTAX if hasattr(optax, name)}
+    found |= {name: getattr(optax.contrib, name) for name in _CONTRIB if hasattr(optax.contrib, name)}
+    return {**found, "cautious_lbfgs": cautious_lbfgs}
+
+
+def schedule_names() -> dict[str, Callable[..., optax.Schedule]]:
+    """Name (without "_schedule") → optax schedule."""
+    return {name.removesuffix("_schedule"): getattr(optax, name) for name in _SCHEDULES if hasattr(optax, name)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The shape of a learning rate over the updates of one text: an optax schedule by name, times the learning rate.
+
+    Attributes:
+      name: such as "warmup_cosine_decay", with or without "_schedule".
+      arguments: the schedule's own; values are in units of the learning rate and the (peak) value is 1 unless given.
+    """
+
+    name: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def build(self, learning_rate: float) -> optax.Schedule:
+        name = self.name.removesuffix("_schedule")
+        check_known("schedule", [name], schedule_names())
+        factory = schedule_names()[name]
+        parameters = inspect.signature(factory).parameters
+        check_known(f"argument of schedule {name}", self.arguments, parameters)
+        arguments = dict(self.arguments)
+        peak = next((key for key in _PEAK if key in parameters), None)
+        if peak == "peak_value" and "init_value" in parameters:
+            arguments.setdefault("init_value", 0.0)
+        if peak is not None:
+            arguments.setdefault(peak, 1.0)
+        missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
+        if missing:
+            raise UserError(f"schedule {name} needs {', '.join(missing)}: --schedule {name}:{missing[0]}=…")
+        shape = factory(**arguments)
+        return lambda count: learning_rate * shape(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimiser by name.
+
+    Attributes:
+      name: function of `optax` or `optax.contrib`, or "cautious_lbfgs".
+      arguments: keyword arguments; `learning_rate` among them where the optimiser takes one.
+      schedule: shape of the learning rate over the steps of one text; None for constant.
+    """
+
+    name: str = "adamw"
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schedule: Schedule | None = None
+
+    def build(self) -> optax.GradientTransformation:
+        """The gradient transformation; equal optimisers of plain values give the same one.
+
+        Raises:
+          UserError: for an unknown optimiser, argument or schedule, or arguments that optax refuses.
+        """
+        try:
+            key = json.dumps(self.describe(), sort_keys=True)
+        except TypeError:
+            return self._build()
+        if key not in _BUILT:
+            _BUILT[key] = self._build()
+        return _BUILT[key]
+
+    def _build(self) -> optax.GradientTransformation:
+        check_known("optimizer", [self.name], optimizer_names())
+        factory = optimizer_names()[self.name]
+        parameters = inspect.signature(factory).parameters
+        check_known(f"option of optimizer {self.name}", self.arguments, parameters)
+        arguments = dict(self.arguments)
+        if self.schedule is not None:
+            if arguments.get("learning_rate") is None:
+                raise UserError(f"a schedule needs a learning rate; optimizer {self.name} was given none (--lr)")
+            arguments["learning_rate"] = self.schedule.build(arguments["learning_rate"])
+        missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
+        if missing:
+            raise UserError(f"optimizer {self.name} needs {', '.join(missing)}")
+        try:
+            return factory(**arguments)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer {self.name} refused its options: {error}") from error
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that say all of it, for a run's configuration."""
+        described: dict[str, Any] = {"name": self.name, "arguments": dict(self.arguments)}
+        if self.schedule is not None:
+            described["schedule"] = {"name": self.schedule.name, "arguments": dict(self.schedule.arguments)}
+        return described
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A protocol: how start vectors are drawn and how they are optimised.
+
+    Attributes:
+      start: unit of the start vectors' scale: "normal", 1, or "embedding", the standard deviation of the components of
+        the model's input embeddings.
+      optimizer: see `Optimizer`.
+      scale: standard deviation of a start vector's components, in that unit.
+      temperature: of the softmax in the loss (1 is Eq. 1), see `token_losses.token_losses`.
+      steps: budget of one text and seed, in gradient evaluations.
+      patience: gradient evaluations without a better accuracy after which a text is given up; None for never.
+    """
+
+    start: str
+    optimizer: Optimizer
+    scale: float = 1.0
+    temperature: float = 1.0
+    steps: int = 5000
+    patience: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's identity keeps of it beside the optimiser and the budget."""
+        described = {"start": self.start, "scale": self.scale, "temperature": self.temperature}
+        return described | {"patience": self.patience}
+
+
+_PAPER = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})
+
+# "paper" is the protocol of Mezentsev and Oseledets, "cramming" that of Kuratov et al.
+PRESETS = {
+    "paper": Preset("normal", _PAPER),
+    "cramming": Preset("embedding", _PAPER, patience=2000),
+    "fast": Preset(
+        "normal",
+        Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
+        temperature=0.25,
+    ),
+}

@@ -1,0 +1,190 @@
+"""Over which devices a fit is spread, how many groups at a time, whether activations are kept: by what devices hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.fitting.memory import fitting_slots
+from onestep_jax.fitting.optimizers import Preset
+from onestep_jax.fitting.throughput import busy_texts
+from onestep_jax.model.cost import abstract_params
+from onestep_jax.model.decoder import Model, Network, Params
+from onestep_jax.model.fused_attention import KERNELS
+from onestep_jax.prototokens.schemes import Scheme
+from onestep_jax.store.storage import one_line
+
+# Tokens at a time beyond which a CPU gets no faster (a text-step of 32 tokens costs as much with 8 slots as with 32),
+# and the share of an accelerator's memory that a fit may fill.
+CPU_TOKENS = 1024
+MEMORY_SHARE = 0.85
+
+PLACEMENTS = ("auto", "pmap", "mesh")
+WEIGHTS_SHARE = 0.6  # of a device's memory; beyond it the weights are split
+
+
+def memory_of(device: Any) -> float:
+    """Bytes that XLA may use of a device: no end of them on a CPU, 16 GiB where an accelerator does not say."""
+    if device.platform == "cpu":
+        return math.inf
+    return (device.memory_stats() or {}).get("bytes_limit", 2**34)
+
+
+def choose_placement(
+    how: str,
+    weights: int,
+    scheme: Scheme,
+    texts: int,
+    *,
+    model_axis: int | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Placement:
+    """The devices of a fit, and what is split over them.
+
+    Args:
+      how: "pmap", a copy of the weights on each device; "mesh", weights and large groups split; or "auto", a mesh where
+        one device cannot hold the weights, or where there are fewer groups than devices.
+      weights: bytes of the model's weights.
+      scheme: the arrangement.
+      texts: how many there are.
+      model_axis: devices over which the weights are split; None for as few as hold them.
+      devices: all local ones by default.
+
+    Raises:
+      UserError: if devices cannot be split so, or do not hold the weights.
+    """
+    check_known("placement", [how], PLACEMENTS)
+    devices = list(devices or jax.local_devices())
+    if how == "pmap" and model_axis not in (None, 1):
+        raise UserError(f"model axis = {model_axis}: pmap keeps all weights on each device; ask for placement mesh")
+    needed = 1 if how == "pmap" else model_axis or _devices_for(weights, devices)
+    if how != "pmap" and scheme.shared:
+        sharing = _sharing(scheme.group, -(-texts // scheme.group), devices, needed)
+        if sharing:
+            return Together(scheme.group, sharing, needed)
+    if how == "mesh" or needed > 1:
+        return Mesh(devices, needed)
+    return Pmap(devices)
+
+
+def _sharing(group: int, groups: int, devices: Sequence[Any], needed: int) -> list[Any]:
+    """Devices that share the texts of each group, as many of every process; none where there are groups for all.
+
+    Fewer groups than processes are shared by all processes, which then go in lockstep; else each takes its own.
+    """
+    hosts = [devices]
+    if groups < jax.process_count():
+        hosts = [[one for one in jax.devices() if one.process_index == i] for i in range(jax.process_count())]
+    rows = min(len(host) for host in hosts) // needed
+    most = max((count for count in range(1, rows + 1) if group % (count * len(hosts)) == 0), default=0)
+    return [one for host in hosts for one in host[: most * needed]] if most * len(hosts) > groups else []
+
+
+def _devices_for(weights: int, devices: Sequence[Any]) -> int:
+    """The least number of devices, a divisor of all, that hold the weights together."""
+    limit = WEIGHTS_SHARE * memory_of(devices[0])
+    for count in range(1, len(devices) + 1):
+        if len(devices) % count == 0 and weights / count <= limit:
+            return count
+    size = f"{weights / 2**30:.1f} GiB of weights"
+    raise UserError(f"{size} do not fit into {len(devices)} devices of {memory_of(devices[0]) / 2**30:.1f} GiB each")
+
+
+def check_attention(network: Network, dtype: Any, positions: int, device: Any) -> None:
+    """Refuse a fused kernel that this device, its libraries or this model do not go with.
+
+    Args:
+      network: its architecture, and the attention that is asked for.
+      dtype: of the weights.
+      positions: of a text (T).
+      device: one of those it shall run on.
+
+    Raises:
+      UserError: with the kernel's own reason.
+    """
+    check_known("attention", [network.attention], ["plain", *KERNELS])
+    if network.attention == "plain":
+        return
+    if (wanted := KERNELS[network.attention].platform) != device.platform:
+        said = f"it runs on a {wanted}, and this is a {device.platform}"
+        raise UserError(f"attention {network.attention} does not go here ({said}); use plain")
+    params = abstract_params(network.config, dtype)
+
+    def total(params: Params, x_TD: jax.Array) -> jax.Array:
+        return network.hidden(params, x_TD).sum()
+
+    try:
+        jax.eval_shape(jax.grad(total, 1), params, jax.ShapeDtypeStruct((positions, network.embed_width), dtype))
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        reason = one_line(error).rstrip(".")
+        raise UserError(f"attention {network.attention} does not go here ({reason}); use plain") from error
+
+
+class Sizing(NamedTuple):
+    """What a fit runs with.
+
+    Attributes:
+      slots: groups at a time over all rows of the placement.
+      remat: see `Network.remat`.
+    """
+
+    slots: int
+    remat: bool
+
+
+def size_fit(
+    model: Model,
+    tokens: Sequence[np.ndarray],
+    scheme: Scheme,
+    placement: Placement,
+    preset: Preset,
+    *,
+    slots: int | str = "auto",
+    remat: bool | str = "auto",
+) -> Sizing:
+    """As given; what is "auto" keeps the devices busy without running out of their memory.
+
+    Activations are computed again, which takes half as much work again, only where not even one slot fits with them.
+    On an accelerator an automatic number of slots costs two compilations of the step, from which XLA says the memory,
+    and a timed block for each power of two, see `throughput`. Processes in lockstep take what suits all of them.
+
+    Raises:
+      UserError: for a number of slots below one, or another word than "auto".
+    """
+    if not isinstance(remat, bool) and remat != "auto":
+        raise UserError(f"remat = {remat!r}: expected True, False or 'auto'")
+    if isinstance(slots, int):
+        if slots < 1:
+            raise UserError(f"slots = {slots}: expected at least 1, or 'auto'")
+        return Sizing(slots, remat is True)
+    if slots != "auto":
+        raise UserError(f"slots = {slots!r}: expected a number or 'auto'")
+    device, positions = placement.devices[0], max(len(ids) for ids in tokens) + scheme.extra
+    if device.platform == "cpu":
+        count = max(4, CPU_TOKENS // (positions * scheme.group))
+        return Sizing(_power_of_two(min(32, count)) * placement.rows, remat is True)
+    limit = MEMORY_SHARE * memory_of(device)
+    shape: dict[str, Any] = {"length": positions, "preset": preset, "scheme": scheme, "placement": placement}
+
+    def fitting(again: bool) -> int:
+        return fitting_slots(dataclasses.replace(model.network, remat=again), model.dtype, limit, **shape)
+
+    again = remat is True
+    most = fitting(again)
+    if remat == "auto" and placement.agree(most == 0):
+        again, most = True, fitting(True)
+    network, texts = dataclasses.replace(model.network, remat=again), max(1, most) * scheme.group
+    busy = -(-busy_texts(network, model.dtype, positions, texts, device) // scheme.group)
+    chosen = -placement.agree(-_power_of_two(max(1, min(most, busy))))
+    return Sizing(chosen * placement.rows, again)
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (most.bit_length() - 1)

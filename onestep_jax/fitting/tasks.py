@@ -1,0 +1,94 @@
+"""What the fit engine is handed, what it hands out, and who it deals with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from onestep_jax.fitting.slots import Slot
+
+VERDICTS = ("go", "save", "narrow", "stop")  # of processes in lockstep the last one holds
+
+
+@dataclasses.dataclass
+class Task:
+    """A group to optimise from one seed.
+
+    Attributes:
+      texts: indices of the group's texts; the engine only hands them back.
+      seed: number of the seed.
+      tokens: token ids of each text.
+      ids: (texts, 4) uint32, see `schemes.draw`.
+      start: leaf → (texts, *shape), or its plain shape where shared, or None to draw.
+      saved: the slot to go on from, as host arrays, or None to begin.
+      trace: (steps, loss in nats per token, accuracy) after each chunk.
+      path: the vectors of each point of the trace, as in `Slot.leaves`, if the problem records them.
+      seconds: share of the wall-clock spent so far: each chunk's time divided by the slots that were running.
+    """
+
+    texts: tuple[int, ...]
+    seed: int
+    tokens: list[np.ndarray]
+    ids: np.ndarray
+    start: Mapping[str, np.ndarray] | None = None
+    saved: Slot | None = None
+    trace: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
+    path: list[dict[str, np.ndarray]] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Outcome(NamedTuple):
+    """What became of a task; vectors, accuracies and hits belong together, those of its best step.
+
+    Attributes:
+      task: with its trace and seconds.
+      status: "solved", "exhausted" (budget spent) or "failed" (not finite).
+      steps: gradient evaluations spent.
+      best_step: updates made before the vectors kept.
+      loss: nats per token at the vectors kept, mean over the group.
+      accuracy_G: accuracy of each text by the decode program.
+      predicted_GT: (G, T) int32, its argmax ids.
+      leaves: leaf → (G, *shape), or its plain shape where shared, float32.
+      first_hit_GT: see `Slot`.
+    """
+
+    task: Task
+    status: str
+    steps: int
+    best_step: int
+    loss: float
+    accuracy_G: np.ndarray
+    predicted_GT: np.ndarray
+    leaves: dict[str, np.ndarray]
+    first_hit_GT: np.ndarray
+
+
+class Work(Protocol):
+    """Where tasks come from and where outcomes go."""
+
+    def take(self) -> Task | None:
+        """The next task, or None if there is none at the moment."""
+        ...
+
+    def give_back(self, task: Task) -> None:
+        """Receive a task that found no slot, or has no longer one, to be taken again."""
+        ...
+
+    def finished(self, outcome: Outcome) -> None:
+        """Receive an outcome; may make new tasks available."""
+        ...
+
+    def tick(self, running: int, steps: int) -> str:
+        """Called after each chunk with the running slots and the steps made.
+
+        Answers one of `VERDICTS`: to go on; to receive the tasks in flight and go on; to have them given back and end;
+        to receive them and end.
+        """
+        ...
+
+    def save(self, tasks: list[Task]) -> None:
+        """Receive every task in flight, with `saved` set."""
+        ...

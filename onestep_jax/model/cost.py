@@ -1,0 +1,34 @@
+"""What a model weighs and a step of it costs, from its architecture alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from flax.traverse_util import unflatten_dict
+
+from onestep_jax.model.config import ModelConfig
+from onestep_jax.model.decoder import Params, parameter_shapes
+
+
+def abstract_params(config: ModelConfig, dtype: Any) -> Params:
+    """The params of a model as shapes and types, without an array."""
+    shapes = parameter_shapes(config).items()
+    return unflatten_dict({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes}, sep="/")
+
+
+def step_flops(config: ModelConfig, length: int) -> int:
+    """Floating-point operations of one step of one text: forward, and backward to the input vectors only.
+
+    A weight of a matrix costs 2 a position forward and 2 backward (the weights themselves get no gradient). Attention
+    scores and mixing cost 4 · H · C for each pair of positions forward and twice that backward; all pairs are counted,
+    since the masked ones are computed too. Norms, activations and softmax are left out.
+    """
+    shapes = parameter_shapes(config)
+    if not config.tied:
+        shapes.pop("embed/embedding")
+    shapes.pop("positions/embedding", None)
+    matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+    attention = 12 * config.layers * config.heads * config.head_dim * length
+    return length * (4 * matrices + attention)

@@ -1,0 +1,227 @@
+"""The frozen LLM as pure functions of (params, input vectors).
+
+Dimension letters, used as suffixes of array names throughout the package:
+  B groups (slots)      T positions (the paper's N)   H query heads       F feed-forward width
+  G texts in a group    S key positions               K key/value heads   V vocabulary
+  L layers              D width of an input vector    C width of a head
+
+Everything here is written for one text; `jax.vmap` runs it over many. `params` is always the first argument, so that
+XLA sees the weights as an input and not as a constant, and it is never differentiated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from onestep_jax.devices.weight_split import settle
+from onestep_jax.model.config import ModelConfig
+from onestep_jax.model.layers import INIT, Array, Block, DotGeneral, Linear, Norm, matmul_transposed, soft_cap
+
+Params: TypeAlias = dict[str, Any]
+
+
+class States(NamedTuple):
+    """What a forward pass went through.
+
+    Attributes:
+      hidden_LTD: (L + 1, T, D): what enters the first block (the input vectors, projected and with learned positions
+        where the architecture has them), the output of every block but the last, and the final norm's output (the
+        convention of transformers' `hidden_states`).
+      attention_LHTS: (L, H, T, S) attention weights, each row summing to one.
+    """
+
+    hidden_LTD: Array
+    attention_LHTS: Array
+
+
+class Decoder(nn.Module):
+    """A causal decoder over input vectors; token ids enter only through `embed`.
+
+    With `remat` a backward pass computes the insides of each block again instead of keeping them; `attention` is
+    "plain" or one of `fused_attention.KERNELS`.
+    """
+
+    config: ModelConfig
+    dot_general: DotGeneral = jax.lax.dot_general
+    remat: bool = False
+    attention: str = "plain"
+
+    def setup(self) -> None:
+        c, block = self.config, nn.remat(Block) if self.remat else Block
+        self.table = nn.Embed(c.vocab_size, c.embed_width or c.width, embedding_init=INIT, name="embed")
+        if c.position_rows is not None:
+            self.positions = nn.Embed(c.position_rows, c.width, embedding_init=INIT)
+        if c.embed_width is not None:
+            self.project_in = Linear(c.width, dot_general=self.dot_general)
+            self.project_out = Linear(c.embed_width, dot_general=self.dot_general)
+        given = (self.dot_general, self.attention)
+        self.blocks = [block(c, c.layer(i), *given, name=f"block_{i}") for i in range(c.layers)]
+        if c.final_norm:
+            self.norm = Norm(c.norm, c.norm_eps)
+        if not c.tied:
+            self.unembed = Linear(c.vocab_size, dot_general=self.dot_general, kv_heads=c.kv_heads, name="head")
+
+    def embed(self, tokens_T: Array) -> Array:
+        x_TD = self.table(tokens_T)
+        return x_TD * jnp.asarray(self.config.embed_scale, x_TD.dtype)
+
+    def hidden(self, x_TD: Array, start: Array | int = 0) -> Array:
+        c = self.config
+        if c.embed_width is not None:
+            x_TD = self.project_in(x_TD)
+        if c.position_rows is not None:
+            x_TD = x_TD + self.positions(start + c.position_offset + jnp.arange(x_TD.shape[0]))
+        for block in self.blocks:
+            self.sow("intermediates", "hidden", x_TD)
+            x_TD = block(x_TD, start)
+        return self.norm(x_TD) if c.final_norm else x_TD
+
+    def head(self, h_TD: Array) -> Array:
+        c = self.config
+        if c.embed_width is not None:
+            h_TD = self.project_out(h_TD)
+        if c.tied:
+            logits_TV = settle(matmul_transposed(h_TD, self.table.embedding, self.dot_general), "head", c.kv_heads)
+        else:
+            logits_TV = self.unembed(h_TD)
+        return soft_cap(logits_TV, c.logit_cap)
+
+    def __call__(self, x_TD: Array) -> Array:
+        return self.head(self.hidden(x_TD))
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight of a decoder, by path ("block_0/attention/q/kernel"), without making any."""
+
+    def all_parts(decoder: Decoder, tokens_T: Array) -> Array:
+        return decoder(decoder.embed(tokens_T))
+
+    init = functools.partial(Decoder(config).init, method=all_parts)
+    tree = jax.eval_shape(init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"]
+    leaves: dict[str, Any] = flatten_dict(tree, sep="/")
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An architecture as pure functions of (params, input vectors); hashable, so programs can be kept by it.
+
+    Attributes:
+      config: the architecture.
+      remat: rematerialisation: whether a backward pass computes the insides of each block again instead of keeping
+        them; half as much work again for a fraction of the memory, and the same numbers.
+      attention: "plain", or a kernel of `fused_attention.KERNELS`: "cudnn" on a GPU in bfloat16, "splash" on a TPU.
+    """
+
+    config: ModelConfig
+    remat: bool = dataclasses.field(default=False, kw_only=True)
+    attention: str = dataclasses.field(default="plain", kw_only=True)
+
+    @property
+    def embed_width(self) -> int:
+        """Width of an input vector (D)."""
+        return self.config.embed_width or self.config.width
+
+    def embed(self, params: Params, tokens_T: Array) -> Array:
+        """Input vectors of token ids: (T,) integers → (T, D)."""
+        return Decoder(self.config).apply({"params": params}, tokens_T, method="embed")  # pyright: ignore[reportReturnType]
+
+    def hidden(self, params: Params, x_TD: Array) -> Array:
+        """Output of the last block and of the final norm, if there is one: (T, D) → (T, D)."""
+        decoder = Decoder(self.config, remat=self.remat, attention=self.attention)
+        return decoder.apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
+
+    def head(self, params: Params, h_TD: Array) -> Array:
+        """Logits of normed hidden states: (T, D) → (T, V), in the dtype of the weights."""
+        return Decoder(self.config).apply({"params": params}, h_TD, method="head")  # pyright: ignore[reportReturnType]
+
+    def apply(self, params: Params, x_TD: Array) -> Array:
+        """Logits of input vectors under the causal mask: (T, D) → (T, V); row t is computed from x[:t + 1]."""
+        return self.head(params, self.hidden(params, x_TD))
+
+    def states(self, params: Params, x_TD: Array) -> States:
+        """Hidden states and attention weights of one forward pass over (T, D) input vectors."""
+        last_TD, sown = Decoder(self.config).apply({"params": params}, x_TD, method="hidden", mutable=["intermediates"])
+        record: Any = sown["intermediates"]
+        blocks = [record[f"block_{i}"]["attention"]["attention"][0] for i in range(self.config.layers)]
+        return States(jnp.stack([*record["hidden"], last_TD]), jnp.stack(blocks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Network):
+    """A frozen LLM: its architecture with the pure functions over it, its weights and its tokenizer.
+
+    Attributes:
+      config: the architecture.
+      params: frozen weights, a nested dict of arrays.
+      tokenizer: a transformers tokenizer, or None if the checkpoint has none (token ids still work).
+      source: where it was loaded from: a folder, a hub id or "default".
+      fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
+      described: the config.json that it was loaded with.
+      stop_tokens: ids that end a generated text.
+    """
+
+    params: Params = dataclasses.field(repr=False)
+    tokenizer: Any = dataclasses.field(default=None, repr=False)
+    source: str = ""
+    fingerprint: str = ""
+    described: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    stop_tokens: tuple[int, ...] = ()
+
+    @property
+    def network(self) -> Network:
+        """The functions alone, without the weights, for what is kept longer than they are."""
+        return Network(self.config, remat=self.remat, attention=self.attention)
+
+    @property
+    def dtype(self) -> Any:
+        """dtype of the weights, which activations follow."""
+        return weights_dtype(self.params)
+
+
+def weights_dtype(params: Params) -> Any:
+    """dtype of frozen weights."""
+    return params["embed"]["embedding"].dtype
+
+
+def weights_bytes(model: Model) -> int:
+    """Bytes of all weights, each counted once."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+
+
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """Numbers of weights: "total", and "touched" by one optimisation step.
+
+    The embedding table is touched only where it is also the output head: input vectors are trained, not looked up.
+    """
+    sizes = {path: math.prod(shape) for path, shape in parameter_shapes(config).items()}
+    total = sum(sizes.values())
+    return {"total": total, "touched": total if config.tied else total - sizes["embed/embedding"]}
+
+
+def input_scale(model: Model) -> float:
+    """Standard deviation of the components of the model's input embeddings, over the whole vocabulary."""
+    vocab, total, squares = model.config.vocab_size, 0.0, 0.0
+    for first in range(0, vocab, 8192):
+        ids = jnp.arange(first, min(vocab, first + 8192))
+        sums = _moments(model.network, model.params, ids)
+        total, squares = total + float(sums[0]), squares + float(sums[1])
+    count = vocab * model.embed_width
+    return float(np.sqrt(squares / count - (total / count) ** 2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(network: Network, params: Params, ids: Array) -> tuple[Array, Array]:
+    """Sums of the components of embeddings and of their squares."""
+    x = network.embed(params, ids).astype(jnp.float32)
+    return x.sum(), jnp.square(x).sum()

@@ -1,0 +1,191 @@
+"""What a report is made from: run directories and folders of experiment results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onestep_jax.errors import UserError
+from onestep_jax.report.token_strings import find_tokenizer
+from onestep_jax.store.reading import read_config, read_results, read_texts
+from onestep_jax.store.results import Results
+from onestep_jax.store.storage import entries, locate
+
+Progress = Callable[[int, int], None]
+"""Called with the folders read so far and in all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedRun:
+    """A run directory as it was read.
+
+    Attributes:
+      name: what the report calls it, unique in a report.
+      folder: where it lies.
+      config: its config.json.
+      results: of its recorded texts, at least one.
+      planned: texts that the run was given, recorded or not.
+      tokenizer: of its model, or None.
+      without: why there is no tokenizer.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    results: Results = dataclasses.field(repr=False)
+    planned: int
+    tokenizer: Any = dataclasses.field(default=None, repr=False)
+    without: str = ""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self.config["identity"]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.config["settings"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Results of an experiment.
+
+    Attributes:
+      title: of the experiment.
+      folder: where they lie.
+      config: its config.json, with the key "experiment", and perhaps "captions", file name → sentence.
+      tables: its CSV files.
+      figures: its PNG files.
+    """
+
+    title: str
+    folder: Path
+    config: Mapping[str, Any]
+    tables: tuple[Path, ...]
+    figures: tuple[Path, ...]
+
+    def caption(self, path: Path) -> str:
+        """What is said of a table or figure: its caption, or else its name."""
+        captions = self.config.get("captions")
+        given = captions.get(path.name) if isinstance(captions, Mapping) else None
+        return str(given or path.stem.replace("_", " ").replace("-", " "))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """All that a report is about.
+
+    Attributes:
+      runs: in the order given, those of an experiment after it.
+      experiments: in the order given.
+      notes: what was left out, a sentence each.
+    """
+
+    runs: tuple[FittedRun, ...]
+    experiments: tuple[Experiment, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> Found:
+    """Read run directories, folders of experiment results, and folders that hold either.
+
+    Args:
+      folders: at least one; the runs inside an experiment's folder belong to it.
+      progress: called after each folder.
+
+    Raises:
+      UserError: for a folder that is neither, a damaged run, or a run without a recorded text.
+    """
+    if not folders:
+        raise UserError("no folder: expected at least one run directory or folder of experiment results")
+    given = [locate(folder) for folder in folders]
+    places = list(dict.fromkeys(place for folder in given for place in _expand(folder)))
+    names = _names([place for place in places if not _is_experiment(place)])
+    runs, experiments, notes = [], [], []
+    tokenizers: dict[str, tuple[Any, str]] = {}
+    for done, place in enumerate(places, start=1):
+        if _is_experiment(place):
+            experiments.append(_read_experiment(place))
+        else:
+            run = _read_run(place, names[place], tokenizers)
+            if run is not None:
+                runs.append(run)
+            elif place in given:
+                cure = "let onestep fit record at least one text of it first"
+                raise UserError(f"{place}: no text is recorded yet; expected at least one; {cure}")
+            else:
+                notes.append(f"{place}: no text is recorded yet, so it is left out.")
+        if progress is not None:
+            progress(done, len(places))
+    return Found(tuple(runs), tuple(experiments), tuple(notes))
+
+
+def _expand(folder: Path) -> Iterator[Path]:
+    """A run directory itself; an experiment and the runs in it; or what lies in a folder of them."""
+    if (folder / "config.json").exists():
+        if not _is_run(folder) and not _is_experiment(folder):
+            expected = "a run has the key 'identity' in it, experiment results the key 'experiment'"
+            raise UserError(
+                f"{folder / 'config.json'}: of no run and of no experiment; {expected}; give another folder"
+            )
+        yield folder
+        if _is_experiment(folder):
+            yield from sorted(path.parent for path in folder.rglob("config.json") if _is_run(path.parent))
+        return
+    inner = [path for path in entries(folder) if _is_run(path) or _is_experiment(path)]
+    if not inner:
+        raise UserError(
+            f"{folder}: no run directory and no experiment results (no config.json in it, nor one level down); "
+            "give the folder that onestep fit --run made"
+        )
+    for path in inner:
+        yield from _expand(path)
+
+
+def _description(folder: Path) -> Mapping[str, Any]:
+    """config.json of a folder, empty if it has none or one that is no JSON object."""
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return described if isinstance(described, dict) else {}
+
+
+def _is_experiment(folder: Path) -> bool:
+    return "experiment" in _description(folder)
+
+
+def _is_run(folder: Path) -> bool:
+    return "identity" in _description(folder)
+
+
+def _read_experiment(folder: Path) -> Experiment:
+    config = _description(folder)
+    title = str(config.get("title") or config["experiment"])
+    return Experiment(title, folder, config, *(tuple(sorted(folder.glob(f"*.{kind}"))) for kind in ("csv", "png")))
+
+
+def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -> FittedRun | None:
+    """The run, or None if nothing is recorded in it; `tokenizers` keeps those that were found, by source."""
+    config, results = read_config(folder), read_results(folder)
+    if not results.texts:
+        return None
+    if results.source not in tokenizers:
+        tokenizers[results.source] = find_tokenizer(results.source)
+    return FittedRun(name, folder, config, results, len(read_texts(folder)), *tokenizers[results.source])
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The last part of each path, or as many of its last parts as make it unlike the others."""
+    names = {}
+    parts = {folder: folder.resolve().parts for folder in folders}
+    for folder in folders:
+        for count in range(1, len(parts[folder]) + 1):
+            names[folder] = "/".join(parts[folder][-count:])
+            if Counter(other[-count:] for other in parts.values())[parts[folder][-count:]] == 1:
+                break
+    return names

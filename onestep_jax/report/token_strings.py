@@ -1,0 +1,73 @@
+"""What a token looks like: the tokenizer of a run's model, and the string of each token of a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.errors import UserError
+from onestep_jax.model.checkpoint import describe, load_tokenizer
+from onestep_jax.model.hub import locate
+from onestep_jax.prototokens.reconstruction import as_text
+
+_BROKEN = "\ufffd"  # what a tokenizer makes of bytes that are no character
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def find_tokenizer(source: str) -> tuple[Any, str]:
+    """The tokenizer of a model, without its weights.
+
+    Args:
+      source: where the model came from, see `load_model`.
+
+    Returns:
+      The tokenizer and "", or None and the reason.
+    """
+    try:
+        folder = locate(source, weights=False)
+        tokenizer = load_tokenizer(folder, describe(folder)[2])
+    except UserError as error:
+        return None, str(error)
+    return tokenizer, "" if tokenizer is not None else f"model {source!r} has no tokenizer"
+
+
+def token_pieces(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> list[str]:
+    """String of each token of a text: what it adds after the token before it.
+
+    Tokens that hold a part of a character show its bytes, such as "\\xe2". Without a tokenizer a token is its id.
+    """
+    if tokenizer is None:
+        return [str(int(token)) for token in ids]
+    pieces = []
+    for i, token in enumerate(ids):
+        alone = as_text(tokenizer, [token])
+        before = as_text(tokenizer, ids[i - 1 : i]) if i else ""
+        both = as_text(tokenizer, ids[i - 1 : i + 1]) if i else alone
+        if both.startswith(before) and _BROKEN not in both:
+            pieces.append(both[len(before) :])
+        else:
+            pieces.append(_spell(tokenizer, int(token)) if _BROKEN in alone else alone)
+    return pieces
+
+
+def _spell(tokenizer: Any, token: int) -> str:
+    """A token that is no whole character, by its entry in the vocabulary."""
+    entry = str(tokenizer.convert_ids_to_tokens(token))
+    if byte := _BYTE.fullmatch(entry):
+        return f"\\x{byte[1].lower()}"
+    if all(character in _BYTES for character in entry):
+        return bytes(_BYTES[character] for character in entry).decode(errors="backslashreplace")
+    return entry
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character → byte in vocabularies of byte-level BPE (GPT-2): printable bytes stand for themselves."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()

@@ -1,0 +1,44 @@
+"""Proto-tokens as one safetensors file that any framework reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from onestep_jax.errors import UserError
+from onestep_jax.store.results import Results
+from onestep_jax.store.storage import writing
+
+FORMAT = "1"
+
+
+def write_safetensors(results: Results, path: Path) -> None:
+    """Write one row a text, in source order.
+
+    Tensors: each leaf by its name, float32: "e" and "m" (texts, D), "mem" (texts, K, D); `tokens` int32
+    (texts, longest) padded with −1; `lengths` int32, `accuracy` float32 and `steps` int32 (texts,). Metadata: `format`,
+    `model` (source), `fingerprint`, `scheme` and `text_ids` (JSON).
+
+    Raises:
+      UserError: if there is nothing to export or the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    if not len(results):
+        raise UserError("nothing to export: the run has no finished text yet")
+    lengths = np.array([len(text.tokens) for text in results], np.int32)
+    tokens = np.full((len(results), lengths.max()), -1, np.int32)
+    for row, text in enumerate(results):
+        tokens[row, : len(text.tokens)] = text.tokens
+    tensors = {name: np.ascontiguousarray(vectors) for name, vectors in results.vectors.items()}
+    tensors |= {"tokens": tokens, "lengths": lengths, "accuracy": results.accuracy.astype(np.float32)}
+    tensors |= {"steps": results.steps.astype(np.int32)}
+    metadata = {"format": FORMAT, "model": results.source, "fingerprint": results.model}
+    metadata |= {"scheme": json.dumps(dict(results.scheme)), "text_ids": json.dumps([text.text_id for text in results])}
+    neighbour = path.with_name(path.name + ".tmp")
+    with writing(path):
+        neighbour.write_bytes(save(tensors, metadata))
+        os.replace(neighbour, path)

@@ -1,0 +1,138 @@
+"""The lock of a run directory in an object store, which has no locks of its own: a lease that its holder renews.
+
+Objects are numbered and made by exclusive creation, so of several that want the next number one alone gets it. The
+newest one counts. Its holder rewrites it every few seconds; whoever wants it watches it for a while, by a clock of its
+own, and takes the next number if nothing changes. A holder that was only slow then finds that its session is over, see
+`sessions`, and writes nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from onestep_jax.errors import UserError
+from onestep_jax.store.names import parse
+from onestep_jax.store.sessions import UNKNOWN, Owner, this_process
+from onestep_jax.store.storage import create, entries, read_text, remove, replace
+
+BEAT = 5.0  # seconds between two signs of life
+LEASE = 30.0  # seconds without one after which a lease has run out
+LOOK = 1.0  # seconds between looks at the lease of somebody else
+
+
+@contextlib.contextmanager
+def leased(folder: Path) -> Iterator[None]:
+    """Hold the lease whose objects lie in `folder`.
+
+    Raises:
+      UserError: if another process holds it, naming it and what to do.
+      OSError: if the storage refuses.
+    """
+    ours, lease = this_process(), None
+    while lease is None:
+        newest = _newest(folder)
+        if newest is not None:
+            _await_end(newest)
+        wanted = folder / f"{_number(newest) + 1:06d}"
+        if create(wanted, _content(ours, 0)):
+            lease = wanted
+    for older in _leases(folder):
+        if _number(older) < _number(lease):
+            remove(older)
+    done = threading.Event()
+    beating = threading.Thread(target=_beat, args=(lease, ours, done), name="onestep-lease", daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beating.join()
+        with contextlib.suppress(OSError):  # it runs out by itself
+            replace(lease, _content(ours, -1))
+
+
+def leaseholder(folder: Path) -> Owner | None:
+    """Who has renewed the lease of late, by this machine's clock, or None."""
+    newest = _newest(folder)
+    try:
+        if newest is None or _is_over(content := read_text(newest)):
+            return None
+        return _owner(content) if time.time() - newest.stat().st_mtime < LEASE else None
+    except FileNotFoundError:  # another has taken it over in this moment
+        return UNKNOWN
+
+
+def _newest(folder: Path) -> Path | None:
+    return max(_leases(folder), key=_number, default=None)
+
+
+def _leases(folder: Path) -> list[Path]:
+    return [path for path in entries(folder) if parse(path) is not None]
+
+
+def _number(lease: Path | None) -> int:
+    return int(lease.name) if lease is not None else 0
+
+
+def _await_end(lease: Path) -> None:
+    """Return once a lease is given back or has run out.
+
+    Raises:
+      UserError: if its holder renews it.
+    """
+    first, deadline, told = _read(lease), time.monotonic() + LEASE, False
+    content = first
+    while content is not None and not _is_over(content):
+        if content != first:
+            owner = _owner(content)
+            cure = "wait for it, or stop it there"
+            raise UserError(f"{lease.parent.parent}: another process works on this run ({owner}); {cure}")
+        if time.monotonic() > deadline:
+            return
+        if not told:
+            told = True
+            waiting = f"waiting up to {LEASE:.0f} s for a sign of life of {_owner(content)}"
+            warnings.warn(f"{lease.parent.parent}: {waiting}, whose lock is there", stacklevel=2)
+        time.sleep(LOOK)
+        content = _read(lease)
+
+
+def _beat(lease: Path, ours: Owner, done: threading.Event) -> None:
+    beats = 0
+    while not done.wait(BEAT):
+        beats += 1
+        with contextlib.suppress(OSError):  # what cannot be told now is told at the next beat, or the lease runs out
+            replace(lease, _content(ours, beats))
+
+
+def _content(owner: Owner, beats: int) -> bytes:
+    """Of a lease; −1 beats for one that is given back."""
+    return (json.dumps({**owner._asdict(), "beats": beats}) + "\n").encode()
+
+
+def _read(lease: Path) -> str | None:
+    try:
+        return read_text(lease)
+    except FileNotFoundError:
+        return None
+
+
+def _is_over(content: str) -> bool:
+    try:
+        return json.loads(content)["beats"] < 0
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _owner(content: str) -> Owner:
+    try:
+        found = json.loads(content)
+        return Owner(*(found[name] for name in Owner._fields))
+    except (ValueError, TypeError, KeyError):
+        return UNKNOWN

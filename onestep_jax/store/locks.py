@@ -1,0 +1,93 @@
+"""The lock of a run directory: one writing job at a time, and who that is.
+
+In a local folder it is the operating system's `flock`, which goes with the process that holds it, however that ends: a
+lock file that is left over never blocks. What the file says of its owner serves people only. Elsewhere see `leases`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from onestep_jax.errors import UserError
+from onestep_jax.store.leases import leased, leaseholder
+from onestep_jax.store.listing import patiently
+from onestep_jax.store.sessions import UNKNOWN, Owner, this_process
+from onestep_jax.store.storage import is_local
+
+PATIENCE = 0.5  # seconds; a reader that looks whether a lock is held has it for a moment
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock.
+
+    Raises:
+      UserError: if another process holds it, naming it and what to do.
+      OSError: if the file system refuses.
+    """
+    if not is_local(path):
+        with leased(path):
+            yield
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + PATIENCE
+    try:
+        while not _locked(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                owner = _owner(descriptor)
+                named = owner or "owner unknown"
+                raise UserError(f"{path.parent}: another process works on this run ({named}); {_cure(path, owner)}")
+            time.sleep(0.05)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, (json.dumps(this_process()._asdict()) + "\n").encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def holder(path: Path) -> Owner | None:
+    """Who holds the lock, or None if nobody does; takes it from nobody and writes nothing."""
+    if not is_local(path):
+        return leaseholder(path)
+    try:
+        descriptor = patiently(path, lambda path: os.open(path, os.O_RDONLY))
+    except FileNotFoundError:
+        return None
+    try:
+        free = _locked(descriptor, fcntl.LOCK_SH)
+        return None if free else _owner(descriptor) or UNKNOWN
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _owner(descriptor: int) -> Owner | None:
+    try:
+        return Owner(**json.loads(os.pread(descriptor, 4096, 0)))
+    except (ValueError, TypeError):
+        return None
+
+
+def _cure(path: Path, owner: Owner | None) -> str:
+    if owner is None or owner.host != os.uname().nodename:
+        gone = f"if that host is gone for good, delete {path}: should the other live on, it notices and stops"
+        return f"wait for it or stop it there; {gone}"
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return f"that process is gone, so a child of it holds the lock: find it with `fuser {path}` and end it"
+    except PermissionError:
+        pass
+    return f"wait for it, or end it with `kill {owner.pid}` (saves first) or, where it is stuck, `kill -9 {owner.pid}`"

@@ -1,0 +1,50 @@
+"""Tables as Parquet files, each with its checksums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from onestep_jax.store.storage import replace
+
+
+def write_rows(
+    path: Path,
+    rows: list[dict[str, Any]],
+    *,
+    about: Mapping[str, str] | None = None,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Write a table as Parquet; `about` goes into its footer, `check` is that of `replace`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(dict(about or {}))
+    pq.write_table(table, sink, write_page_checksum=True)
+    replace(path, sink.getvalue().to_pybytes(), check)
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a Parquet table, its checksums verified."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist()
+
+
+def count_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_metadata(file).num_rows
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What `write_rows` was given as `about`."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        stored = pq.read_schema(file).metadata or {}
+    return {key.decode(): value.decode() for key, value in stored.items()}

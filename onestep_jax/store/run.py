@@ -1,0 +1,361 @@
+"""The run directory: every result, whole or not at all, through kills and resumes, by one process or many.
+
+    config.json          identity and settings of the run, library versions, commit
+    texts.parquet        index, text_id, tokens
+    session.json         number, processes and owner of the present or last session, see `sessions`
+    embeddings/NAME/     Orbax, leaf → (rows, *shape): a row a text, or a row a group for a shared leaf
+    traces/NAME.parquet  a row a text and seed: curves, when each token first became right, recorded vectors
+    results/NAME.parquet a row a text; the commit record of the part NAME, renamed into place last
+    state/NAME/          Orbax, the slots in flight of a process; state/NAME.json, its commit record
+    claims/SSSSSS-BBBBBB a block of texts that one process of session S took; claims/SSSSSS-left-PPPP, one has closed it
+    lock                 held while a job works on the run; in an object store lock/NNNNNN, see `leases`
+    damaged/             what `onestep verify --drop` has set aside
+
+A part whose results file is missing was never committed and is swept away when the run is next opened for writing.
+This module takes numpy arrays and knows neither models nor devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onestep_jax.errors import Stranded, UserError
+from onestep_jax.store.background_writer import Writer, persist
+from onestep_jax.store.cleanup import delete_superseded, sweep_away, warn_of_foreign
+from onestep_jax.store.listing import each_of, listing
+from onestep_jax.store.locks import locked
+from onestep_jax.store.names import FOLDERS, claim_name, left_name
+from onestep_jax.store.orbax_arrays import Arrays
+from onestep_jax.store.parquet import write_rows
+from onestep_jax.store.parts import count_texts, read_part, read_times, remove_part, write_part
+from onestep_jax.store.reading import (
+    FORMAT,
+    check_identity,
+    part_names,
+    read_config,
+    read_results,
+    read_summary,
+    read_texts,
+    shared_leaf,
+)
+from onestep_jax.store.results import Results, TextResult
+from onestep_jax.store.saved_states import (
+    Origin,
+    origin,
+    own_states,
+    read_arrays,
+    remove_state,
+    state_names,
+    write_state,
+)
+from onestep_jax.store.sessions import Session, begin_session, check_session, is_present, read_session
+from onestep_jax.store.storage import create, make_folder, replace, writing
+
+COMPACT_AT = 16  # small parts that are merged into one
+SMALL = 1024  # rows below which a part counts as small
+
+_OURS = {*FOLDERS, "config.json", "damaged", "lock", "session.json", "texts.parquet"}
+
+
+class Run:
+    """A run directory opened for writing by one process of a session; use `open_run` or `join_run`.
+
+    Attributes:
+      folder: the directory.
+      config: its config.json.
+      session: number, processes, size of a block.
+      process: number of this process, from 0.
+      processes: how many work on the run.
+    """
+
+    def __init__(self, folder: Path, session: Session, process: int, *, apart: bool = False):
+        self.folder, self.session, self.process, self.processes = folder, session, process, session.processes
+        self.config = read_config(folder)
+        self._lock, self._arrays, self._writer = ExitStack(), Arrays(apart), Writer(folder)
+        self._began, self._counter = time.monotonic(), itertools.count()
+        self._state: Future[None] | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Write what was handed over, tell the other processes, then let other jobs work on the run.
+
+        Raises:
+          UserError: if the storage refused something; `Stranded` if the others could not be told.
+        """
+        with ExitStack() as ending:
+            for close in (self._lock.close, self._arrays.close, self._writer.close, self._leave):
+                ending.callback(close)
+            self._writer.wait()
+
+    def wait(self) -> None:
+        """Return when everything handed over is on the disk.
+
+        Raises:
+          UserError: if the storage refused something of it, after some attempts; what was recorded before is intact.
+        """
+        self._writer.wait()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except Stranded:
+            raise
+        except UserError:
+            if kind is None:  # else what ended the block says more
+                raise
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """text_id → index, accuracy, steps and status of the texts that have a result."""
+        return read_summary(self.folder)
+
+    def accuracies(self) -> dict[str, float]:
+        """text_id → accuracy of the texts that have a result."""
+        return {text_id: row["accuracy"] for text_id, row in self.recorded().items()}
+
+    def results(self) -> Results:
+        """All recorded results, see `reading.read_results`, and those handed over."""
+        self._writer.wait()
+        return read_results(self.folder, self._arrays)
+
+    def append(self, texts: Sequence[TextResult]) -> None:
+        """Record results as one part: vectors and traces first, read back; the results file last. In the background.
+
+        Raises:
+          UserError: if the storage refused something handed over before.
+        """
+        if texts:
+            texts = tuple(texts)
+            self._writer.hand(
+                lambda: self._write_part(texts, new=len(texts)),
+                lambda: self._merge(ours=True),
+            )
+
+    def claim(self, block: int) -> bool:
+        """Take a block of texts; of all processes of the session exactly one gets True."""
+        check_session(self.folder, self.session)
+        if self.processes == 1:
+            return True
+        claim = self.folder / "claims" / claim_name(self.session.number, block)
+        return persist(self.folder, lambda: create(claim, self._signature))
+
+    def others_left(self) -> bool:
+        """Whether all other processes of the session have closed the run."""
+        there = {path.name for path in listing(self.folder / "claims")}
+        return all(self._left(process).name in there for process in range(self.processes) if process != self.process)
+
+    def _left(self, process: int) -> Path:
+        return self.folder / "claims" / left_name(self.session.number, process)
+
+    @property
+    def _signature(self) -> bytes:
+        return f"process {self.process}\n".encode()
+
+    def _leave(self) -> None:
+        if self.processes == 1 or self._closed or not is_present(self.folder, self.session):
+            return
+        self._closed = True
+        try:
+            create(self._left(self.process), self._signature)
+        except OSError as error:
+            raise Stranded(f"{self.folder}: cannot write ({error}); the other processes are not told") from error
+
+    # --- slots in flight ---
+
+    def save_state(self, arrays: Mapping[str, np.ndarray], record: Any) -> None:
+        """Keep the slots in flight of this process instead of those it saved before. In the background.
+
+        Args:
+          arrays: name → array.
+          record: JSON; its "tasks" and "outcomes" (finished seeds) each have "texts" (indices), "seed" and "trace".
+
+        Raises:
+          UserError: if the storage refused something handed over before.
+        """
+        record = json.loads(json.dumps(record))  # as it is now, whatever becomes of it
+        if self._state is not None:
+            self._state.cancel()
+        self._state = self._writer.hand(lambda: self._write_state(arrays, record))
+
+    def saved_states(self) -> list[tuple[str, Any]]:
+        """(name, record) of the states of this run that all processes of earlier sessions left, newest first.
+
+        Several may hold the same task. Those of the present session belong to processes that are at work on them.
+
+        Raises:
+          UserError: if one cannot be read.
+        """
+        states, _ = own_states(self.folder, self._origin, self._arrays)
+        return [(name, state.record) for name, state in states if not name.startswith(self.session.prefix)]
+
+    def load_state_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a saved state.
+
+        Raises:
+          UserError: if they are damaged.
+        """
+        return read_arrays(self.folder, name, self._arrays)
+
+    # --- what the writer does ---
+
+    def _check(self) -> None:
+        check_session(self.folder, self.session)
+
+    def _committed(self, write: Callable[[str], None], remove: Callable[[Path, str], None]) -> None:
+        """Write something under a new name; what is left of it after an error goes away."""
+        self._check()
+        name = self.session.name(self.process, next(self._counter))
+        try:
+            write(name)
+        except (OSError, ValueError):
+            with suppress(OSError):
+                remove(self.folder, name)
+            raise
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds since this process began, by a clock that never goes back."""
+        return round(time.monotonic() - self._began, 1)
+
+    def _write_part(self, texts: Sequence[TextResult], new: int) -> None:
+        """Write a part with so many texts of this session."""
+        about = {"elapsed": str(self._elapsed), "new": str(new)}
+
+        def write(name: str) -> None:
+            write_part(self.folder, name, texts, shared_leaf(self.config), self._arrays, about=about, check=self._check)
+
+        self._committed(write, remove_part)
+
+    def _write_state(self, arrays: Mapping[str, np.ndarray], record: Any) -> None:
+        before = [name for name in state_names(self.folder) if name.startswith(self._prefix)]
+
+        def write(name: str) -> None:
+            of = self._origin
+            write_state(self.folder, name, arrays, record, self._elapsed, of, self._arrays, self._check)
+
+        self._committed(write, remove_state)
+        for name in before:
+            remove_state(self.folder, name)
+
+    @functools.cached_property
+    def _origin(self) -> Origin:
+        return origin(self.config["identity"], read_texts(self.folder))
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.session.prefix}{self.process:04d}-"
+
+    def _small(self, *, ours: bool) -> list[str]:
+        """Small parts, this process's own of this session or all others, oldest first."""
+
+        def names_now() -> list[str]:
+            return [name for name in part_names(self.folder) if name.startswith(self._prefix) == ours]
+
+        counts = each_of(names_now, lambda name: count_texts(self.folder, name))
+        return [name for name, count in counts.items() if count < SMALL]
+
+    def _merge(self, *, ours: bool) -> None:
+        """Merge enough small parts into a new one, then delete them; readers drop what is there twice meanwhile."""
+        small = self._small(ours=ours)
+        if len(small) < COMPACT_AT:
+            return
+        tokens = dict(read_texts(self.folder))
+
+        def read(name: str) -> tuple[list[TextResult], int]:
+            texts = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
+            return texts, read_times(self.folder, name)[0] if name.startswith(self.session.prefix) else 0
+
+        # A process of an earlier session that still lives may be deleting some of them.
+        parts = each_of(lambda: [name for name in part_names(self.folder) if name in small], read)
+        texts = {text.text_id: text for held, _ in parts.values() for text in held}
+        if texts:
+            self._write_part(list(texts.values()), new=sum(new for _, new in parts.values()))
+        for name in parts:
+            remove_part(self.folder, name)
+
+    def _tidy(self) -> None:
+        """Delete what newer parts and states replace, and merge small parts; only while no other process writes."""
+        delete_superseded(self.folder, self._origin, self._arrays)
+        self._merge(ours=False)
+
+
+def open_run(
+    folder: Path,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    texts: Sequence[tuple[str, np.ndarray]],
+    *,
+    processes: int = 1,
+    block: int = 1,
+    apart: bool = False,
+) -> Run:
+    """Create a run directory, or open it to go on: a new session begins, of which this is process 0.
+
+    Args:
+      folder: the directory.
+      identity: what must not change between sessions of the run.
+      settings: what may change; recorded as of the first session.
+      texts: (text_id, token ids) in source order.
+      processes: that are going to work on it; the others use `join_run`, once this has returned.
+      block: texts that a process claims at a time; kept with the session.
+      apart: save and load arrays in a process of its own, as is needed where this one has joined `jax.distributed`.
+
+    Raises:
+      UserError: if another process works on it, it belongs to a run of another identity, or it cannot be written.
+    """
+    found = {path.name.removesuffix(".tmp") for path in listing(folder)}
+    if found - _OURS and "config.json" not in found:
+        raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
+    with writing(folder), ExitStack() as lock:
+        make_folder(folder)
+        lock.enter_context(locked(folder / "lock"))
+        _create(folder, identity, settings, texts)
+        session = begin_session(folder, processes, block, [*part_names(folder), *state_names(folder)])
+        sweep_away(folder)
+        warn_of_foreign(folder)
+        run = Run(folder, session, 0, apart=apart)
+        run._tidy()
+        run._lock = lock.pop_all()
+    return run
+
+
+def join_run(folder: Path, identity: Mapping[str, Any], process: int, *, apart: bool = False) -> Run:
+    """Open a run directory as another process of the session that `open_run` has begun.
+
+    Raises:
+      UserError: if there is no such run or session, or the run is another one.
+    """
+    check_identity(folder, read_config(folder)["identity"], identity)
+    session = read_session(folder)
+    if session is None or not 0 < process < session.processes:
+        expected = f"expected 1 to {session.processes - 1}" if session else "no session has begun"
+        raise UserError(f"{folder}: no place for process {process} in the run; {expected}")
+    return Run(folder, session, process, apart=apart)
+
+
+def _create(
+    folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], texts: Sequence[tuple[str, np.ndarray]]
+) -> None:
+    """Write the description of a run and its texts where they are missing; refuse those of another run."""
+    if (folder / "config.json").exists():
+        check_identity(folder, read_config(folder)["identity"], identity)
+    for name in FOLDERS:
+        make_folder(folder / name)
+    if not (folder / "texts.parquet").exists():
+        rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
+        write_rows(folder / "texts.parquet", rows)
+    if not (folder / "config.json").exists():
+        described = {"format": FORMAT, "identity": identity, "settings": settings}
+        replace(folder / "config.json", (json.dumps(described, indent=2) + "\n").encode())

@@ -1,0 +1,113 @@
+"""Sessions of a run directory: each opening for writing has a number, and a process of an older one stops.
+
+Names of parts and states are SSSSSS-PPPP-NNNNNN (session, process, counter): no two writers ever choose the same, and
+their order says which is newer, whatever clocks say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from onestep_jax.errors import Unreadable, UserError
+from onestep_jax.store.listing import patiently
+from onestep_jax.store.names import age, part_name
+from onestep_jax.store.storage import read_text, replace
+
+_FILE = "session.json"
+
+
+class Owner(NamedTuple):
+    """Who holds a lock: process id, host, when it began (UTC) and its command line."""
+
+    pid: int
+    host: str
+    since: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}, {self.command!r}"
+
+
+UNKNOWN = Owner(0, "an unknown host", "an unknown time", "")
+
+
+def this_process() -> Owner:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Owner(os.getpid(), os.uname().nodename, now, " ".join(sys.argv)[:300])
+
+
+class Session(NamedTuple):
+    """One opening of a run directory for writing.
+
+    Attributes:
+      number: counted from 1.
+      processes: that work on it.
+      block: texts that a process claims at a time.
+      pid, host, since, command: of the process that began it; `since` is in UTC and serves people only.
+    """
+
+    number: int
+    processes: int
+    block: int
+    pid: int
+    host: str
+    since: str
+    command: str
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its parts, states and claims begin with."""
+        return f"{self.number:06d}-"
+
+    def name(self, process: int, counter: int) -> str:
+        return part_name(self.number, process, counter)
+
+
+def read_session(folder: Path) -> Session | None:
+    """The present or last session, or None before the first and where the file is damaged: the next one mends it.
+
+    Raises:
+      Unreadable: if the storage refuses the file.
+    """
+    try:
+        return Session(**json.loads(patiently(folder / _FILE, read_text)))
+    except Unreadable:
+        raise
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def begin_session(folder: Path, processes: int, block: int, names: Iterable[str]) -> Session:
+    """Begin the next session; `names` are those of the parts and states that there are."""
+    before = read_session(folder)
+    number = max([before.number if before else 0, *(age(name)[0] for name in names)]) + 1
+    session = Session(number, processes, block, **this_process()._asdict())
+    replace(folder / _FILE, (json.dumps(session._asdict(), indent=2) + "\n").encode())
+    return session
+
+
+def is_present(folder: Path, ours: Session) -> bool:
+    """Whether no other session has begun."""
+    now = read_session(folder)
+    return now is not None and now.number == ours.number
+
+
+def check_session(folder: Path, ours: Session) -> None:
+    """Let only the present session commit.
+
+    Raises:
+      UserError: if another has begun.
+    """
+    if not is_present(folder, ours):
+        now = read_session(folder)
+        other = f"process {now.pid} on {now.host}, session {now.number}" if now else f"{_FILE} is gone or damaged"
+        raise UserError(
+            f"{folder}: the run was taken over ({other}) from session {ours.number}; this process stops and writes "
+            "nothing more; what it recorded before is intact"
+        )

@@ -1,0 +1,254 @@
+"""Writing and reading single files so that a kill leaves each either as it was or as it should be.
+
+A path is a local one, or by an address such as gs://bucket/folder one of an object store, where a file is written whole
+by nature, folders are only names, and nothing can be renamed or locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from onestep_jax.errors import UserError
+
+
+def locate(address: str | Path) -> Path:
+    """Where a run directory is: a local path, or for an address with "://" a `upath.UPath`, which has its methods.
+
+    Raises:
+      UserError: if no installed library knows such addresses.
+    """
+    if "://" not in str(address):
+        return Path(address)
+    # Else gcsfs asks by gRPC what kind of bucket it is, and waits a minute where it is not allowed to.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        from upath import UPath
+
+        path = UPath(address, use_listings_cache=False)  # other processes write there as well
+        path.fs  # noqa: B018, finds the library
+    except (ImportError, ValueError) as error:
+        cure = "for gs:// install onestep_jax[gcs], for others the fsspec library of that storage"
+        raise UserError(f"{address}: cannot open such an address ({one_line(error)}); {cure}") from error
+    return cast(Path, path)
+
+
+def is_local(path: Path) -> bool:
+    """Whether a path is of this machine's file system, and not of an object store."""
+    return isinstance(path, Path)
+
+
+def local_folder(address: str) -> Path:
+    """A path that must be local.
+
+    Raises:
+      UserError: for an address with "://".
+    """
+    if "://" in address:
+        raise UserError(f"{address}: expected a local folder; give one with --out or --run")
+    return Path(address)
+
+
+def read_text(path: Path) -> str:
+    """Content of a small file.
+
+    Raises:
+      OSError: if it cannot be read.
+    """
+    with _plain_errors(path):
+        return path.read_text(encoding="utf-8")
+
+
+def replace(path: Path, content: bytes, check: Callable[[], None] | None = None) -> None:
+    """Write a file whole: to a neighbour, to the disk, then renamed into place; in an object store at once.
+
+    `check` is called before it appears; if it raises, or somebody removes the neighbour meanwhile, the file stays as it
+    was.
+    """
+    if not is_local(path):
+        _put(path, content, check or (lambda: None))
+        return
+    neighbour = path.with_suffix(path.suffix + ".tmp")
+    with neighbour.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    if check is not None:
+        check()
+    os.replace(neighbour, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _put(path: Path, content: bytes, check: Callable[[], None]) -> None:
+    """Write an object; where `check` raises only afterwards, take it back."""
+    check()
+    with _plain_errors(path):
+        path.write_bytes(content)
+    try:
+        check()
+    except UserError:
+        remove(path)
+        raise
+
+
+def create(path: Path, content: bytes = b"") -> bool:
+    """Make a file; False if it was there already. Of several callers, each with a content of its own, one gets True."""
+    try:
+        if is_local(path):
+            _create_local(path, content)
+        else:
+            with _plain_errors(path):
+                _store_of(path).pipe_file(_key(path), content, mode="create")
+    except FileExistsError:
+        # A client that got no answer asks again, and then meets what it has made itself.
+        return bool(content) and not is_local(path) and path.read_bytes() == content
+    return True
+
+
+def _create_local(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        try:
+            file.write(content)
+            file.flush()
+        except OSError:  # a full disk may have room for a name
+            path.unlink()
+            raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; in an object store there is nothing to make."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def entries(folder: Path) -> list[Path]:
+    """Files and folders in a folder, none if it is not there."""
+    with _plain_errors(folder):
+        try:
+            return sorted(folder.iterdir(), key=lambda path: path.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def read_through(path: Path) -> None:
+    """Read every byte of a file, or of all files in a folder.
+
+    Raises:
+      OSError: if the storage refuses one, or there is nothing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if not is_local(path):
+        with _plain_errors(path):
+            _store_of(path).cat(_key(path), recursive=True)
+        return
+    walk = os.walk(path, onerror=refuse) if path.is_dir() else [(path.parent, [], [path.name])]
+    for place in [Path(top, name) for top, _, names in walk for name in names]:
+        with place.open("rb") as file:
+            while file.read(2**20):
+                pass
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all in it, if it is there."""
+    if not is_local(path):
+        with _plain_errors(path), contextlib.suppress(FileNotFoundError):
+            _store_of(path).rm(_key(path), recursive=True)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file or folder another name."""
+    if is_local(path):
+        os.replace(path, target)
+        return
+    with _plain_errors(path):
+        _store_of(path).copy(_key(path), _key(target), recursive=path.is_dir())
+    remove(path)
+
+
+def send(folder: Path, target: Path) -> None:
+    """Copy a local folder into an object store."""
+    with _plain_errors(target):
+        for file in folder.rglob("*"):
+            if file.is_file():
+                _store_of(target).pipe_file(_key(target / file.relative_to(folder).as_posix()), file.read_bytes())
+
+
+def fetch(source: Path, folder: Path) -> None:
+    """Copy a folder of an object store into a local one.
+
+    Raises:
+      OSError: if it cannot be read, or is not there.
+    """
+    with _plain_errors(source):
+        store = _store_of(source)
+        keys = store.find(_key(source))
+        if not keys:
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(source))
+        for key, content in zip(keys, map(store.cat_file, keys), strict=True):
+            file = folder / key.removeprefix(_key(source)).lstrip("/")
+            make_folder(file.parent)
+            file.write_bytes(content)
+
+
+def _store_of(path: Path) -> Any:
+    """The fsspec file system of a path in an object store."""
+    return cast(Any, path).fs
+
+
+def _key(path: Path) -> str:
+    return cast(Any, path).path
+
+
+@contextlib.contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Make an OSError of what the library of an object store raises, each having kinds of its own."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        if is_local(path):
+            raise
+        raise OSError(errno.EIO, f"{type(error).__name__}: {one_line(error)}", str(path)) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the specification that tensorstore adds."""
+    first = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec=")[0]
+    return f"{first[:300]}…" if len(first) > 300 else first or type(error).__name__
+
+
+def refusal(folder: Path, error: Exception) -> UserError:
+    """One clear line for what the storage said."""
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    reason = "the disk is full" if full else one_line(error)
+    cure = "everything recorded before is intact; free the path and run the same command again"
+    return UserError(f"{folder}: cannot write ({reason}); {cure}")
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a refusal of the storage into one clear line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # tensorstore reports a full disk as a ValueError
+        raise refusal(folder, error) from error

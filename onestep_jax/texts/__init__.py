@@ -1,0 +1,4 @@
+"""Where texts come from: files, the hub, the paper's sources.
+
+May import `errors`, `tokens`, `model`.
+"""

@@ -1,0 +1,94 @@
+"""Texts: from files or the hub through `datasets`, to token ids and identities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onestep_jax.errors import UserError, check_known, nearest
+
+_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
+
+
+def read_source(source: str, *, split: str = "file", column: str = "text", limit: int | None = None) -> list[str]:
+    """Texts of a source, in order.
+
+    Args:
+      source: a .txt, .jsonl, .csv or .parquet file (compressed or not), or "hf:NAME[:SPLIT[:COLUMN]]".
+      split: for a .txt, "file" (one text) or "lines" (one a line, blank lines skipped).
+      column: of a table; "hf:NAME:SPLIT:COLUMN" has its own.
+      limit: read only so many.
+
+    Raises:
+      UserError: if the source cannot be read, has no such column, or holds an empty text.
+    """
+    check_known("value of --split", [split], ["file", "lines"])
+    where, rows, column = _hub_rows(source, column) if source.startswith("hf:") else _file_rows(source, split, column)
+    texts = []
+    try:
+        for number, row in enumerate(rows):
+            if limit is not None and len(texts) >= limit:
+                break
+            if column not in row:
+                raise UserError(f"{where}: no column {column!r}{nearest(column, row)}; it has {', '.join(row)}")
+            text = row[column]
+            if split == "lines" and text is not None and not text.strip():
+                continue
+            if not isinstance(text, str) or not text:
+                raise UserError(f"{where}: text {number} is empty; remove it or fill it")
+            texts.append(text)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where}: cannot be read ({_reason(error)})") from error
+    if not texts:
+        raise UserError(f"{where}: no text in it")
+    return texts
+
+
+def _file_rows(source: str, split: str, column: str) -> tuple[str, Iterator[dict[str, Any]], str]:
+    import datasets
+
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"{source}: no such file")
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSED]
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix not in _READERS:
+        raise UserError(f"{source}: unknown kind of file {suffix!r}; expected {', '.join(_READERS)}, or hf:NAME")
+    if path.stat().st_size == 0:
+        raise UserError(f"{source}: empty text; the file has no bytes")
+    arguments: dict[str, Any] = {"data_files": str(path), "split": "train", "streaming": True}
+    if suffix == ".txt":
+        arguments["sample_by"] = "document" if split == "file" else "line"
+        column = "text"
+    return source, _stream(datasets.load_dataset, _READERS[suffix], **arguments), column
+
+
+def _hub_rows(source: str, column: str) -> tuple[str, Iterator[dict[str, Any]], str]:
+    import datasets
+
+    name, *rest = source.removeprefix("hf:").split(":")
+    if not name or len(rest) > 2:
+        raise UserError(f"{source}: expected hf:NAME[:SPLIT[:COLUMN]]")
+    part = rest[0] if rest and rest[0] else "train"
+    column = rest[1] if len(rest) == 2 else column
+    return source, _stream(datasets.load_dataset, name, split=part, streaming=True), column
+
+
+def _stream(load: Any, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a data set; errors of opening it come with the first row, where they are explained."""
+    yield from load(*args, **kwargs)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
+        if isinstance(error, UnicodeDecodeError):
+            return f"not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; convert the file to UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; convert the file to UTF-8"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

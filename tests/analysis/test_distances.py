@@ -1,0 +1,361 @@
+"""Distances of learned vectors and of texts: against brute force, geometry, and counting by formula."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onestep_jax import UserError
+from onestep_jax.analysis.distances import (
+    Relations,
+    auc,
+    cosine_distances,
+    learned_vectors,
+    plain_ids,
+    relation_distances,
+    relation_pairs,
+    separations,
+    summary,
+)
+from onestep_jax.analysis.similarity import binned, gap, semantic_distances, sentence_embeddings, token_distances
+from onestep_jax.store.results import Results, TextResult
+
+ALL = np.array(list(itertools.combinations(range(4), 2)))
+
+
+def design(contexts: int = 5, texts: int = 4, seeds: int = 3) -> tuple[list[str], list[str]]:
+    """Identities of the paper's design (Figure 6): one solution of each continuation, more seeds of the last."""
+    rows = [(f"c{c}", f"c{c}-t{t}") for c in range(contexts) for t in range(texts - 1)]
+    rows += [(f"c{c}", f"c{c}-t{texts - 1}") for c in range(contexts) for _ in range(seeds)]
+    shuffled = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
+    return [context for context, _ in shuffled], [text for _, text in shuffled]
+
+
+def brute_force(contexts: list[str], texts: list[str]) -> list[set[tuple[int, int]]]:
+    found: list[set[tuple[int, int]]] = [set(), set(), set()]
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        found[0 if texts[i] == texts[j] else 1 if contexts[i] == contexts[j] else 2].add((i, j))
+    return found
+
+
+def test_pairs_are_those_of_brute_force():
+    contexts, texts = design()
+    for pairs, expected in zip(relation_pairs(contexts, texts), brute_force(contexts, texts), strict=True):
+        got = [tuple(pair) for pair in pairs.tolist()]
+        assert len(got) == len(set(got))
+        assert set(got) == expected
+
+
+def test_pairs_are_as_many_as_the_formula_says():
+    # 50 contexts with nine texts of one solution and one of ten, as in the paper: 19 rows a context.
+    same_text, same_context, different = relation_pairs(*design(50, 10, 10), most=10**6)
+    assert len(same_text) == 50 * 45
+    assert len(same_context) == 50 * (19 * 18 // 2 - 45)
+    assert len(different) == 50 * 49 // 2 * 19 * 19
+
+
+def test_a_sample_is_of_the_relation_without_repeats_and_repeatable():
+    contexts, texts = design()
+    whole, drawn = relation_pairs(contexts, texts), relation_pairs(contexts, texts, most=40, seed=3)
+    for every, some in zip(whole, drawn, strict=True):
+        assert len(some) == min(40, len(every))
+        assert len({tuple(pair) for pair in some.tolist()}) == len(some)
+        assert {tuple(pair) for pair in some.tolist()} <= {tuple(pair) for pair in every.tolist()}
+    again, other = (relation_pairs(contexts, texts, most=40, seed=seed) for seed in (3, 4))
+    assert all(np.array_equal(x, y) for x, y in zip(drawn, again, strict=True))
+    assert not np.array_equal(drawn.different_contexts, other.different_contexts)
+
+
+def test_every_pair_is_drawn_as_often():
+    contexts, texts = design(3, 2, 1)
+    counts: dict[tuple[int, ...], int] = {}
+    for seed in range(600):
+        for pair in relation_pairs(contexts, texts, most=4, seed=seed).different_contexts.tolist():
+            counts[tuple(pair)] = counts.get(tuple(pair), 0) + 1
+    assert len(counts) == 12
+    assert all(140 < count < 260 for count in counts.values()), "200 expected, standard deviation 11.5"
+
+
+def test_relations_without_pairs_are_empty():
+    same_text, same_context, different = relation_distances(np.eye(3), ["a", "b", "c"], ["1", "2", "3"])
+    assert (len(same_text), len(same_context), len(different)) == (0, 0, 3)
+    assert [row["relation"] for row in summary(Relations(same_text, same_context, different))] == ["different_contexts"]
+    assert all(pairs.shape == (0, 2) for pairs in relation_pairs([], []))
+
+
+def test_known_angles():
+    vectors = np.array([[1.0, 0.0], [0.0, 3.0], [-2.0, 0.0], [5.0, 5.0]])
+    got = cosine_distances(vectors, ALL)
+    right, oblique = 1.0, np.sqrt(0.5)
+    np.testing.assert_allclose(got, [right, 2.0, 1 - oblique, right, 1 - oblique, 1 + oblique], atol=1e-15)
+    assert got.max() <= 2
+
+
+def test_equal_vectors_are_at_zero_and_near_ones_keep_their_digits():
+    rng = np.random.default_rng(0)
+    vector, other = rng.normal(size=(2, 64))
+    other -= vector * (other @ vector) / (vector @ vector)
+    tilted = vector + 1e-9 * other * np.linalg.norm(vector) / np.linalg.norm(other)
+    got = cosine_distances(np.stack([vector, vector, 1e-200 * vector, tilted]), np.array([[0, 1], [0, 2], [0, 3]]))
+    assert got[0] == 0
+    assert got[1] < 1e-30
+    np.testing.assert_allclose(got[2], 0.5e-18, rtol=1e-6)
+
+
+def test_distances_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("onestep_jax.analysis.distances.ROWS_AT_A_TIME", 7 * 5)
+    contexts, texts = design()
+    vectors = np.random.default_rng(2).normal(size=(len(texts), 7)).astype(np.float32)
+    pairs = relation_pairs(contexts, texts)
+    for relation, distances in zip(pairs, relation_distances(vectors, contexts, texts), strict=True):
+        expected = [
+            1 - float(np.dot(u, v) / np.sqrt(np.dot(u, u) * np.dot(v, v)))
+            for u, v in ((vectors[i].astype(float), vectors[j].astype(float)) for i, j in relation)
+        ]
+        np.testing.assert_allclose(distances, expected, atol=1e-14)
+
+
+def test_a_vector_without_direction_is_refused():
+    for value in (0.0, np.nan, np.inf):
+        vectors = np.ones((3, 4))
+        vectors[1] = value
+        with pytest.raises(UserError, match="row 1: a vector that is zero or not finite"):
+            cosine_distances(vectors, np.array([[0, 2]]))
+
+
+def test_identities_that_contradict_themselves_are_refused():
+    with pytest.raises(UserError, match="row 1: text 't' follows two contexts"):
+        relation_pairs(["a", "b"], ["t", "t"])
+    with pytest.raises(UserError, match="2 contexts for 1 texts"):
+        relation_pairs(["a", "b"], ["t"])
+    with pytest.raises(UserError, match="2 vectors for 1 texts"):
+        relation_distances(np.ones((2, 3)), ["a"], ["t"])
+    with pytest.raises(UserError, match="most = 0"):
+        relation_pairs(["a"], ["t"], most=0)
+
+
+def test_auc_is_that_of_brute_force_with_ties():
+    rng = np.random.default_rng(5)
+    near, far = rng.integers(6, size=40) / 7, rng.integers(2, 9, size=33) / 7
+    expected = np.mean([(x < y) + (x == y) / 2 for x in near for y in far])
+    np.testing.assert_allclose(auc(near, far), expected, rtol=1e-14)
+    np.testing.assert_allclose(auc(far, near), 1 - expected, rtol=1e-14)
+    assert auc(np.zeros(3), np.ones(2)) == 1
+    assert auc(near, near) == 0.5
+
+
+def test_nearer_relations_are_told_apart():
+    contexts, texts = design(6, 5, 4)
+    rng = np.random.default_rng(0)
+    centres = {name: rng.normal(size=32) for name in [*contexts, *texts]}
+    vectors = np.stack(
+        [
+            centres[context] + 0.7 * centres[text] + 0.1 * rng.normal(size=32)
+            for context, text in zip(contexts, texts, strict=True)
+        ]
+    )
+    distances = relation_distances(vectors, contexts, texts)
+    means = [row["mean"] for row in summary(distances)]
+    assert means == sorted(means)
+    assert [(row["nearer"], row["farther"]) for row in separations(distances)] == [
+        ("same_text", "same_context"),
+        ("same_text", "different_contexts"),
+        ("same_context", "different_contexts"),
+    ]
+    assert all(row["auc"] > 0.95 for row in separations(distances))
+    (first, *_) = summary(distances)
+    values = distances.same_text
+    assert first["pairs"] == len(values) == 6 * 6
+    expected = [values.mean(), values.std(), *np.percentile(values, [0, 25, 50, 75, 100])]
+    got = [first[key] for key in ("mean", "std", "min", "quartile_1", "median", "quartile_3", "max")]
+    np.testing.assert_allclose(got, expected)
+
+
+def result(text_id: str, vectors: dict[str, np.ndarray]) -> TextResult:
+    """A result of which only the identity and the vectors matter."""
+    blank: dict[str, Any] = {field.name: None for field in dataclasses.fields(TextResult)}
+    return TextResult(**blank | {"text_id": text_id, "vectors": vectors})
+
+
+def test_vectors_and_identities_of_results():
+    rows = [{"e": np.full(2, i, np.float32), "mem": np.arange(6, dtype=np.float32).reshape(3, 2)} for i in range(2)]
+    results = Results((result("ab12", rows[0]), result("ab12-1", rows[1])), {"arrangement": "one-step"}, "model")
+    assert plain_ids(results) == ["ab12", "ab12"]
+    np.testing.assert_array_equal(learned_vectors(results), [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(learned_vectors(results, "mem"), [range(6)] * 2)
+    with pytest.raises(UserError, match="unknown leaf 'f'"):
+        learned_vectors(results, "f")
+
+
+# --- distances of texts ---
+
+
+def test_token_distance_of_equal_and_of_disjoint_texts():
+    tokens = [[1, 2, 3], [3, 2, 1], [7, 8, 9, 9], [1, 2, 3]]
+    got = token_distances(tokens, ALL)
+    assert got[ALL.tolist().index([0, 3])] == 0
+    np.testing.assert_allclose(got, [0, 1, 0, 1, 0, 1], atol=1e-15)
+
+
+def test_token_distance_by_hand(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("onestep_jax.analysis.similarity.ROWS_AT_A_TIME", 8)
+    # The copy of the first text must not count for how rare its tokens are: three distinct texts.
+    texts = [[5, 5, 6], [5, 7], [6, 8, 8, 8], [5, 5, 6]]
+    rarity = {5: 2, 6: 2, 7: 1, 8: 1}
+    weight = {token: 1 + np.log(4 / (1 + count)) for token, count in rarity.items()}
+    rows = np.array([[text.count(token) * weight[token] for token in rarity] for text in texts])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = [1 - rows[i] @ rows[j] for i, j in ALL]
+    np.testing.assert_allclose(token_distances([np.array(text) for text in texts], ALL), expected, atol=1e-12)
+
+
+def test_binned_curves_by_hand():
+    text = {"same_context": np.array([0.0, 0.1, 0.9]), "different_contexts": np.array([0.2, 1.0, 0.5, 0.6])}
+    vector = {"same_context": np.array([0.3, 0.5, 0.8]), "different_contexts": np.array([0.6, 1.0, 0.7, 0.9])}
+    curves = binned(text, vector, bins=2)
+    rows = [(bin.relation, bin.low, bin.high, bin.pairs) for bin in curves]
+    assert rows == [
+        ("same_context", 0.0, 0.5, 2),
+        ("same_context", 0.5, 1.0, 1),
+        ("different_contexts", 0.0, 0.5, 1),
+        ("different_contexts", 0.5, 1.0, 3),
+    ]
+    np.testing.assert_allclose([bin.mean for bin in curves], [0.4, 0.8, 0.6, 2.6 / 3])
+    np.testing.assert_allclose([bin.std for bin in curves], [0.1, 0, 0, np.std([1.0, 0.7, 0.9])], atol=1e-15)
+    np.testing.assert_allclose([bin.text_distance for bin in curves], [0.05, 0.9, 0.2, 0.7])
+    np.testing.assert_allclose(gap(curves), (0.2 + (2.6 / 3 - 0.8)) / 2)
+
+
+def test_every_pair_is_in_one_bin():
+    rng = np.random.default_rng(0)
+    text = Relations(*(rng.random(count) for count in (0, 70, 500)))
+    vector = Relations(*(rng.random(count) for count in (0, 70, 500)))
+    curves = binned(text, vector, bins=11)
+    for name in ("same_context", "different_contexts"):
+        mine = [bin for bin in curves if bin.relation == name]
+        assert sum(bin.pairs for bin in mine) == len(getattr(text, name))
+        np.testing.assert_allclose(
+            sum(bin.pairs * bin.mean for bin in mine), getattr(vector, name).sum(), err_msg="a pair was lost"
+        )
+        assert all(bin.low <= bin.text_distance <= bin.high for bin in mine)
+
+
+def test_bins_of_texts_at_one_distance_and_of_none():
+    (only,) = binned({"same_context": np.full(3, 0.4)}, {"same_context": np.arange(3.0)}, bins=5)
+    assert (only.pairs, only.mean) == (3, 1.0)
+    assert binned({"same_context": np.zeros(0)}, {"same_context": np.zeros(0)}) == []
+    assert np.isnan(gap([only]))
+
+
+def test_bins_of_other_pairs_are_refused():
+    with pytest.raises(UserError, match="not of the same relations"):
+        binned({"same_context": np.zeros(3)}, {"same_context": np.zeros(2)})
+    with pytest.raises(UserError, match="bins = 0"):
+        binned({"same_context": np.zeros(3)}, {"same_context": np.zeros(3)}, bins=0)
+
+
+# --- sentence embeddings ---
+
+
+def _varint(number: int) -> bytes:
+    low = [number & 127]
+    while number := number >> 7:
+        low.append(number & 127)
+    return bytes([*(byte | 128 for byte in low[:-1]), low[-1]])
+
+
+def _field(number: int, value: int | bytes | str) -> bytes:
+    """One field of a protocol buffer."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _onnx_encoder(table_VD: np.ndarray) -> bytes:
+    """An ONNX model whose hidden states are rows of a table: Gather(table, input_ids)."""
+    dims = b"".join(_field(1, size) for size in table_VD.shape)
+    table = dims + _field(2, 1) + _field(8, "table") + _field(9, table_VD.astype("<f4").tobytes())
+    node = _field(1, "table") + _field(1, "input_ids") + _field(2, "last_hidden_state") + _field(4, "Gather")
+
+    def value(name: str, kind: int, axes: tuple[str, ...]) -> bytes:
+        shape = b"".join(_field(1, _field(2, axis)) for axis in axes)
+        return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, shape)))
+
+    ids, hidden = value("input_ids", 7, ("B", "T")), value("last_hidden_state", 1, ("B", "T", "D"))
+    graph = _field(1, node) + _field(2, "g") + _field(5, table) + _field(11, ids) + _field(12, hidden)
+    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, "") + _field(2, 13))
+
+
+VOCABULARY = ("[PAD]", "red", "green", "blue", "[UNK]")
+TABLE = np.random.default_rng(0).normal(size=(len(VOCABULARY), 384)).astype(np.float32)
+
+
+@pytest.fixture(params=["model.onnx", "onnx/model.onnx"])
+def encoder_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A sentence encoder of five words, in the two layouts there are."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    for name, content in (
+        ("tokenizer_config", {"model_max_length": 4, "pad_token": "[PAD]"}),
+        ("config", {"pad_token_id": 0}),
+        ("special_tokens_map", {"pad_token": "[PAD]"}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    path = tmp_path / request.param
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(_onnx_encoder(TABLE))
+    return tmp_path
+
+
+def expected_embedding(text: str) -> np.ndarray:
+    ids = [VOCABULARY.index(word) if word in VOCABULARY else 4 for word in text.split()][:4]
+    mean = TABLE[ids].astype(float).mean(axis=0)
+    return mean / np.linalg.norm(mean)
+
+
+def test_sentence_embeddings_are_masked_means_of_unit_length(encoder_folder: Path):
+    pytest.importorskip("fastembed")
+    texts = ["red", "red green", "blue blue blue red red", "blue violet"]
+    got = sentence_embeddings(texts, folder=encoder_folder, batch=3)
+    np.testing.assert_allclose(got, [expected_embedding(text) for text in texts], atol=1e-6)
+    again = sentence_embeddings(texts[::-1], folder=encoder_folder, batch=1)
+    np.testing.assert_allclose(again[::-1], got, atol=1e-6)
+
+
+def test_semantic_distances_are_of_the_rows_asked_for(encoder_folder: Path):
+    pytest.importorskip("fastembed")
+    texts = ["red", "blue", "red", "green red"]
+    got = semantic_distances(texts, ALL, folder=encoder_folder)
+    unit = np.stack([expected_embedding(text) for text in texts])
+    np.testing.assert_allclose(got, [1 - unit[i] @ unit[j] for i, j in ALL], atol=1e-6)
+    assert got[ALL.tolist().index([0, 2])] == 0
+
+
+def test_without_fastembed_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "fastembed"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastembed", None)
+    with pytest.raises(UserError, match=r"pip install 'onestep_jax\[analysis\]'"):
+        sentence_embeddings(["a text"])
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path: Path):
+    pytest.importorskip("fastembed")
+    with pytest.raises(UserError, match=r"neither model\.onnx nor onnx/model\.onnx"):
+        sentence_embeddings(["a text"], folder=tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        sentence_embeddings(["a text"], folder=tmp_path / "absent")
+    (tmp_path / "model.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        sentence_embeddings(["a text"], folder=tmp_path)

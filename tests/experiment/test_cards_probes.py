@@ -1,0 +1,255 @@
+"""Smoke runs of the cards that look into proto-tokens: access, attention, seeds, failures, prices, paths, control.
+
+Whatever follows from causality is exact: the first output sees e alone, so e brings the first token of its own text.
+"""
+
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from smoke import read_csv, smoke
+
+from onestep_jax import Model, generate, load_model, read_results, text_nats
+from onestep_jax.analysis import absorption as absorption_analysis
+from onestep_jax.cli.parser import main
+from onestep_jax.experiment.cards import load_card
+from onestep_jax.prototokens.reconstruction import as_text
+from onestep_jax.texts.corpora import contexts, continuations, load_tokens
+
+
+@pytest.fixture(scope="module")
+def packaged() -> Model:
+    return load_model("default")
+
+
+def demo(model: Model, count: int = 4) -> list[np.ndarray]:
+    """The texts of the smoke runs."""
+    return load_tokens(model, "demo", count=count, length=8)
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    shared = (Counter(a.tolist()) & Counter(b.tolist())).total()
+    return 2 * shared / (len(a) + len(b))
+
+
+def test_access(tmp_path: Path, packaged: Model):
+    tables = smoke("access", tmp_path)
+    rows = {(row["compared with"], row["start"], row["measure"]): row for row in tables["access"]}
+    assert len(rows) == len(tables["access"]) == 4 * 4 + 3 * 2
+    assert all(row["texts"] == 4 for row in rows.values())
+    assert all(row["difference"] == pytest.approx(row["own"] - row["other"], abs=1e-5) for row in rows.values())
+
+    # the control: the one pass gives the text whole, and no other text; 1 / 4^4 is the least possible p
+    assert [rows["fitted", "one pass", name]["own"] for name in ("exact", "prefix", "substring", "overlap")] == [
+        1,
+        8,
+        8,
+        1,
+    ]
+    assert rows["fitted", "one pass", "exact"]["other"] < 0.2
+    assert rows["fitted", "one pass", "exact"]["p"] < 0.02
+    # what one pass was trained on is not compared: the first token after e, the second after e m
+    assert [rows["fitted", start, "exact"]["tokens"] for start in ("e", "e m", "BOS")] == [7, 6, 8]
+    for start in ("e", "e m", "BOS"):
+        assert rows["fitted", start, "exact"]["own"] < 0.5
+        assert rows["fitted", start, "exact"]["p"] > 0.02
+    assert {row["start"] for row in rows.values() if row["paper"] == "nothing related"} == {"e", "e m"}
+
+    # fitted are the beginnings of the model's own continuations, the rest is what comes after
+    given = contexts(packaged, "demo", count=4, length=8)
+    whole = np.stack([one for (one,) in continuations(packaged, given, length=16)])
+    results = read_results(tmp_path / "access" / "runs" / "continuations")
+    np.testing.assert_array_equal(np.stack([text.tokens for text in results]), whole[:, :8])
+    prompts = [text.vectors["e"][None] for text in results]
+    out = np.stack([one.tokens for one in generate(packaged, prompts, count=8, stop=())])
+    table = np.array([[overlap(one, ids[8:]) for ids in whole] for one in out])
+    row = rows["rest", "e", "overlap"]
+    assert row["own"] == pytest.approx(np.diag(table).mean(), abs=1e-5)
+    assert row["other"] == pytest.approx(table[~np.eye(4, dtype=bool)].mean(), abs=1e-5)
+    strings = {(row["text"], row["start"]): row["generated"] for row in tables["access_texts"]}
+    assert [strings[i, "e"] for i in range(4)] == [as_text(packaged.tokenizer, ids) for ids in out]
+    assert len({strings[i, "BOS"] for i in range(4)}) == 1
+
+
+def test_attention(tmp_path: Path):
+    tables = smoke("attention", tmp_path)
+    rows = tables["attention"]
+    assert len(rows) == 8 * 8
+    for row in rows:
+        assert row["e mean"] + row["itself mean"] + row["others mean"] == pytest.approx(1, abs=1e-4)
+        assert row["e uniform"] == pytest.approx(np.mean([1 / (t + 1) for t in range(1, 8)]), abs=1e-5)
+        assert row["e / uniform"] == pytest.approx(row["e mean"] / row["e uniform"], abs=1e-4)
+    # some head fetches e, some looks away
+    assert max(row["e / uniform"] for row in rows) > 1.5
+    assert min(row["e / uniform"] for row in rows) < 0.5
+    positions = tables["attention_positions"]
+    assert [(row["layer"], row["position"]) for row in positions] == [(i, t) for i in range(8) for t in range(1, 8)]
+    for layer in range(8):
+        by_position = np.mean([row["e mean over heads"] for row in positions if row["layer"] == layer])
+        by_head = np.mean([row["e mean"] for row in rows if row["layer"] == layer])
+        assert by_position == pytest.approx(by_head, abs=1e-4)
+    assert all(row["e of the highest head"] >= row["e mean over heads"] for row in positions)
+
+    ablations = {row["replaced"]: row for row in tables["ablations"]}
+    assert ablations["kept"]["accuracy mean"] == 1
+    assert len(ablations) == 9
+    assert all(row["accuracy mean"] < 0.6 for kind, row in ablations.items() if kind != "kept")
+    assert {kind for kind, row in ablations.items() if row["donor accuracy mean"] != ""} == {"e=other", "m=other"}
+    # the first token comes from e alone
+    assert ablations["e=other"]["donor accuracy mean"] >= 1 / 8
+    assert all(ablations[kind]["accuracy mean"] >= 1 / 8 for kind in ("m=e", "m=0", "m=mean", "m=other"))
+
+
+def test_seed_stability(tmp_path: Path):
+    tables = smoke("seed_stability", tmp_path)
+    leaves = {row["leaf"]: row for row in tables["seed_stability"]}
+    results = read_results(tmp_path / "seed_stability" / "runs" / "copies")
+    owner = [text.text_id.partition("-")[0] for text in results]
+    assert len(results) == 12
+    assert sorted(Counter(owner).values()) == [3, 3, 3, 3]
+    for name, row in leaves.items():
+        unit = results.vectors[name] / np.linalg.norm(results.vectors[name], axis=1, keepdims=True)
+        pairs = list(combinations(range(12), 2))
+        same = [1 - unit[i] @ unit[j] for i, j in pairs if owner[i] == owner[j]]
+        assert (row["within pairs"], row["between pairs"]) == (12, 54)
+        assert row["within mean"] == pytest.approx(np.mean(same), abs=1e-4)
+        assert 0.3 < row["within mean"] < row["between mean"] < 1.2
+        assert row["auc"] > 0.5
+        assert row["by chance"] == pytest.approx(3 / 11, abs=1e-5)
+        assert row["variance between texts"] > row["by chance"]
+    assert (leaves["e"]["paper within from"], leaves["e"]["paper within to"]) == (0.7, 0.9)
+    assert leaves["m"]["paper within from"] == ""
+    fitted, exchanged = tables["exchange"]
+    assert (fitted["pairs"], fitted["accuracy mean"], fitted["exact"]) == (12, 1, 1)
+    # e and m belong together; what is left is the first token, which needs e alone, and what comes right by chance
+    assert exchanged["pairs"] == 24
+    assert 1 / 8 <= exchanged["accuracy mean"] < 0.6
+
+
+def test_failures(tmp_path: Path, packaged: Model):
+    tables = smoke("failures", tmp_path)
+    whole = np.stack(demo(packaged))
+    results = list(read_results(tmp_path / "failures" / "runs" / "lengths"))
+    for row in tables["failures_lengths"]:
+        length = int(row["length"])
+        texts = [text for text in results if len(text.tokens) == length]
+        wrong = np.stack([text.predicted != text.tokens for text in texts])
+        assert row["wrong"] == wrong.sum() > 0
+        assert row["accuracy mean"] == pytest.approx(1 - wrong.mean(), abs=1e-5)
+        assert (
+            0 < row["never right"] <= row["wrong"]
+        )  # the kept vectors were scored, so a token right there was once hit
+        for column in ("position", "relative", "nats", "occurrences"):
+            bins = [one for one in tables["failures"] if (one["length"], one["by"]) == (length, column)]
+            assert sum(one["tokens"] for one in bins) == row["tokens"] == 4 * length
+            assert sum(one["wrong"] for one in bins) == row["wrong"]
+            assert all(one["rate"] == pytest.approx(one["wrong"] / one["tokens"], abs=1e-5) for one in bins)
+        by_place = [one for one in tables["failures"] if (one["length"], one["by"]) == (length, "position")]
+        assert [one["wrong"] for one in by_place][:2] == wrong[:, :2].sum(0).tolist()
+        # occurrences are counted in the whole texts, for shorter prefixes too
+        ids, counts = np.unique(whole, return_counts=True)
+        once = int(np.isin(whole[:, :length], ids[counts == 1]).sum())
+        found = [one for one in tables["failures"] if (one["length"], one["by"]) == (length, "occurrences")]
+        assert (found[0]["low"], found[0]["tokens"]) == (1, once)
+    position, nats = (
+        next(row for row in tables["failures_association"] if (row["length"], row["by"]) == (8, by))
+        for by in ("position", "nats")
+    )
+    assert position["auc"] > 0.6  # later tokens fail
+    assert nats["rank correlation with first hit"] > 0.1  # surprising tokens come late
+
+
+def test_absorption(tmp_path: Path, packaged: Model, monkeypatch: pytest.MonkeyPatch):
+    tables = smoke("absorption", tmp_path)
+    rows, (summary,) = tables["absorption_tokens"], tables["absorption"]
+    assert [(row["text"], row["position"]) for row in rows] == [(i, t) for i in range(4) for t in range(8)]
+    assert all(row["solved"] == "True" for row in rows)
+    assert (summary["horizon min"], summary["horizon max"]) == (8, 8)
+    nats = np.concatenate([one.nats for one in text_nats(packaged, demo(packaged))])
+    np.testing.assert_allclose([row["nats"] for row in rows], nats, rtol=1e-3)
+    later = [row for row in rows if row["position"] > 0]
+    rho = spearmanr([row["nats"] for row in later], [row["evaluations"] for row in later]).statistic
+    assert summary["rank correlation with nats"] == pytest.approx(rho, abs=1e-4)
+    assert summary["tokens"] == 28
+    evaluations = [row["evaluations"] for row in rows]
+    assert summary["came of itself"] == pytest.approx(np.mean(np.equal(evaluations, 0)), abs=1e-5)
+    assert summary["with position"] > 0  # later tokens cost more
+    assert 20 < sum(evaluations) / 4 < 400
+
+    def not_again(*_args, **_options):
+        raise AssertionError("a finished batch is absorbed again")
+
+    monkeypatch.setattr(absorption_analysis, "absorb", not_again)
+    assert main(["experiment", "absorption", "--smoke", "--out", str(tmp_path)]) == 0
+    assert read_csv(tmp_path / "absorption" / "absorption_tokens.csv") == rows
+
+
+def test_trajectories(tmp_path: Path):
+    tables = smoke("trajectories", tmp_path)
+    paths = {(row["text"], row["leaf"], row["copy"]): row for row in tables["trajectories"]}
+    assert len(paths) == len(tables["trajectories"]) == 2 * 3 * 3
+    for text in range(2):
+        for copy in range(3):
+            e, m, both = (paths[text, leaf, copy] for leaf in ("e", "m", "e and m"))
+            assert both["accuracy"] == 1
+            assert both["displacement"] ** 2 == pytest.approx(e["displacement"] ** 2 + m["displacement"] ** 2, rel=1e-4)
+            assert max(e["length"], m["length"]) < both["length"] < e["length"] + m["length"]
+            for row in (e, m, both):
+                assert 0 < row["displacement"] <= row["reach"] < row["length"]
+                assert 0.2 < row["displacement / length"] < 1
+            points = [p for p in tables["trajectories_points"] if (p["text"], p["path"]) == (text, copy)]
+            assert len(points) == both["points"]
+            assert points[-1]["accuracy"] == 1
+            assert points[-1]["loss"] < points[0]["loss"]
+    for row in tables["trajectories_planes"]:
+        walked = row["axis 1 of random walks"] + row["axis 2 of random walks"]
+        assert 0 < walked < 1
+        assert 0.2 < row["variance of axis 1"] + row["variance of axis 2"] < 1
+    for text in range(2):
+        points = [p for p in tables["trajectories_points"] if p["text"] == text]
+        first, second = (np.var([p[axis] for p in points]) for axis in ("axis_1", "axis_2"))
+        row = next(r for r in tables["trajectories_planes"] if (r["text"], r["leaf"]) == (text, "e and m"))
+        assert first / second == pytest.approx(row["variance of axis 1"] / row["variance of axis 2"], rel=1e-3)
+
+
+def test_random_walks_have_the_start_and_the_steps_of_a_path():
+    points = np.random.default_rng(0).standard_normal((40, 30)).cumsum(axis=0)
+    walk = load_card("trajectories")._random_walk(points, np.random.default_rng(1))
+    np.testing.assert_array_equal(walk[0], points[0])
+    steps = [np.linalg.norm(np.diff(one, axis=0), axis=1) for one in (walk, points)]
+    np.testing.assert_allclose(*steps, rtol=1e-9)
+    cosines = np.sum(np.diff(walk, axis=0) * np.diff(points, axis=0), axis=1) / steps[0] ** 2
+    assert abs(cosines.mean()) < 0.15
+
+
+def test_control_untrained(tmp_path: Path, packaged: Model):
+    tables = smoke("control_untrained", tmp_path)
+    rows = {(row["weights"], row["length"]): row for row in tables["control_untrained"]}
+    kinds = ("trained", "permuted", "init")
+    assert list(rows) == [(kind, length) for kind in kinds for length in (4, 8)]
+    assert all((row["models"], row["fits"]) == (1, 2) for row in rows.values())
+    # no training is needed for a short text
+    for kind in ("trained", "permuted"):
+        assert rows[kind, 4]["exact"] == 1
+        assert rows[kind, 8]["accuracy mean"] > 0.9
+        assert 5 < rows[kind, 4]["steps median of exact"] < rows[kind, 8]["steps median of exact"] < 120
+    models = {row["weights"]: row for row in tables["control_untrained_models"]}
+    assert len({row["fingerprint"] for row in models.values()}) == 3
+    std = {kind: models[kind]["input embedding std"] for kind in kinds}
+    assert std["permuted"] == pytest.approx(std["trained"], rel=1e-5)
+    assert std["init"] == pytest.approx(0.02, rel=0.01)
+    assert all(models[kind]["start std"] == 1 for kind in kinds)
+    # only the trained model knows the language: ln 4096 = 8.32
+    assert rows["trained", 8]["nats per token"] < 6.5
+    assert rows["init", 8]["nats per token"] == pytest.approx(np.log(4096), abs=0.2)
+    assert rows["permuted", 8]["nats per token"] > 8
+    h_lm = np.mean([one.total for one in text_nats(packaged, demo(packaged, 2))])
+    assert models["trained"]["h_lm mean"] == pytest.approx(h_lm, rel=1e-4)
+    assert models["permuted"]["h_lm under trained mean"] == pytest.approx(h_lm, rel=1e-4)
+    assert models["permuted"]["h_lm mean"] > 8 * np.log(4096)
+    for kind in kinds:
+        least = 8 * rows[kind, 8]["exact"] + 4 * (rows[kind, 4]["exact"] - rows[kind, 8]["exact"])
+        assert models[kind]["c_tokens mean"] == pytest.approx(least)
