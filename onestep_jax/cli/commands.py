@@ -202,12 +202,12 @@ def experiment(args: argparse.Namespace) -> int:
     size = "smoke" if args.smoke else "packaged" if args.packaged else "paper"
     names = list(cards.cards()) if args.name == "all" else [args.name]
     loaded = {name: cards.load_card(name) for name in names}
-    if args.card:
-        for card in loaded.values():
-            print(f"{card.__doc__}\n{looks.settings(cards.settings_of(card, size, {}))}")
-        return 0
     changes = given_settings(args.rest)
     chosen = {name: cards.settings_of(card, size, changes) for name, card in loaded.items()}
+    if args.card:
+        for name, card in loaded.items():
+            print(f"{card.__doc__}\n{looks.settings(chosen[name])}")
+        return 0
     models: dict[str, Any] = {}
     for name, settings in chosen.items():
         source = args.model or settings.model

@@ -108,7 +108,12 @@ def _value(text: str) -> Any:
 
 def given_settings(rest: Sequence[str]) -> dict[str, str]:
     """Settings of a card given as "--name value" or "--name=value"."""
-    return {key: _stated(word, value) for word, key, value in _words(rest)}
+    settings = {}
+    for word, key, value in _words(rest):
+        if not key:
+            raise UserError(f"unknown argument {word!r}; a setting is --name value")
+        settings[key] = _stated(word, value)
+    return settings
 
 
 def _words(rest: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
@@ -116,16 +121,14 @@ def _words(rest: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
 
     The name of a word that is no option is empty.
     """
-    words = iter([*rest, "--"])
-    word = next(words)
-    while word != "--":
+    waiting = list(rest)
+    while waiting:
+        word = waiting.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        following = next(words)
         given = value if equals else None
-        if not equals and not following.startswith("--"):
-            given, following = following, next(words)
+        if not equals and waiting and not waiting[0].startswith("--"):
+            given = waiting.pop(0)
         yield word, name.replace("-", "_") if word.startswith("--") else "", given
-        word = following
 
 
 def _stated(word: str, value: str | None) -> str:

@@ -224,8 +224,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 2
         names = [name for name in (args.command, getattr(args, "benchmark", None)) if name]
+        # argparse keeps the marker "--" or drops it, depending on its place; what stands after it counts either way.
+        rest = [word for word in rest if word != "--"]
         args.argv, args.rest, args.options = argv, rest, _options(parser, names)
-        if rest and args.command not in ("fit", "experiment"):
+        if rest and not (args.command == "fit" or (args.command == "experiment" and args.name)):
             hint = nearest(rest[0], args.options)
             raise UserError(f"unknown argument {rest[0]!r}{hint}; see onestep {' '.join(names)} --help")
         return args.function(args)
