@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import shlex
@@ -15,9 +16,10 @@ from typing import Any
 
 from onestep_jax.bench import WAYS
 from onestep_jax.bench.shapes import PREFIX, SHAPES
-from onestep_jax.cli import terminal as looks
+from onestep_jax.cli.terminal import console
 from onestep_jax.errors import UserError
 
+SUMMARY = "Measure speed side by side: step, scale, sweep, host, decode, load."
 BENCHMARKS = {
     "step": "milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch",
     "scale": "milliseconds a text-step against slots, length and vocabulary; with a plot",
@@ -28,7 +30,7 @@ BENCHMARKS = {
 }
 
 
-def add_benchmarks(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The sub-commands and their options."""
     found = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     for name, text in BENCHMARKS.items():
@@ -47,9 +49,9 @@ def add_benchmarks(parser: argparse.ArgumentParser) -> None:
 
 def _step_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
-    sub.add_argument("--slots", default="8", metavar="S", help="texts at a time, or auto (default: 8)")
+    sub.add_argument("--slots", type=_count, default="8", metavar="S", help="texts at a time, or auto (default: 8)")
     sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a round (default: 10)")
-    sub.add_argument("--no-torch", action="store_true", help="without PyTorch")
+    sub.add_argument("--no-torch", dest="torch", action="store_false", help="without PyTorch")
     sub.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile as well")
     sub.add_argument("--fused", action="store_true", help="ours with the device's fused attention as well")
 
@@ -68,7 +70,7 @@ def _sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--count", type=int, default=64, metavar="K", help="texts (default: 64)")
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
     sub.add_argument("--steps", type=int, default=5000, metavar="K", help="budget of a text (default: 5000)")
-    sub.add_argument("--slots", default="auto", metavar="S", help="texts at a time (default: auto)")
+    sub.add_argument("--slots", type=_count, default="auto", metavar="S", help="texts at a time (default: auto)")
     sub.add_argument("--preset", default="fast", metavar="NAME", help="of all ways but PyTorch (default: fast)")
     sub.add_argument("--reference-texts", type=int, default=4, metavar="K", help="texts that PyTorch gets (default: 4)")
     sub.add_argument("--seed", type=int, default=0, metavar="I", help="of the texts (default: 0)")
@@ -77,7 +79,7 @@ def _sweep_options(sub: argparse.ArgumentParser) -> None:
 
 def _host_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--devices", type=_numbers, metavar="K,…", help="how many of them (default: 1,2,4,8)")
-    sub.add_argument("--slots", default="1", metavar="S", help="texts on each (default: 1)")
+    sub.add_argument("--slots", type=_count, default="1", metavar="S", help="texts on each (default: 1)")
     sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
     sub.add_argument("--steps", type=int, default=100, metavar="K", help="of every text (default: 100)")
     sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a chunk (default: 10)")
@@ -95,6 +97,11 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas between") from error
 
 
+def _count(text: str) -> int | str:
+    """A number, or the word itself for the benchmark to judge."""
+    return int(text) if text.isdecimal() else text
+
+
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": _step_options,
     "scale": _scale_options,
@@ -105,29 +112,24 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
 }
 
 
-def bench(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run one benchmark, print its table and ratios, write its record."""
-    from onestep_jax.bench import timing as measuring
+    from onestep_jax.bench import timing
 
     # Only what is run is imported: a step is measured on machines that lack what reads texts.
     module = importlib.import_module(f"onestep_jax.bench.{args.benchmark}")
-    common = ("command", "function", "benchmark", "out", "json", "model", "version", "argv", "rest", "options")
-    options = {name: value for name, value in vars(args).items() if name not in common and value is not None}
-    if "no_torch" in options:
-        options["torch"] = not options.pop("no_torch")
-    if str(options.get("slots", "auto")).isdigit():
-        options["slots"] = int(options["slots"])
+    measure: Callable[..., dict[str, Any]] = getattr(module, f"bench_{args.benchmark}")
+    options = _given(args, measure)
     _check(options)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the device
     out = args.out or Path("runs") / "bench" / f"{args.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    run: Callable[..., dict[str, Any]] = getattr(module, f"bench_{args.benchmark}")
-    found = run(args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
+    found = measure(args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
     found["command"] = shlex.join(["onestep", *args.argv])
-    measuring.write(out, found)
+    timing.write(out, found)
     if args.json:
         print(json.dumps(found))
         return 0
-    looks.print_rows(found["rows"], f"onestep bench {args.benchmark}: {args.model}, {found['machine']['device']}")
+    _print_rows(found["rows"], f"onestep bench {args.benchmark}: {args.model}, {found['machine']['device']}")
     for name, value in {**found.get("work", {}), **found.get("ratios", {})}.items():
         print(f"{name}: {'none solved' if value is None else format(value, '.4g')}")
     print(f"Record {out}")
@@ -136,8 +138,40 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _given(args: argparse.Namespace, measure: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a benchmark's function takes, without those for which its own defaults hold."""
+    options = {name: getattr(args, name, None) for name in inspect.signature(measure).parameters}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _check(options: dict[str, Any]) -> None:
     for name, value in options.items():
         numbers = value if isinstance(value, tuple) else (value,)
         if name != "seed" and any(type(number) in (int, float) and number < 1 for number in numbers):
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+
+
+def _print_rows(rows: list[dict[str, Any]], title: str) -> None:
+    """A table of rows with the same keys; median, least and most of a thing share a column, lists are left out."""
+    from rich.table import Table
+
+    ranges = [name.removesuffix(" median") for name in rows[0] if name.endswith(" median")]
+    hidden = {f"{name} {which}" for name in ranges for which in ("least", "most")}
+    names = [name for name, value in rows[0].items() if not isinstance(value, list) and name not in hidden]
+    table = Table(*(name.removesuffix(" median") for name in names), title=title, title_justify="left")
+    for row in rows:
+        cells = []
+        for name in names:
+            shown = _shown(row[name])
+            if name.endswith(" median"):
+                least, most = (_shown(row[name.replace(" median", end)]) for end in (" least", " most"))
+                shown += f" ({least} to {most})"
+            cells.append(shown)
+        table.add_row(*cells)
+    console().print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,21 +1,51 @@
-"""The demo: eight short texts of many kinds, fitted and decoded on the packaged model."""
+"""`onestep demo`: eight short texts of many kinds, fitted and decoded on the packaged model."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from onestep_jax.cli.options import local_path
+from onestep_jax.cli.terminal import console, fitting_bar
 from onestep_jax.fitting.fitting import fit
 from onestep_jax.fitting.progress import Progress
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.prototokens.reconstruction import Decoded, decode
-from onestep_jax.report import plot_curves
 from onestep_jax.store.results import Results
 
-LENGTH = 32
+SUMMARY = "Fit eight short texts on the packaged model and decode each in one pass."
+TEXTS = Path(__file__).parents[1] / "data" / "demo.jsonl"
+LENGTH = 32  # tokens
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=local_path, metavar="DIR", help="run directory (default: a new one under runs/)")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = args.run or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    with fitting_bar() as progress:
+        demo = run_demo(folder, progress)
+    if args.json:
+        rows = [
+            {
+                "text_id": text.text_id,
+                "text": text.expected,
+                "reconstruction": text.text,
+                "accuracy": text.accuracy,
+                "steps": result.steps,
+            }
+            for text, result in zip(demo.decoded, demo.results, strict=True)
+        ]
+        print(json.dumps({"texts": rows, "seconds": demo.seconds}))
+    else:
+        _print(demo)
+    return 0
 
 
 class Demo(NamedTuple):
@@ -27,7 +57,7 @@ class Demo(NamedTuple):
       decoded: reconstructions from one forward pass.
       seconds: from loading the model to the last reconstruction.
       run: the run directory.
-      figure: loss and accuracy against steps.
+      figure: path of a plot of loss and accuracy against steps.
     """
 
     kinds: list[str]
@@ -38,21 +68,31 @@ class Demo(NamedTuple):
     figure: Path
 
 
-def demo_texts() -> list[dict[str, str]]:
-    """The packaged texts, each with a word for its kind."""
-    path = Path(__file__).parent.parent / "data" / "demo.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def run_demo(run: Path, progress: Callable[[Progress], None] | None = None) -> Demo:
-    """Fit the packaged texts, 32 tokens each, decode them and draw the curves into the run directory."""
+    """Fit the packaged texts, `LENGTH` tokens each, decode them and draw the curves into the run directory."""
+    from onestep_jax.report import plot_curves
+
     began = time.perf_counter()
-    texts = demo_texts()
+    texts = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
     model = load_model()
     results = fit(model, [text["text"] for text in texts], length=LENGTH, run=run, progress=progress)
     decoded = decode(model, results)
     seconds = time.perf_counter() - began
-    kinds = [text["kind"] for text in texts]
-    figure = run / "curves.png"
+    kinds, figure = [text["kind"] for text in texts], run / "curves.png"
     plot_curves(results, figure, kinds)
-    return Demo(kinds, results, decoded, seconds, run, figure)
+    return Demo(kinds=kinds, results=results, decoded=decoded, seconds=seconds, run=run, figure=figure)
+
+
+def _print(demo: Demo) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "kind", "original (32 tokens)", "one forward pass of [e, m, …, m]", "accuracy", "steps", show_lines=True
+    )
+    for kind, text, result in zip(demo.kinds, demo.decoded, demo.results, strict=True):
+        table.add_row(kind, text.expected, text.text, f"{text.accuracy:.0%}", str(result.steps))
+    screen = console()
+    screen.print(table)
+    exact = sum(text.accuracy == 1 for text in demo.decoded)
+    screen.print(f"{exact} of {len(demo.decoded)} texts exact in {demo.seconds:.0f} s.")
+    screen.print(f"Run directory {demo.run}, figure {demo.figure}")

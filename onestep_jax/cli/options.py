@@ -1,125 +1,73 @@
-"""Options of the command line that stand for values of the library: schemes, optimisers, settings of a card."""
+"""What several commands share: types of options, options of a run and of a model, and options argparse cannot know."""
 
 from __future__ import annotations
 
 import argparse
-import ast
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from onestep_jax.errors import UserError, check_known, nearest
+from jax.sharding import Mesh
 
-REMAT = {"auto": "auto", "on": True, "off": False}
-
-
-def scheme_of(args: argparse.Namespace, rows: int) -> Any:
-    """The scheme that the options describe, for so many texts and copies."""
-    from onestep_jax.prototokens.schemes import Cramming, OneStep
-
-    if args.arrangement == "cramming":
-        if args.share or args.group != "1":
-            raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
-        return Cramming(1 if args.vectors is None else args.vectors)
-    if args.vectors is not None:
-        raise UserError("--vectors goes with --arrangement cramming")
-    if args.group != "all" and not args.group.isdigit():
-        raise UserError(f"--group {args.group}: expected a number of texts, or all")
-    if args.group != "1" and args.share is None:
-        raise UserError(f"--group {args.group} needs --share e or --share m")
-    return OneStep(args.arrangement, args.share, rows if args.group == "all" else int(args.group))
+from onestep_jax.cli.terminal import loading_bar
+from onestep_jax.devices.compile_cache import use_cache
+from onestep_jax.errors import UserError
+from onestep_jax.model.checkpoint import load_model
+from onestep_jax.model.decoder import Model
+from onestep_jax.model.untrained import PREFIX, load_untrained
+from onestep_jax.store.storage import local_folder, locate
 
 
-def join(args: argparse.Namespace) -> None:
-    """Join the job that the options describe, before anything else asks JAX for its devices."""
-    given = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
-    if args.distributed:
-        from onestep_jax.fitting.distributed import join_job
+def _checked(convert: Callable[[str], Path]) -> Callable[[str], Path]:
+    """A type of options: argparse shows the message of a `UserError` only where it is raised as its own error."""
 
-        join_job(**given)
-        return
-    for name, value in given.items():
-        if value is not None:
-            raise UserError(f"--{name} {value} goes with --distributed")
+    def checked(value: str) -> Path:
+        try:
+            return convert(value)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
-
-def placement_of(args: argparse.Namespace, scheme: Any, texts: int) -> Any:
-    """The placement that the options ask for, from the model's config.json alone: its weights are not yet read."""
-    import jax.numpy as jnp
-
-    from onestep_jax.fitting.sizing import choose_placement
-    from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
-    from onestep_jax.model.decoder import parameter_counts
-    from onestep_jax.model.hub import locate
-    from onestep_jax.model.untrained import PREFIX
-
-    dtype = args.dtype or default_dtype()
-    check_known("dtype", [dtype], DTYPES)
-    source = args.model.split(":", 3)[-1] if args.model.startswith(PREFIX) else args.model
-    _, _, config = describe(locate(source, args.revision, weights=False))
-    weights = parameter_counts(config)["total"] * jnp.dtype(DTYPES[dtype]).itemsize
-    return choose_placement(args.placement, weights, scheme, texts, model_axis=args.model_axis)
+    return checked
 
 
-def optimizer_of(args: argparse.Namespace, preset: Any) -> Any:
-    """The optimiser that the options describe; `args.rest` are options of the optimiser itself."""
-    from onestep_jax.fitting.optimizers import Optimizer, Schedule, optimizer_names
-
-    base = preset if args.optimizer is None else Optimizer(args.optimizer)
-    arguments = dict(base.arguments) | _optimizer_arguments(args, base.name, optimizer_names())
-    if args.lr is not None:
-        arguments["learning_rate"] = args.lr
-    schedule = base.schedule
-    if args.schedule is not None:
-        name, _, given = args.schedule.partition(":")
-        pairs = [pair.partition("=") for pair in given.split(",") if pair]
-        schedule = (
-            None
-            if name == "constant" and not pairs
-            else Schedule(name, {key.strip(): _value(value) for key, _, value in pairs})
-        )
-    return Optimizer(base.name, arguments, schedule)
+run_path, local_path = _checked(locate), _checked(local_folder)
 
 
-def _optimizer_arguments(args: argparse.Namespace, name: str, factories: Any) -> dict[str, Any]:
-    import inspect
-
-    check_known("optimizer", [name], factories)
-    known = set(inspect.signature(factories[name]).parameters)
-    arguments: dict[str, Any] = {}
-    for word, key, value in _words(args.rest):
-        if key not in known:
-            options = [f"--{option.replace('_', '-')}" for option in known] + args.options
-            hint = nearest(word, options)
-            raise UserError(f"unknown option {word!r}{hint}; neither onestep fit nor optimizer {name} has it")
-        arguments[key] = _value(_stated(word, value))
-    return arguments
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """DIR, the run directory that a command reads."""
+    parser.add_argument(
+        "run", type=run_path, metavar="DIR", help="run directory or its address, such as gs://bucket/run"
+    )
 
 
-def _value(text: str) -> Any:
-    """A number, true, false, none, a tuple, or the text itself."""
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+def add_model_options(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
+    """--model, --revision and --dtype."""
+    parser.add_argument("--model", default=default, help=f"default, a folder or a hub id (default: {default_text})")
+    add_revision_and_dtype(parser)
 
 
-def given_settings(rest: Sequence[str]) -> dict[str, str]:
-    """Settings of a card given as "--name value" or "--name=value"."""
-    settings = {}
-    for word, key, value in _words(rest):
-        if not key:
-            raise UserError(f"unknown argument {word!r}; a setting is --name value")
-        settings[key] = _stated(word, value)
-    return settings
+def add_revision_and_dtype(parser: argparse.ArgumentParser) -> None:
+    """--revision and --dtype."""
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    parser.add_argument(
+        "--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16)"
+    )
 
 
-def _words(rest: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """(word, name, value) of options that argparse does not know; a dash within a name is an underscore.
+def load(
+    source: str, dtype: str | None, revision: str | None, *, mesh: Mesh | None = None, tokenizer: bool = True
+) -> Model:
+    """A model, trained or untrained ("untrained:KIND:SEED:SOURCE"), with a bar while it is read; see `load_model`."""
+    use_cache()
+    read = load_untrained if source.startswith(PREFIX) else load_model
+    with loading_bar() as progress:
+        return read(source, dtype=dtype, revision=revision, mesh=mesh, tokenizer=tokenizer, progress=progress)
 
-    The name of a word that is no option is empty.
+
+def unknown_options(rest: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+    """(word, name, value) of each "--name value" or "--name=value" that argparse does not know.
+
+    A dash within a name becomes an underscore. A value that is not given is None. The name of a word that is no option
+    is empty.
     """
     waiting = list(rest)
     while waiting:
@@ -131,7 +79,12 @@ def _words(rest: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
         yield word, name.replace("-", "_") if word.startswith("--") else "", given
 
 
-def _stated(word: str, value: str | None) -> str:
+def stated(word: str, value: str | None) -> str:
+    """The value of an option.
+
+    Raises:
+      UserError: if none is given.
+    """
     if value is None:
         raise UserError(f"option {word} needs a value")
     return value

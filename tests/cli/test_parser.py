@@ -1,10 +1,18 @@
-"""Words that no command knows are refused wherever they stand."""
+"""The table of commands; words that no command knows are refused wherever they stand."""
 
+import importlib.metadata
+import inspect
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from onestep_jax.cli.parser import main
+import onestep_jax.cli
+from onestep_jax.cli import bench
+from onestep_jax.cli.parser import COMMANDS, build_parser, main
 
 FIT = ["fit", "--texts", "missing.txt", "--length", "4", "--run", "run"]
 CARD = ["experiment", "table1_arrangements"]
@@ -50,3 +58,38 @@ def test_names_after_the_marker_may_begin_with_a_dash(capsys):
 def test_without_a_card_there_are_no_settings(capsys):
     assert main(["experiment", "--bogus"]) == 2
     assert re.search("unknown argument '--bogus'.*; see onestep experiment --help", capsys.readouterr().err)
+
+
+def test_a_command_is_a_file_and_a_word_in_the_table():
+    files = {path.stem for path in Path(onestep_jax.cli.__file__).parent.glob("*.py")}
+    assert files - {"__init__", "__main__", "parser", "options", "terminal"} == set(COMMANDS)
+    for name in COMMANDS:
+        command = importlib.import_module(f"onestep_jax.cli.{name}")
+        assert command.SUMMARY.endswith(".")
+        assert list(inspect.signature(command.add_options).parameters) == ["parser"]
+        assert list(inspect.signature(command.run).parameters) == ["args"]
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_every_option_of_a_benchmark_reaches_it(name):
+    args = build_parser().parse_args(["bench", name])
+    module = importlib.import_module(f"onestep_jax.bench.{name}")
+    taken = inspect.signature(getattr(module, f"bench_{name}")).parameters
+    own = {action.dest for action in args.parser._actions} - {"help", "model", "out", "json"}
+    assert own <= set(taken)
+
+
+HEAVY = "transformers datasets matplotlib sklearn torch pyarrow orbax loky sentencex"
+
+
+def test_help_imports_nothing_heavy_and_the_package_runs_as_a_module():
+    program = f"""
+import json, sys
+from onestep_jax.cli.parser import build_parser
+build_parser().format_help()
+print(json.dumps([name for name in "{HEAVY}".split() if name in sys.modules]))
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(said.stdout) == []
+    said = subprocess.run([sys.executable, "-m", "onestep_jax.cli", "--version"], capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, importlib.metadata.version("onestep_jax") + "\n")

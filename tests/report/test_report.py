@@ -18,7 +18,7 @@ from report_runs import copy_run, read
 
 from onestep_jax import OneStep, Optimizer, Results, UserError, fit, load_model, read_results
 from onestep_jax.analysis.metrics import exact_horizon, horizon
-from onestep_jax.cli.options import optimizer_of, scheme_of
+from onestep_jax.cli.fit import optimizer_of, scheme_of
 from onestep_jax.cli.parser import build_parser
 from onestep_jax.fitting.optimizers import PRESETS, Schedule
 from onestep_jax.prototokens.schemes import Cramming
@@ -525,7 +525,6 @@ def test_the_command_says_what_was_run(run, tmp_path, optimizer, scheme):
     words = wording.fit_command(tmp_path / "a run", identity, config["settings"] | {"copies": 2})
     program, *options = shlex.split(words)
     args, args.rest = build_parser().parse_known_args(options)
-    args.options = []
     assert program == "onestep"
     assert optimizer_of(args, PRESETS["fast"].optimizer).describe() == described
     assert scheme_of(args, 12).describe() == scheme.describe()

@@ -1,0 +1,26 @@
+"""`onestep export`: the vectors of a run as one file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from onestep_jax.cli.options import add_run, local_path
+from onestep_jax.store.export import write_safetensors
+from onestep_jax.store.reading import read_results
+
+SUMMARY = "Write the vectors of a run as one safetensors file."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--out", type=local_path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    results = read_results(args.run)
+    write_safetensors(results, args.out)
+    summary = {"out": str(args.out), "texts": len(results)}
+    print(json.dumps(summary) if args.json else f"{len(results)} texts written to {args.out}")
+    return 0

@@ -1,0 +1,289 @@
+"""`onestep fit`: proto-tokens for many texts, into a run directory."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from onestep_jax.cli.options import add_model_options, load, run_path, stated, unknown_options
+from onestep_jax.cli.terminal import fitting_bar
+from onestep_jax.devices.placement import Placement
+from onestep_jax.errors import UserError, check_known, nearest
+from onestep_jax.fitting.distributed import join_job
+from onestep_jax.fitting.fitting import fit, prepare
+from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Schedule, optimizer_names
+from onestep_jax.fitting.sizing import choose_placement
+from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
+from onestep_jax.model.decoder import Model, parameter_counts
+from onestep_jax.model.hub import locate
+from onestep_jax.model.untrained import PREFIX
+from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
+from onestep_jax.store.results import Results
+
+SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
+REMAT = {"auto": "auto", "on": True, "off": False}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Any other option is an argument of the optimizer, by optax's name for it: --b1 0.9 --weight-decay 0.01. "
+        "Without --optimizer they change the preset's optimizer; with it they add to optax's defaults."
+    )
+    parser.set_defaults(open_ended=True)
+    add_model_options(parser, default="default", default_text="default, the packaged one")
+    texts = parser.add_argument_group("texts")
+    texts.add_argument(
+        "--texts", required=True, metavar="SOURCE", help=".txt, .jsonl, .csv, .parquet or hf:NAME[:SPLIT[:COLUMN]]"
+    )
+    texts.add_argument("--split", default="file", metavar="HOW", help="a .txt is one text (file) or one a line (lines)")
+    texts.add_argument("--column", default="text", help="column of a table (default: text)")
+    texts.add_argument("--limit", type=int, metavar="K", help="use only the first K texts")
+    texts.add_argument(
+        "--length", type=int, required=True, metavar="N", help="tokens of each text to keep, its first ones"
+    )
+    _add_run_options(parser)
+    job = parser.add_argument_group("several processes", "the same command in each, with a run directory all share")
+    job.add_argument("--distributed", action="store_true", help="join a job; Cloud TPU, GKE and Slurm say what it is")
+    job.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: of process 0")
+    job.add_argument("--processes", type=int, metavar="P", help="elsewhere: how many")
+    job.add_argument("--process", type=int, metavar="I", help="elsewhere: which one this is, from 0")
+    _add_optimisation_options(parser)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--run",
+        type=run_path,
+        required=True,
+        metavar="DIR",
+        help="run directory, created or gone on with; or an address such as gs://bucket/run",
+    )
+    run.add_argument("--slots", default="auto", metavar="S", help="texts optimised at a time (default: auto)")
+    run.add_argument(
+        "--remat",
+        default="auto",
+        metavar="HOW",
+        help="activations again instead of kept: on, off or auto, where not one text fits (default: auto)",
+    )
+    run.add_argument(
+        "--attention",
+        default="plain",
+        metavar="HOW",
+        help="plain, or one fused kernel: cudnn on a GPU in bfloat16, splash on a TPU (default: plain)",
+    )
+    run.add_argument(
+        "--placement",
+        default="auto",
+        metavar="HOW",
+        help="pmap: weights on every device; mesh: weights and large groups split; auto: pmap where it will do",
+    )
+    run.add_argument(
+        "--model-axis", type=int, metavar="K", help="devices a model is split over (default: as few as hold it)"
+    )
+    run.add_argument("--chunk", type=int, default=10, metavar="C", help="steps between looks of the host (default: 10)")
+    run.add_argument(
+        "--save-every", type=float, default=60, metavar="SECONDS", help="save the texts in flight (default: 60)"
+    )
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("optimisation")
+    how.add_argument("--preset", default="fast", metavar="NAME", help=f"{', '.join(PRESETS)} (default: fast)")
+    how.add_argument("--optimizer", metavar="NAME", help="cautious_lbfgs, or of optax or optax.contrib: adamw, lion, …")
+    how.add_argument("--lr", type=float, metavar="LR", help="learning rate, the peak of a schedule")
+    how.add_argument(
+        "--schedule",
+        metavar="NAME[:K=V,…]",
+        help="optax schedule in units of --lr, such as cosine_decay:decay_steps=400",
+    )
+    how.add_argument("--arrangement", default="one-step", metavar="NAME", help=f"{', '.join(ARRANGEMENTS)} or cramming")
+    how.add_argument("--share", metavar="LEAF", help="vector that the texts of a group share: e or m")
+    how.add_argument("--group", default="1", metavar="G", help="texts of a group, or all (default: 1)")
+    how.add_argument("--vectors", type=int, metavar="K", help="mem vectors of --arrangement cramming (default: 1)")
+    how.add_argument("--steps", type=int, metavar="K", help="budget of a text and seed (default: the preset's)")
+    how.add_argument("--seed", type=int, default=0, metavar="I", help="first seed (default: 0)")
+    how.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds a text may use until solved (default: 1)")
+    how.add_argument(
+        "--copies", type=int, default=1, metavar="R", help="fit each text R times, every time recorded (default: 1)"
+    )
+    how.add_argument("--record", action="store_true", help="keep the vectors after each chunk (trajectories)")
+
+
+def run(args: argparse.Namespace) -> int:
+    _join(args)
+    check_known("preset", [args.preset], PRESETS)
+    optimizer = optimizer_of(args, PRESETS[args.preset].optimizer)
+    optimizer.build()
+    check_known("way of --remat", [args.remat], REMAT)
+    results, seconds = _fit(args, optimizer)
+    summary = {
+        "run": str(args.run),
+        "texts": len(results),
+        "solved": results.solved,
+        "accuracy": float(results.accuracy.mean()),
+        "steps": float(results.steps.mean()),
+        "seconds": seconds,
+    }
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{len(results)} texts: {results.solved} solved, mean accuracy {summary['accuracy']:.4f}, "
+            f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {args.run}"
+        )
+    return 0
+
+
+def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float]:
+    """Read the texts, load the model and fit; also returns the seconds of the fit alone."""
+    strings = _strings(args)
+    rows = args.copies * (args.limit if strings is None else len(strings))
+    scheme = scheme_of(args, rows)
+    placement = placement_of(args, scheme, rows)
+    model = load(args.model, args.dtype, args.revision, mesh=placement.mesh)
+    texts = _named_texts(args, model) if strings is None else strings
+    tokens = prepare(model, texts, args.length, scheme)
+    _warn_of_short_texts(tokens, args.length)
+    began = time.perf_counter()
+    with fitting_bar() as progress:
+        results = fit(
+            model,
+            [ids.tolist() for ids in tokens],
+            length=args.length,
+            run=args.run,
+            preset=args.preset,
+            optimizer=optimizer,
+            steps=args.steps,
+            seed=args.seed,
+            seeds=args.seeds,
+            slots=int(args.slots) if args.slots.lstrip("-").isdecimal() else args.slots,
+            remat=REMAT[args.remat],
+            attention=args.attention,
+            scheme=scheme,
+            chunk=args.chunk,
+            save_every=args.save_every,
+            copies=args.copies,
+            record=args.record,
+            placement=placement,
+            progress=progress,
+        )
+    return results, time.perf_counter() - began
+
+
+def _join(args: argparse.Namespace) -> None:
+    """Join the job of several processes, before anything else asks JAX for its devices."""
+    if args.distributed:
+        join_job(coordinator=args.coordinator, processes=args.processes, process=args.process)
+        return
+    for name in ("coordinator", "processes", "process"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} {getattr(args, name)} goes with --distributed")
+
+
+def _strings(args: argparse.Namespace) -> list[str] | None:
+    """The texts of a file or data set; None for a named source, whose texts depend on the model."""
+    from onestep_jax.texts.corpora import is_named
+    from onestep_jax.texts.files import read_source
+
+    if not is_named(args.texts):
+        return read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
+    if args.limit is None:
+        raise UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
+    return None
+
+
+def _named_texts(args: argparse.Namespace, model: Model) -> list[list[int]]:
+    from onestep_jax.texts.corpora import load_tokens
+
+    found = load_tokens(model, args.texts, count=args.limit, length=args.length, seed=args.seed, column=args.column)
+    return [ids.tolist() for ids in found]
+
+
+def _warn_of_short_texts(tokens: Sequence[np.ndarray], length: int) -> None:
+    short = sum(len(ids) < length for ids in tokens)
+    if short:
+        print(
+            f"onestep: warning: {short} of {len(tokens)} texts have fewer than {length} tokens; kept whole",
+            file=sys.stderr,
+        )
+
+
+def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
+    """The scheme that the options describe, for so many texts and copies."""
+    if args.arrangement == "cramming":
+        if args.share or args.group != "1":
+            raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
+        return Cramming(vectors=1 if args.vectors is None else args.vectors)
+    if args.vectors is not None:
+        raise UserError("--vectors goes with --arrangement cramming")
+    if args.group != "all" and not args.group.isdecimal():
+        raise UserError(f"--group {args.group}: expected a number of texts, or all")
+    if args.group != "1" and args.share is None:
+        raise UserError(f"--group {args.group} needs --share e or --share m")
+    group = rows if args.group == "all" else int(args.group)
+    return OneStep(arrangement=args.arrangement, share=args.share, group=group)
+
+
+def placement_of(args: argparse.Namespace, scheme: Scheme, texts: int) -> Placement:
+    """The placement that the options ask for, from the model's config.json alone: its weights are not yet read."""
+    dtype = args.dtype or default_dtype()
+    check_known("dtype", [dtype], DTYPES)
+    source = args.model.split(":", 3)[-1] if args.model.startswith(PREFIX) else args.model
+    _, _, config = describe(locate(source, args.revision, weights=False))
+    weights = parameter_counts(config)["total"] * jnp.dtype(DTYPES[dtype]).itemsize
+    return choose_placement(args.placement, weights, scheme, texts, model_axis=args.model_axis)
+
+
+def optimizer_of(args: argparse.Namespace, preset: Optimizer) -> Optimizer:
+    """The optimiser that the options describe; `args.rest` are options of the optimiser itself."""
+    base = preset if args.optimizer is None else Optimizer(args.optimizer)
+    arguments = {**base.arguments, **_optimizer_arguments(args, base.name)}
+    if args.lr is not None:
+        arguments["learning_rate"] = args.lr
+    schedule = base.schedule if args.schedule is None else _schedule(args.schedule)
+    return Optimizer(name=base.name, arguments=arguments, schedule=schedule)
+
+
+def _schedule(text: str) -> Schedule | None:
+    """ "NAME:KEY=VALUE,…" as a schedule, "constant" as none."""
+    name, _, given = text.partition(":")
+    pairs = [pair.partition("=") for pair in given.split(",") if pair]
+    if name == "constant" and not pairs:
+        return None
+    return Schedule(name=name, arguments={key.strip(): _value(value) for key, _, value in pairs})
+
+
+def _optimizer_arguments(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    factories = optimizer_names()
+    check_known("optimizer", [name], factories)
+    known = set(inspect.signature(factories[name]).parameters)
+    arguments: dict[str, Any] = {}
+    for word, key, value in unknown_options(args.rest):
+        if key not in known:
+            options = [f"--{option.replace('_', '-')}" for option in known] + args.parser.known_options
+            hint = nearest(word, options)
+            raise UserError(f"unknown option {word!r}{hint}; neither onestep fit nor optimizer {name} has it")
+        arguments[key] = _value(stated(word, value))
+    return arguments
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, none, a tuple, or the text itself."""
+    named = {"true": True, "false": False, "none": None}
+    if text.lower() in named:
+        return named[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
