@@ -1,4 +1,4 @@
-"""The command `onestep`, a file a command.
+"""The command `onestep`: one file per command.
 
 May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `texts`, `fitting`, `analysis`, `bench`,
 `experiment`, `report`.

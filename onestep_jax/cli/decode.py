@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from onestep_jax.cli.options import add_model_options, add_run, load
+from onestep_jax.cli.options import add_model_options, add_run, load_of_run
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens import reconstruction
 from onestep_jax.prototokens.reconstruction import Decoded
@@ -29,8 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config, results = read_config(args.run), read_results(args.run)
-    dtype = args.dtype or config["identity"]["dtype"]
-    model = load(args.model or config["settings"]["model"], dtype, args.revision)
+    model = load_of_run(args, config)
     decode = reconstruction.regenerate if args.generate else reconstruction.decode
     decoded = decode(model, results, batch=args.batch)
     if args.json:

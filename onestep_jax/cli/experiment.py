@@ -70,6 +70,7 @@ def _lines(settings: Any) -> str:
 def _run_cards(args: argparse.Namespace, loaded: dict[str, ModuleType], chosen: dict[str, Any]) -> None:
     """Run cards one after the other; a model stays loaded while the next card asks for the same."""
     from onestep_jax.experiment import cards
+    from onestep_jax.experiment.study import Study
 
     models: dict[str, Model] = {}
     for name, settings in chosen.items():
@@ -80,6 +81,6 @@ def _run_cards(args: argparse.Namespace, loaded: dict[str, ModuleType], chosen: 
         print(f"{name}: {cards.title(loaded[name])}")
         command = shlex.join(["onestep", *(name if word == args.name else word for word in args.argv)])
         with fitting_bar() as progress:
-            study = cards.Study((args.out or Path("runs/experiments")) / name, models[source], progress)
+            study = Study((args.out or Path("runs/experiments")) / name, models[source], progress)
             record = cards.run_card(name, dataclasses.replace(settings, model=source), study, command)
         print(f"{name}: {record['seconds of the last call']:.0f} s")

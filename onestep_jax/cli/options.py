@@ -1,10 +1,11 @@
-"""What several commands share: types of options, options of a run and of a model, and options argparse cannot know."""
+"""What several commands share: options of a run and of a model, loading it, and options that argparse does not know."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -61,6 +62,12 @@ def load(
     read = load_untrained if source.startswith(PREFIX) else load_model
     with loading_bar() as progress:
         return read(source, dtype=dtype, revision=revision, mesh=mesh, tokenizer=tokenizer, progress=progress)
+
+
+def load_of_run(args: argparse.Namespace, config: Mapping[str, Any]) -> Model:
+    """The model of a run by its config.json, where --model and --dtype do not name another."""
+    source = args.model or config["settings"]["model"]
+    return load(source, args.dtype or config["identity"]["dtype"], args.revision)
 
 
 def unknown_options(rest: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:

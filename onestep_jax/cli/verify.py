@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from onestep_jax.cli.options import add_model_options, add_run, load
+from onestep_jax.cli.options import add_model_options, add_run, load_of_run
 from onestep_jax.cli.terminal import console, counting_bar
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store.reading import read_config
@@ -37,10 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> Verification:
     """Check the run, with its vectors decoded again on its model unless --no-decode is given."""
-    config, model = read_config(args.run), None
-    if not args.no_decode:
-        dtype = args.dtype or config["identity"]["dtype"]
-        model = load(args.model or config["settings"]["model"], dtype, args.revision)
+    config = read_config(args.run)
+    model = None if args.no_decode else load_of_run(args, config)
     with counting_bar("verifying") as progress:
         return verify(args.run, None if model is None else decoding_of(model), progress)
 
