@@ -1,8 +1,14 @@
-"""Experiments: recipe cards in files of their own, run into a folder that keeps the numbers, the figures and the runs.
+"""Recipe cards: finding, setting and running the experiments of `experiments/cards/`.
 
-A card is a file of the clone's `experiments/cards/` with a docstring (the paper's item, hours, the paper's numbers), a
-frozen dataclass of settings, `config(smoke)` and `packaged()`, which fill it for the paper's size, for seconds, and for
-the packaged model on a small machine, and `run(config, study)`. No card imports another.
+A card is a file of that folder with these parts:
+
+    docstring           the item of the paper, the hours it takes, the paper's numbers
+    Config              a frozen dataclass of settings
+    config(smoke)       the settings of the paper's size, or of a size that takes seconds
+    packaged()          the settings for the packaged model on a small machine
+    run(config, study)  the experiment
+
+No card imports another. What a card makes goes to a folder of its own:
 
     runs/experiments/NAME/config.json   settings, versions, commit, the command
     runs/experiments/NAME/*.csv, *.png  tables and figures
@@ -30,14 +36,11 @@ from onestep_jax.store.storage import replace, writing
 
 CLONE = Path(__file__).parents[2]
 CARDS = Path("experiments") / "cards"
-_PARTS = ("config", "packaged", "run")
-
-
-# --- cards ---
+_FUNCTIONS = ("config", "packaged", "run")
 
 
 def cards_folder() -> Path:
-    """The clone's `experiments/cards/`: of the current folder, or of the clone that the package is installed from.
+    """The folder `experiments/cards/` of the current folder, or else of the clone that the package is installed from.
 
     Raises:
       UserError: if there is none.
@@ -49,18 +52,18 @@ def cards_folder() -> Path:
 
 
 def cards() -> dict[str, Path]:
-    """Name → file of every card, in the order of their names."""
+    """Name → file of every card, sorted by name."""
     return {path.stem: path for path in sorted(cards_folder().glob("*.py")) if _is_card(path)}
 
 
 @functools.cache
 def _is_card(path: Path) -> bool:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} >= set(_PARTS)
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} >= set(_FUNCTIONS)
 
 
 def load_card(name: str) -> ModuleType:
-    """The module of a card.
+    """Import a card from its file.
 
     Raises:
       UserError: if there is no such card.
@@ -77,7 +80,12 @@ def load_card(name: str) -> ModuleType:
 
 
 def settings_of(card: ModuleType, size: str, changes: Mapping[str, str]) -> Any:
-    """The card's settings: those of "paper", "packaged" or "smoke", with changes given as text.
+    """The card's settings of one size, with changes.
+
+    Args:
+      card: its module.
+      size: "paper", "packaged" or "smoke".
+      changes: setting → value as text, such as {"lengths": "4,8,16"}.
 
     Raises:
       UserError: for a setting that the card does not have, or a value that does not fit it.
@@ -92,7 +100,7 @@ def _fields(settings: Any) -> dict[str, Any]:
 
 
 def _parse(name: str, text: str, like: Any) -> Any:
-    """Text as a value of the kind of `like`; the values of a tuple are separated by commas."""
+    """Text as a value of the type of `like`; the values of a tuple are separated by commas."""
     if isinstance(like, tuple):
         return tuple(_parse(name, part, like[0] if like else "") for part in text.split(",") if part)
     if isinstance(like, bool):
@@ -105,34 +113,52 @@ def _parse(name: str, text: str, like: Any) -> Any:
 
 
 def run_card(name: str, settings: Any, study: Study, command: str) -> dict[str, Any]:
-    """Run one card into its folder; returns what its config.json then holds.
+    """Run one card into its folder.
+
+    Args:
+      name: of the card.
+      settings: see `settings_of`.
+      study: the folder and the model.
+      command: the command line, for the record.
+
+    Returns:
+      What the folder's config.json holds afterwards.
 
     Raises:
       UserError: if the folder holds the experiment with other settings.
     """
     card = load_card(name)
-    identity = {"experiment": name, "settings": json.loads(json.dumps(dataclasses.asdict(settings)))}
-    identity |= {"model": study.model.fingerprint}
+    identity = {
+        "experiment": name,
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "model": study.model.fingerprint,
+    }
     path = study.folder / "config.json"
-    if path.exists():
-        there = json.loads(path.read_text())
-        differences = [key for key in identity if there.get(key) != identity[key]]
-        if differences:
-            key = differences[0]
-            values = f"{key}: {there.get(key)!r} there, {identity[key]!r} here"
-            raise UserError(f"{study.folder}: holds this experiment with other settings ({values}); give another --out")
+    _check_same(path, identity)
     record = identity | {"title": title(card), "command": command, **versions()}
-    with writing(path):
-        replace(path, (json.dumps(record, indent=2) + "\n").encode())
+    _write(path, record)
     began = time.perf_counter()
     card.run(settings, study)
-    record |= {"seconds of the last call": round(time.perf_counter() - began, 1)}
-    record |= {"files": sorted({file.name for file in study.written})}
-    with writing(path):
-        replace(path, (json.dumps(record, indent=2) + "\n").encode())
+    record["seconds of the last call"] = round(time.perf_counter() - began, 1)
+    record["files"] = sorted({file.name for file in study.written})
+    _write(path, record)
     return record
 
 
+def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse the folder of an experiment with other settings or on another model."""
+    there = json.loads(path.read_text()) if path.exists() else identity
+    for key, value in identity.items():
+        if there.get(key) != value:
+            values = f"{key}: {there.get(key)!r} there, {value!r} here"
+            raise UserError(f"{path.parent}: holds this experiment with other settings ({values}); give another --out")
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    with writing(path):
+        replace(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
 def title(card: ModuleType) -> str:
-    """First line of the card's docstring."""
+    """The first line of the card's docstring."""
     return (card.__doc__ or card.__name__).strip().split("\n")[0]

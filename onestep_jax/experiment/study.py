@@ -22,7 +22,7 @@ class Study:
     """What a card works with: the model, texts, fits that resume, and where its tables and figures go.
 
     Args:
-      folder: of the experiment; created.
+      folder: of the experiment; created if it is not there.
       model: the frozen model.
       progress: called after each chunk of a fit.
       say: receives a line for the user.
@@ -41,21 +41,27 @@ class Study:
             folder.mkdir(parents=True, exist_ok=True)
 
     def texts(self, source: str, count: int, length: int, seed: int = 0) -> list[np.ndarray]:
-        """`count` texts of `length` tokens, see `corpora.load_tokens`."""
+        """Token ids of `count` texts of `length` tokens each; see `corpora.load_tokens`."""
         return load_tokens(self.model, source, count=count, length=length, seed=seed)
 
     def fit(self, name: str, tokens: Sequence[np.ndarray], *, model: Model | None = None, **options: Any) -> Results:
-        """`onestep_jax.fit` into the run directory `runs/NAME` of the experiment, which a second call goes on with."""
+        """Fit token ids into the run directory `runs/NAME` of the experiment; the same call later resumes it.
+
+        Args:
+          name: of the run directory.
+          tokens: token ids of each text.
+          model: by default the model of the study.
+          options: see `onestep_jax.fit`.
+        """
         texts = [ids.tolist() for ids in tokens]
-        folder = self.run_folder(name)
-        return fit(model or self.model, texts, run=folder, progress=self.progress, **options)
+        return fit(model or self.model, texts, run=self.run_folder(name), progress=self.progress, **options)
 
     def run_folder(self, name: str) -> Path:
-        """Run directory of that name."""
+        """The run directory of that name."""
         return self.folder / "runs" / name
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows with the same keys as NAME.csv, and show them."""
+        """Write rows, which all have the same keys, to NAME.csv, and print its path."""
         assert rows, f"{name}: a table without rows"
         assert all(list(row) == list(rows[0]) for row in rows), f"{name}: rows of different columns"
         path = self.folder / f"{name}.csv"
@@ -66,8 +72,16 @@ class Study:
         self._wrote(path)
 
     @contextmanager
-    def figure(self, name: str, *, columns: int = 1, rows: int = 1, size: tuple[float, float] = (4.6, 3.6)) -> Iterator:
-        """Axes to draw on, (rows · columns) of them as a list; the figure is written as NAME.png at the end."""
+    def figure(
+        self, name: str, *, columns: int = 1, rows: int = 1, size: tuple[float, float] = (4.6, 3.6)
+    ) -> Iterator[list[Any]]:
+        """Axes to draw on, a list of rows · columns; the figure is written to NAME.png when the block ends.
+
+        Args:
+          name: of the figure.
+          columns, rows: of axes.
+          size: width and height of each axis, in inches.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
@@ -87,7 +101,7 @@ class Study:
 
 
 def _plain(value: Any) -> Any:
-    """A number as CSV should show it: six significant digits."""
+    """A floating-point number with six significant digits; any other value as it is."""
     if isinstance(value, (float, np.floating)):
         return f"{float(value):.6g}"
     return value
