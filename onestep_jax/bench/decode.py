@@ -1,7 +1,7 @@
 """Getting texts out: one forward pass over [e, m, …, m] against token by token from [mem] with a KV cache (Figure 4).
 
-What is timed: from the trained vectors, arrays of the host, to token ids, arrays of the host, so with the transfer of
-both and waiting for the device.
+A timed call takes trained vectors as host arrays and returns token ids as host arrays, so it includes both transfers
+and waiting for the device.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from onestep_jax.model.generation import generate
 from onestep_jax.model.token_losses import argmax
 from onestep_jax.prototokens.schemes import Leaves, OneStep
 
-Emit: TypeAlias = Callable[[Sequence[Mapping[str, np.ndarray]]], np.ndarray]  # leaves of texts → (texts, N) token ids
+Emit: TypeAlias = Callable[[Sequence[Mapping[str, np.ndarray]]], np.ndarray]  # leaves of B texts → token ids (B, N)
 
 
 def one_pass(model: Model, length: int, texts: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """`length` tokens of each text from its `e` and `m`: one compiled program, the argmax at every position."""
+    """`length` tokens of each text from its `e` and `m`: one compiled program, argmax at every position."""
     leaves = {name: np.stack([text[name] for text in texts]) for name in "em"}
     return np.asarray(_one_pass(model.network, length, model.params, leaves))
 
@@ -41,7 +41,7 @@ def _one_pass(network: Network, length: int, params: Params, leaves_B: Leaves) -
 
 
 def autoregressive(model: Model, length: int, texts: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """`length` tokens of each text by greedy generation from its `mem`: one compiled loop, nothing on the host."""
+    """`length` tokens of each text by greedy generation from its `mem`: one compiled loop, no work on the host."""
     prompts = [text["mem"] for text in texts]
     made = generate(model, prompts, count=length, stop=(), batch=len(texts))
     return np.stack([generated.tokens for generated in made])
@@ -60,7 +60,7 @@ def bench_decode(
     limit: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Time both ways of getting texts out, from random vectors: the time does not depend on what comes out.
+    """Time both ways of getting texts out, from random vectors, since the time does not depend on the tokens.
 
     Args:
       source: see `models.subject`.
@@ -72,7 +72,7 @@ def bench_decode(
       say: receives a line for the user.
 
     Returns:
-      See `timing.record`; a row a length and batch.
+      See `timing.record`; one row per length and batch.
     """
     clock, model = Clock(limit), subject(source, dtype)
     lengths = within_context(model, lengths, say)
@@ -82,16 +82,25 @@ def bench_decode(
             if rows and clock.leaves_out(f"{length} tokens, {batch} texts at a time", say):
                 continue
             vectors = draw.standard_normal((batch, model.embed_width), np.float32)
-            texts = [{"e": vector, "m": -vector, "mem": vector[None]} for vector in vectors]
-            calls = {way: functools.partial(emit, model, length, texts) for way, emit in EMITTERS.items()}
-            seconds = interleaved(calls, repeats)
-            row: dict[str, Any] = {"length": length, "batch": batch}
-            for way, found in seconds.items():
-                row |= spread(f"{way} ms", found, 1e3)
-                row[f"{way} tokens/s"] = 1e3 * batch * length / row[f"{way} ms median"]
-            row["ratio"] = row["one pass tokens/s"] / row["autoregressive tokens/s"]
+            seconds = _measure(model, length, vectors, repeats)
+            row = _row(length, batch, seconds)
             rows.append(row)
             every[f"{length}-{batch}"] = seconds
             say(f"{length} tokens, {batch} texts at a time: one pass ×{row['ratio']:.3g}")
     settings = {"model": source, "repeats": repeats, "dtype": str(model.dtype)}
     return record("decode", settings, rows, seconds=every)
+
+
+def _measure(model: Model, length: int, vectors_BD: np.ndarray, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, way → repeats."""
+    texts = [{"e": vector, "m": -vector, "mem": vector[None]} for vector in vectors_BD]
+    return interleaved({way: functools.partial(emit, model, length, texts) for way, emit in EMITTERS.items()}, repeats)
+
+
+def _row(length: int, batch: int, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"length": length, "batch": batch}
+    for way, found in seconds.items():
+        row |= spread(f"{way} ms", found, 1e3)
+        row[f"{way} tokens/s"] = 1e3 * batch * length / row[f"{way} ms median"]
+    row["ratio"] = row["one pass tokens/s"] / row["autoregressive tokens/s"]
+    return row

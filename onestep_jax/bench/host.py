@@ -1,10 +1,10 @@
-"""What the host costs a chunk of steps: handing it over, and everything else that is no waiting.
+"""What the host costs a chunk of steps, in two parts.
 
-    handing over    a chunk of which all slots are idle, from its call to its end: nothing is computed
-    the rest        what of a fit goes by neither within a program's call nor while waiting for its result
+    handing over    a chunk with idle slots only, from its call to its end: nothing is computed
+    the rest        the time of a fit outside programs' calls and outside waiting for their results
 
-Both are upper bounds: most of the rest goes by while the devices work. Calls are counted apart because XLA does part of
-the work within them where there are more virtual devices than cores.
+Both are upper bounds: during most of the rest the devices work. Time within calls is left out of the rest because XLA
+computes within them if there are more virtual devices than cores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,8 +33,20 @@ from onestep_jax.prototokens.schemes import OneStep
 IDLE_CALLS = 100
 
 
+class Timing(NamedTuple):
+    """Milliseconds per chunk: of handing it over, of the rest of the host's work, and of all of it."""
+
+    handing_over: float
+    rest: float
+    whole: float
+
+
 class Watched(Pmap):
-    """Notes the seconds that go by within calls of programs and while waiting for the devices."""
+    """`Pmap` that adds up the time within calls of programs and while waiting for the devices.
+
+    Attributes:
+      away: that time, in seconds.
+    """
 
     away = 0.0
 
@@ -75,17 +87,17 @@ def bench_host(
 
     Args:
       source: folder, hub id or "default".
-      devices: numbers of them; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight.
+      devices: how many to use; on a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight.
       slots: on each device.
       length: tokens of a text.
-      steps: of every text, by the preset `paper`.
+      steps: of every text, with the preset `paper`.
       chunk: steps between looks of the host.
-      repeats: fits of each.
+      repeats: fits per number of devices.
       dtype: of the weights.
       say: receives a line for the user.
 
     Returns:
-      See `timing.record`; a row a number of devices.
+      See `timing.record`; one row per number of devices.
     """
     local = jax.local_devices()
     if max(devices) > len(local):
@@ -95,27 +107,31 @@ def bench_host(
     model = load_model(source, dtype=dtype)
     shape = (slots * max(devices), length)
     tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=shape).tolist()
-    found: dict[int, list[tuple[float, float, float]]] = {count: [] for count in devices}
+    found: dict[int, list[Timing]] = {count: [] for count in devices}
     for _ in range(repeats):
         for count in devices:
-            handing = _handing_over(model, local[:count], slots, length, chunk)
-            sizes = {"slots": slots * count, "steps": steps, "chunk": chunk}
-            found[count].append((handing, *_fit(model, tokens[: slots * count], local[:count], **sizes)))
-    rows = []
-    for count, measured in found.items():
-        row: dict[str, Any] = {"devices": count, "slots": slots * count}
-        row |= spread("ms a chunk", [whole for _, _, whole in measured])
-        row |= spread("ms handing over", [handing for handing, _, _ in measured])
-        row |= spread("ms the rest", [rest for _, rest, _ in measured])
-        row |= spread("share of the host", [(handing + rest) / whole for handing, rest, whole in measured])
-        rows.append(row)
-        say(f"{count} devices: {row['share of the host median']:.2%} of {row['ms a chunk median']:.4g} ms a chunk")
+            handing_over = _handing_over(model, local[:count], slots, length, chunk)
+            rest, whole = _fit(model, tokens[: slots * count], local[:count], steps, chunk)
+            found[count].append(Timing(handing_over=handing_over, rest=rest, whole=whole))
+    rows = [{"devices": count, "slots": slots * count, **_row(measured)} for count, measured in found.items()]
+    for row in rows:
+        share, whole = row["share of the host median"], row["ms a chunk median"]
+        say(f"{row['devices']} devices: {share:.2%} of {whole:.4g} ms a chunk")
     settings = {"model": source, "slots": slots, "length": length, "steps": steps, "chunk": chunk}
     return record("host", {**settings, "repeats": repeats, "dtype": dtype}, rows)
 
 
+def _row(measured: Sequence[Timing]) -> dict[str, float]:
+    return {
+        **spread("ms a chunk", [one.whole for one in measured]),
+        **spread("ms handing over", [one.handing_over for one in measured]),
+        **spread("ms the rest", [one.rest for one in measured]),
+        **spread("share of the host", [(one.handing_over + one.rest) / one.whole for one in measured]),
+    }
+
+
 def _handing_over(model: Model, devices: Sequence[Any], slots: int, length: int, chunk: int) -> float:
-    """Milliseconds of a chunk of which all slots are idle, the median of many."""
+    """Milliseconds of a chunk with idle slots only, the median of many calls."""
     preset, placement = PRESETS["paper"], Pmap(devices)
     problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), preset.steps)
     params = placement.place(model.params, model.config.kv_heads)
@@ -129,21 +145,31 @@ def _handing_over(model: Model, devices: Sequence[Any], slots: int, length: int,
     return 1e3 * statistics.median(seconds)
 
 
-def _fit(model: Model, tokens: Any, devices: Sequence[Any], **options: Any) -> tuple[float, float]:
-    """Milliseconds a chunk that are neither within calls nor waiting, and all of them; means over a fit."""
+def _fit(model: Model, tokens: list[list[int]], devices: Sequence[Any], steps: int, chunk: int) -> tuple[float, float]:
+    """Milliseconds per chunk, means over a fit of each text in a slot: outside calls and waiting, and in all."""
     placement, looks = Watched(devices), []
 
     def look(_progress: Any) -> None:
         looks.append((time.perf_counter(), placement.away))
 
     with tempfile.TemporaryDirectory() as folder:
-        fit(model, tokens, preset="paper", run=Path(folder) / "run", placement=placement, progress=look, **options)
+        fit(
+            model,
+            tokens,
+            run=Path(folder) / "run",
+            preset="paper",
+            steps=steps,
+            slots=len(tokens),
+            chunk=chunk,
+            placement=placement,
+            progress=look,
+        )
     (began, before), (ended, after), chunks = looks[0], looks[-1], len(looks) - 1
     return 1e3 * (ended - began - (after - before)) / chunks, 1e3 * (ended - began) / chunks
 
 
 def draw_host(found: dict[str, Any], path: Path) -> Path:
-    """Milliseconds of a chunk, and those that the host costs, against the number of devices."""
+    """Plot the milliseconds of a chunk, and the host's part of them, against the number of devices."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 3.6), layout="constrained")

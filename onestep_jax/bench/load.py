@@ -1,11 +1,12 @@
-"""Seconds from a checkpoint's files to arrays on the device, beside plain reading by safetensors; files in the cache.
+"""Seconds from a checkpoint's files to arrays on the device, and of plain reading by safetensors; files in the cache.
 
-`experiments/loading.py` looks closer: memory, several devices, a fresh process for each reading.
+`experiments/studies/loading.py` measures more: memory, several devices, a fresh process for each reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from onestep_jax.model.hub import locate, shards
 def bench_load(
     source: str = "default", *, repeats: int = 5, dtype: str | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Time `load_model` against reading every tensor with safetensors, in turn.
+    """Time `load_model` and reading every tensor with safetensors, in turn.
 
     Args:
       source: folder, hub id or "default".
@@ -28,18 +29,9 @@ def bench_load(
       say: receives a line for the user.
 
     Returns:
-      See `timing.record`; a row a way.
+      See `timing.record`; one row per way.
     """
-    from safetensors import safe_open
-
     dtype, folder = dtype or default_dtype(), locate(source)
-
-    def plain() -> dict[str, Any]:
-        kept = {}
-        for path in shards(folder):
-            with safe_open(path, framework="numpy") as file:
-                kept |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return kept
 
     def ours() -> Any:
         model = load_model(folder, dtype=dtype, tokenizer=False)
@@ -48,7 +40,7 @@ def bench_load(
     stored = sum(path.stat().st_size for path in shards(folder))
     size = bytes_of(load_model(folder, dtype=dtype, tokenizer=False))
     say(f"{stored / 1e6:.4g} MB in {len(shards(folder))} files, {size / 1e6:.4g} MB in {dtype}")
-    seconds = interleaved({"onestep_jax": ours, "safetensors": plain}, repeats)
+    seconds = interleaved({"onestep_jax": ours, "safetensors": lambda: _read_plainly(folder)}, repeats)
     rows: list[dict[str, Any]] = [{"way": way} | spread("seconds", found) for way, found in seconds.items()]
     for row in rows:
         row["GB/s of the files"] = stored / 1e9 / row["seconds median"]
@@ -57,3 +49,14 @@ def bench_load(
     return record(
         "load", settings, rows, ratios={"speed of onestep_jax over safetensors": theirs / ours_}, seconds=seconds
     )
+
+
+def _read_plainly(folder: Path) -> dict[str, Any]:
+    """Every tensor of a checkpoint as a NumPy array."""
+    from safetensors import safe_open
+
+    tensors = {}
+    for path in shards(folder):
+        with safe_open(path, framework="numpy") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return tensors

@@ -19,10 +19,14 @@ STD = 0.02
 
 
 def subject(source: str, dtype: str | None = None) -> Model:
-    """A model by folder, hub id or "default", or with random weights by "shape:NAME" of `SHAPES`.
+    """Load a model to measure, or make one with random weights.
+
+    Args:
+      source: folder, hub id or "default"; or "shape:NAME" for random weights of that shape of `SHAPES`.
+      dtype: of the weights, see `load_model`.
 
     Raises:
-      UserError: for an unknown shape or dtype; as `load_model`.
+      UserError: for an unknown shape or dtype; see also `load_model`.
     """
     if not source.startswith(PREFIX):
         return load_model(source, dtype=dtype)
@@ -34,14 +38,26 @@ def subject(source: str, dtype: str | None = None) -> Model:
         path: STD * jax.random.normal(jax.random.fold_in(jax.random.key(0), i), shape, DTYPES[dtype])
         for i, (path, shape) in enumerate(parameter_shapes(config).items())
     }
-    return Model(config, unflatten_dict(weights, sep="/"), None, source, source, described)
+    return Model(
+        config,
+        params=unflatten_dict(weights, sep="/"),
+        tokenizer=None,
+        source=source,
+        fingerprint=source,
+        described=described,
+    )
 
 
 def torch_subject(source: str, dtype: str, device: str) -> Any:
-    """The same for PyTorch: transformers' model with scaled-dot-product attention, frozen.
+    """The model of `subject` for PyTorch: transformers' own, frozen, with scaled-dot-product attention.
+
+    Args:
+      source: see `subject`.
+      dtype: "float32" or "bfloat16".
+      device: such as "cpu" or "cuda".
 
     Raises:
-      UserError: where torch is not installed; for an unknown shape.
+      UserError: if torch is not installed, or for an unknown shape.
     """
     torch = import_torch()
     from transformers import AutoModelForCausalLM
@@ -49,14 +65,16 @@ def torch_subject(source: str, dtype: str, device: str) -> Any:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    how: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    kind, attention = getattr(torch, dtype), "sdpa"
     if source.startswith(PREFIX):
         described = _shape(source)
         config = CONFIG_MAPPING[described["model_type"]].from_dict(described)
         with torch.device(device):
-            model: Any = AutoModelForCausalLM.from_config(config, **how)
+            model: Any = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=attention)
     else:
-        model = AutoModelForCausalLM.from_pretrained(locate(source), trust_remote_code=False, **how)
+        model = AutoModelForCausalLM.from_pretrained(
+            locate(source), trust_remote_code=False, dtype=kind, attn_implementation=attention
+        )
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -67,7 +85,11 @@ def _shape(source: str) -> dict[str, Any]:
 
 
 def import_torch() -> Any:
-    """torch, or a line that says how to have it."""
+    """Import torch.
+
+    Raises:
+      UserError: if it is not installed, with the way to install it.
+    """
     try:
         import torch
     except ImportError as error:
@@ -77,5 +99,5 @@ def import_torch() -> Any:
 
 
 def bytes_of(model: Model) -> int:
-    """Bytes of the weights."""
+    """Bytes of a model's weights."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.params))

@@ -12,14 +12,14 @@ from onestep_jax.fitting.optimizers import PRESETS
 
 
 class Fitted(NamedTuple):
-    """What became of a text: whether it was reconstructed, in how many gradient evaluations."""
+    """Whether a text was reconstructed, and after how many gradient evaluations."""
 
     solved: bool
     steps: int
 
 
 class Reference:
-    """A frozen model of transformers, and the paper's protocol on it.
+    """A frozen model of transformers, and fits on it by the paper's protocol.
 
     Args:
       source: see `models.torch_subject`.
@@ -36,26 +36,26 @@ class Reference:
         self.vocabulary, self.width = self.model.get_input_embeddings().weight.shape
 
     def begin(self, tokens: Sequence[Sequence[int]], seed: int = 0) -> Training:
-        """Texts of one length (B, N), at start vectors drawn from N(0, 1)."""
+        """Training of B texts of one length N, from start vectors drawn from N(0, 1)."""
         generator = self.torch.Generator().manual_seed(seed)
-        drawn = self.torch.randn((2, len(tokens), self.width), generator=generator)
-        return Training(self, tokens, *(vectors.to(self.device) for vectors in drawn))
+        e_BD, m_BD = self.torch.randn((2, len(tokens), self.width), generator=generator)
+        return Training(self, tokens, e_BD.to(self.device), m_BD.to(self.device))
 
     def fit(self, tokens: Sequence[int], steps: int, seed: int = 0) -> Fitted:
-        """One text until it is reconstructed, or for so many gradient evaluations."""
+        """Fit one text until it is reconstructed, for at most `steps` gradient evaluations."""
         training = self.begin([tokens], seed)
         for done in range(1, steps + 1):
             if training.step() == 1:
-                return Fitted(True, done)
-        return Fitted(False, steps)
+                return Fitted(solved=True, steps=done)
+        return Fitted(solved=False, steps=steps)
 
     def wait(self) -> None:
-        """Return when the device has done all it was told to."""
+        """Wait until the device has finished all its work."""
         if self.device == "cuda":
             self.torch.cuda.synchronize()
 
     def peak_bytes(self) -> int | None:
-        """Most device memory in use since the last call, where PyTorch counts it."""
+        """Peak device memory since the last call, in bytes; None on a CPU, where PyTorch does not count it."""
         if self.device != "cuda":
             return None
         peak = self.torch.cuda.max_memory_allocated()
@@ -64,7 +64,7 @@ class Reference:
 
 
 class Training:
-    """The loop over a batch of texts, with `e` and `m` (B, D) of its own for each."""
+    """The training loop over a batch of texts, each with its own `e` and `m`, together (B, D)."""
 
     def __init__(self, reference: Reference, tokens: Sequence[Sequence[int]], e_BD: Any, m_BD: Any):
         self.reference, self.torch = reference, reference.torch
@@ -86,9 +86,9 @@ class Training:
         return nats / length, (logits_BTV.argmax(-1) == self.targets_BT).float().mean(-1).min()
 
     def step(self) -> float:
-        """One gradient evaluation and update of every text; the least accuracy of the batch before it.
+        """Evaluate the gradient and update every text; returns the least accuracy before the update.
 
-        The accuracy comes to the host every step, since training stops at a perfect one.
+        The accuracy is copied to the host every step, since training stops at a perfect one.
         """
         loss, accuracy = self.loss()
         self.optimizer.zero_grad()

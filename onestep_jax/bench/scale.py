@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -16,6 +16,25 @@ from onestep_jax.model.cost import step_flops
 from onestep_jax.model.decoder import Model
 
 AXES = ("slots", "length", "vocabulary")
+
+
+class Case(NamedTuple):
+    """One measurement.
+
+    Attributes:
+      against: which of `AXES` it belongs to.
+      slots: texts at a time.
+      length: tokens of a text.
+      vocabulary: tokens of the model's vocabulary.
+    """
+
+    against: str
+    slots: int
+    length: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        return f"{self.slots} slots of {self.length} tokens, {self.vocabulary} in the vocabulary"
 
 
 def bench_scale(
@@ -31,51 +50,58 @@ def bench_scale(
     limit: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Time a text-step against each of `AXES`, the rows of the model's embedding table being repeated or cut.
+    """Time a text-step against each of `AXES`.
+
+    For another vocabulary the rows of the model's embedding table are repeated or cut.
 
     Args:
       source: see `models.subject`.
-      slots: at the shortest length.
-      lengths: at as many slots as keep slots × length at `budget`, at least one.
-      vocabularies: at the shortest length and the fewest slots that fill an eighth of `budget`.
-      budget: tokens.
+      slots: numbers of slots, measured at the shortest length.
+      lengths: tokens of a text, measured at `budget` / length slots, at least one.
+      vocabularies: sizes, measured at the shortest length and as many slots as an eighth of `budget` holds.
+      budget: slots × length, in tokens.
       chunk: steps of a call.
-      repeats: timed calls of each.
+      repeats: timed calls per case.
       dtype: of the weights.
       limit: seconds after which no further case begins.
       say: receives a line for the user.
 
     Returns:
-      See `timing.record`; a row a case.
+      See `timing.record`; one row per case.
     """
     clock, model = Clock(limit), subject(source, dtype)
     lengths = within_context(model, lengths, say)
-    shortest, own = min(lengths), model.config.vocab_size
-    cases = {("slots", count, shortest, own) for count in slots}
-    cases |= {("length", max(1, budget // length), length, own) for length in lengths}
-    cases |= {("vocabulary", max(1, budget // (8 * shortest)), shortest, size) for size in vocabularies}
     rows, every = [], {}
-    for case in sorted(cases):
-        against, count, length, size = case
-        name = f"{count} slots of {length} tokens, {size} in the vocabulary"
-        if rows and clock.leaves_out(name, say):
+    for case in _cases(slots, lengths, vocabularies, budget, model.config.vocab_size):
+        if rows and clock.leaves_out(str(case), say):
             continue
-        sized = model if size == own else with_vocabulary(model, size)
-        stepper = Stepper(sized, count, length, chunk)
+        sized = model if case.vocabulary == model.config.vocab_size else with_vocabulary(model, case.vocabulary)
+        stepper = Stepper(sized, case.slots, case.length, chunk)
         seconds = interleaved({"step": stepper}, repeats)["step"]
         stepper.check()
-        row: dict[str, Any] = {"against": against, "slots": count, "length": length, "vocabulary": size}
-        row |= spread(A_STEP, seconds, 1e3 / (chunk * count))
+        row: dict[str, Any] = {**case._asdict(), **spread(A_STEP, seconds, 1e3 / (chunk * case.slots))}
         middle = row[f"{A_STEP} median"]
-        rows.append(row | {"GFLOP/s": step_flops(sized.config, length) / 1e6 / middle})
+        rows.append({**row, "GFLOP/s": step_flops(sized.config, case.length) / 1e6 / middle})
         every["-".join(map(str, case))] = seconds
-        say(f"{name}: {middle:.3g} {A_STEP}")
+        say(f"{case}: {middle:.3g} {A_STEP}")
     settings = {"model": source, "chunk": chunk, "repeats": repeats, "dtype": str(model.dtype), "budget": budget}
     return record("scale", settings, rows, seconds=every)
 
 
+def _cases(
+    slots: Sequence[int], lengths: Sequence[int], vocabularies: Sequence[int], budget: int, own: int
+) -> list[Case]:
+    """What is measured, in order; `own` is the size of the model's vocabulary."""
+    shortest = min(lengths)
+    eighth = max(1, budget // (8 * shortest))
+    cases = {Case("slots", count, shortest, own) for count in slots}
+    cases |= {Case("length", max(1, budget // length), length, own) for length in lengths}
+    cases |= {Case("vocabulary", eighth, shortest, size) for size in vocabularies}
+    return sorted(cases)
+
+
 def with_vocabulary(model: Model, size: int) -> Model:
-    """The model with a vocabulary of `size`: the rows of its table, and of its head, repeated or cut."""
+    """The model with a vocabulary of `size`: the rows of its embedding table and of its head are repeated or cut."""
     rows = jnp.arange(size) % model.config.vocab_size
     params = {**model.params, "embed": {"embedding": model.params["embed"]["embedding"][rows]}}
     if not model.config.tied:
@@ -84,7 +110,7 @@ def with_vocabulary(model: Model, size: int) -> Model:
 
 
 def draw_scale(found: dict[str, Any], path: Path) -> Path:
-    """Milliseconds a text-step against each axis that was measured, with their ranges."""
+    """Plot the milliseconds of a text-step, with their range, against each axis that was measured."""
     from matplotlib.figure import Figure
 
     measured = [axis for axis in AXES if any(row["against"] == axis for row in found["rows"])]

@@ -1,4 +1,4 @@
-"""Shapes of published models, for random weights: what a step costs does not depend on the values of the weights."""
+"""Shapes of published models, for random weights: the cost of a step does not depend on the values of the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LLAMA: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0,
 }
-# The keys of config.json that decide what a step costs, by the part of a hub id behind the slash, in lower case.
+# The keys of config.json on which the cost of a step depends, by the model's name on the hub in lower case.
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": _LLAMA
     | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}

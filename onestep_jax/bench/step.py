@@ -1,11 +1,11 @@
-"""What a step costs: milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch."""
+"""What a step costs: milliseconds per text-step, share of the matrix-product ceiling, memory; ours and PyTorch's."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,15 @@ A_STEP = "ms a text-step"
 
 
 class Stepper:
-    """Slots of random texts on one device, which a call moves by a chunk of steps."""
+    """Slots of random texts on one device; a call makes a chunk of steps.
+
+    Args:
+      model: the frozen model.
+      slots: texts at a time.
+      length: tokens of each.
+      chunk: steps of a call.
+      preset: name of the optimiser's preset.
+    """
 
     def __init__(self, model: Model, slots: int, length: int, chunk: int, preset: str = "fast"):
         chosen = PRESETS[preset]
@@ -43,7 +51,12 @@ class Stepper:
         draw = np.random.default_rng(0)
         tokens = draw.integers(model.config.vocab_size, size=(1, slots, 1, length)).astype(np.int32)
         ids = draw.integers(2**32, size=(1, slots, 1, 4), dtype=np.uint32)
-        offer = device.Offer(np.ones((1, slots), bool), tokens, np.full((1, slots, 1), length, np.int32), ids)
+        offer = device.Offer(
+            offered=np.ones((1, slots), bool),
+            tokens_GT=tokens,
+            lengths_G=np.full((1, slots, 1), length, np.int32),
+            ids_G4=ids,
+        )
         idle = placement.spread(device.idle(problem, length, (1, slots)))
         self.state, _ = placement.map(device.refill, problem)(self.params, idle, placement.spread(offer))
         lowered = placement.lower(device.chunk, self.params, self.state, static=(problem, chunk), donate=1)
@@ -54,12 +67,16 @@ class Stepper:
         info.loss.block_until_ready()
 
     def check(self) -> None:
-        """No slot may have ended, or less was done than is counted."""
+        """Check that every slot is still running: one that ended did less work than is counted.
+
+        Raises:
+          UserError: if one has ended.
+        """
         if not np.all(np.asarray(self.state.status) == RUNNING):
             raise UserError("a text was solved while steps were timed; give a greater --length or fewer --repeats")
 
     def memory(self) -> int:
-        """Bytes on the device, by XLA's account of the program that is called."""
+        """Bytes on the device, by XLA's own account of the compiled program."""
         return program_memory(self.params, self.state, self.advance).total
 
 
@@ -77,23 +94,24 @@ def bench_step(
     limit: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Time a step of ours, with `slots` texts and with one, and of PyTorch at batch 1 and at the same batch.
+    """Time a step of ours with `slots` texts and with one, and a step of PyTorch with as many.
 
     Args:
       source: see `models.subject`.
       length: tokens of a text.
       slots: texts at a time, or "auto" for as many as a fit would take.
-      chunk: steps of a call; one call of each contender is a repeat.
-      repeats: timed calls of each.
+      chunk: steps of a call.
+      repeats: timed calls of each contender.
       dtype: of the weights; by default float32 on a CPU, else bfloat16.
       torch: whether PyTorch takes part.
       compiled: whether `torch.compile` takes part.
-      fused: whether steps with fused attention take part, at `slots`; left out with a line where one does not go.
+      fused: whether steps with fused attention take part, with `slots` texts; the user is told of kernels that the
+        device cannot run.
       limit: seconds after which no further contender begins; compiling takes most of the time.
       say: receives a line for the user.
 
     Returns:
-      See `timing.record`; a row a contender, and ratios of medians.
+      See `timing.record`; one row per contender, and ratios of medians.
     """
     if torch:
         import_torch()
@@ -105,28 +123,35 @@ def bench_step(
     model = dataclasses.replace(model, remat=remat)
     make = functools.partial(_make, model, functools.cache(functools.partial(_reference, source, dtype)), length, chunk)
     calls = _begun(_wanted(slots, torch, compiled, fused), make, clock, say)
-    contenders = sorted(calls, key=lambda one: (list(_NAMES).index(one.way), one.texts))
-    if not any(one.way == "plain" for one in contenders):
+    if not any(one.way == "plain" for one in calls):
         raise UserError(f"{source}: the device has no memory for a step of one text of {length} tokens")
+    say(f"{len(calls)} contenders, {repeats} rounds of {chunk} steps each")
     product, product_flops = matmul(model.dtype)
-    say(f"{len(contenders)} contenders, {repeats} rounds of {chunk} steps each")
-    seconds = interleaved({one.name: calls[one] for one in contenders} | {"matrix product": product}, repeats)
-    ceiling = product_flops / statistics.median(seconds["matrix product"])
-    flops = step_flops(model.config, length)
+    seconds = interleaved({one.name: call for one, call in calls.items()} | {"matrix product": product}, repeats)
+    ceiling, flops = product_flops / statistics.median(seconds["matrix product"]), step_flops(model.config, length)
     rows = []
-    for one in contenders:
-        calls[one].check()
-        row: dict[str, Any] = {"contender": one.name, "texts": one.texts}
-        row |= spread(A_STEP, seconds[one.name], 1e3 / (chunk * one.texts))
-        speed = flops / (row[f"{A_STEP} median"] / 1e3)
-        row |= {"GFLOP/s": speed / 1e9, "share of the ceiling": speed / ceiling}
-        rows.append(row | {"memory bytes": calls[one].memory()})
-    a_text = {one.name: statistics.median(seconds[one.name]) / one.texts for one in contenders}
-    own = [one.name for one in contenders if one.way == "plain"][-1]
-    ratios = {f"{name} over {own}": cost / a_text[own] for name, cost in a_text.items() if name != own}
+    for one, call in calls.items():
+        call.check()
+        row = _row(one, seconds[one.name], chunk, flops, ceiling)
+        rows.append({**row, "memory bytes": call.memory()})
     settings = {"model": source, "length": length, "slots": slots, "chunk": chunk, "repeats": repeats, "dtype": dtype}
     work = {"GFLOP of a text-step": flops / 1e9, "GFLOP/s of a matrix product": ceiling / 1e9}
-    return record("step", settings, rows, ratios=ratios, work=work, seconds=seconds)
+    return record("step", settings, rows, ratios=_ratios(list(calls), seconds), work=work, seconds=seconds)
+
+
+def _row(one: _Contender, seconds: list[float], chunk: int, flops: float, ceiling: float) -> dict[str, Any]:
+    """Columns of a contender's times; `flops` of a text-step, `ceiling` in floating-point operations per second."""
+    row: dict[str, Any] = {"contender": one.name, "texts": one.texts}
+    row |= spread(A_STEP, seconds, 1e3 / (chunk * one.texts))
+    speed = flops / (row[f"{A_STEP} median"] / 1e3)
+    return {**row, "GFLOP/s": speed / 1e9, "share of the ceiling": speed / ceiling}
+
+
+def _ratios(contenders: Sequence[_Contender], seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """Median time per text of each contender over that of ours with the most texts at a time."""
+    a_text = {one.name: statistics.median(seconds[one.name]) / one.texts for one in contenders}
+    own = [one.name for one in contenders if one.way == "plain"][-1]
+    return {f"{name} over {own}": cost / a_text[own] for name, cost in a_text.items() if name != own}
 
 
 _NAMES = {
@@ -138,7 +163,7 @@ _NAMES = {
 
 
 class _Contender(NamedTuple):
-    """One that is timed: a way of `_NAMES`, with so many texts at a time."""
+    """Something that is timed: a way of `_NAMES`, with a number of texts at a time."""
 
     way: str
     texts: int
@@ -149,11 +174,18 @@ class _Contender(NamedTuple):
 
 
 def _wanted(slots: int, torch: bool, compiled: bool, fused: bool) -> list[_Contender]:
-    """Who takes part, in the order in which they begin: where time is short, the last ones do without."""
-    absent = {"eager": not torch, "compiled": not (torch and compiled)} | dict.fromkeys(KERNELS, not fused)
-    order = [("plain", slots), ("eager", 1), ("eager", slots), ("compiled", slots)]
-    order += [*((kernel, slots) for kernel in KERNELS), ("plain", 1), ("compiled", 1)]
-    return list(dict.fromkeys(_Contender(*one) for one in order if not absent.get(one[0])))
+    """The contenders in the order in which they begin: where time is short, the last ones are left out."""
+    wanted = [_Contender("plain", slots)]
+    if torch:
+        wanted += [_Contender("eager", 1), _Contender("eager", slots)]
+    if torch and compiled:
+        wanted += [_Contender("compiled", slots)]
+    if fused:
+        wanted += [_Contender(kernel, slots) for kernel in KERNELS]
+    wanted += [_Contender("plain", 1)]
+    if torch and compiled:
+        wanted += [_Contender("compiled", 1)]
+    return list(dict.fromkeys(wanted))
 
 
 class _Loop:
@@ -169,10 +201,10 @@ class _Loop:
         self.reference.wait()
 
     def check(self) -> None:
-        """Every step is made, whatever became of the texts."""
+        """Nothing to check: every step is made, also for texts that are solved."""
 
     def memory(self) -> int | None:
-        """Bytes on the device by PyTorch's allocator, where it counts."""
+        """Bytes on the device by PyTorch's allocator, or None on a CPU, where it does not count."""
         if self.reference.peak_bytes() is None:
             return None
         self()
@@ -186,6 +218,7 @@ def _reference(source: str, dtype: str, way: str) -> Reference:
 def _make(
     model: Model, reference: Callable[[str], Reference], length: int, chunk: int, one: _Contender
 ) -> Stepper | _Loop:
+    """The call of a contender; `reference` gives PyTorch's model by way."""
     if one.way in ("eager", "compiled"):
         return _Loop(reference(one.way), one.texts, length, chunk)
     model = dataclasses.replace(model, attention=one.way)
@@ -199,7 +232,10 @@ def _begun(
     clock: Clock,
     say: Callable[[str], None],
 ) -> dict[_Contender, Stepper | _Loop]:
-    """Their calls, each made once; a line for the user of those that the device has no memory, kernel or time for."""
+    """Contender → its call, made once, in the order of the record.
+
+    The user is told of contenders that the device has no memory, no kernel or no time for.
+    """
     calls: dict[_Contender, Stepper | _Loop] = {}
     for one in wanted:
         if calls and clock.leaves_out(one.name, say):
@@ -212,4 +248,5 @@ def _begun(
             if one.way == "plain" and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             say(f"{one.name}: left out ({one_line(error)})")
-    return calls
+    ways = list(_NAMES)
+    return {one: calls[one] for one in sorted(calls, key=lambda one: (ways.index(one.way), one.texts))}

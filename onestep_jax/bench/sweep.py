@@ -1,12 +1,12 @@
 """Solved texts per hour of a whole sweep, each way in a process of its own, from its start to its last result.
 
-    onestep_jax     texts in slots, which are refilled and halved at the end (preset `fast`)
-    lockstep        the same engine and preset in batches, each waiting for its slowest text
+    onestep_jax     texts in slots that are refilled, and halved towards the end (preset `fast`)
+    lockstep        the same engine and preset in batches, each of which waits for its slowest text
     one at a time   the same engine and preset, one slot
     PyTorch         the protocol of the paper, one text at a time, on the first few texts
 
 Start-up, compiling and loading are included, and no program is taken from a cache on disk. The process of PyTorch
-imports this package as well, which takes it a few seconds.
+also imports this package, which takes a few seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from onestep_jax.bench import WAYS
-from onestep_jax.bench.pytorch import Reference
+from onestep_jax.bench.pytorch import Fitted, Reference
 from onestep_jax.bench.timing import record
 from onestep_jax.devices.compile_cache import VARIABLE
 from onestep_jax.devices.placement import Pmap
@@ -61,25 +61,25 @@ def bench_sweep(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Run every way over the same texts, in turn.
+    """Run the ways over the same texts, one after the other.
 
     Args:
       source: folder, hub id or "default".
-      texts: source of the texts, see `corpora.load_tokens`; of several, each gives its share, in turn.
+      texts: source of the texts, see `corpora.load_tokens`; several sources give their texts in turn.
       count: texts of all sources together.
       length: tokens of each.
       steps: budget of a text, in gradient evaluations.
-      slots: texts at a time, of the first two ways.
-      preset: of all but PyTorch, which follows the paper.
+      slots: texts at a time in the first two ways, or "auto".
+      preset: of all ways but PyTorch, which follows the paper.
       ways: which of `WAYS` take part.
       reference_texts: how many texts PyTorch gets, the first ones.
-      repeats: turns.
+      repeats: how often each way runs.
       dtype: of the weights.
       seed: of the texts.
       say: receives a line for the user.
 
     Returns:
-      See `timing.record`; a row a way and turn, and ratios of solved texts per hour over all turns.
+      See `timing.record`; one row per way and turn, and ratios of solved texts per hour over all turns.
     """
     check_known("way", ways, WAYS)
     check_known("preset", [preset], PRESETS)
@@ -87,8 +87,17 @@ def bench_sweep(
     model = load_model(source, dtype=dtype)
     sources = [texts] if isinstance(texts, str) else list(texts)
     tokens = _in_turn(model, sources, count=count, length=length, seed=seed)
-    settings: dict[str, Any] = {"model": source, "texts": sources, "count": count, "length": length, "steps": steps}
-    settings |= {"slots": slots, "preset": preset, "dtype": dtype, "seed": seed}
+    settings = {
+        "model": source,
+        "texts": sources,
+        "count": count,
+        "length": length,
+        "steps": steps,
+        "slots": slots,
+        "preset": preset,
+        "dtype": dtype,
+        "seed": seed,
+    }
     rows = []
     for turn in range(repeats):
         for way in ways:
@@ -100,7 +109,7 @@ def bench_sweep(
 
 
 def _in_turn(model: Model, sources: list[str], *, count: int, length: int, seed: int) -> list[list[int]]:
-    """Texts of the sources, one of each in turn, so that whatever batch they end in is mixed."""
+    """Texts of the sources, one of each in turn, so that every batch is mixed."""
     shares = [len(range(first, count, len(sources))) for first in range(len(sources))]
     drawn = [
         iter(load_tokens(model, source, count=share, length=length, seed=seed))
@@ -111,7 +120,7 @@ def _in_turn(model: Model, sources: list[str], *, count: int, length: int, seed:
 
 
 def _ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Solved texts per hour of the first way over those of each other; None where the other solved none."""
+    """Solved texts per hour of the first way over those of each other way; None if that one solved none."""
     rates = {}
     for row in rows:
         solved, seconds = rates.get(row["way"], (0, 0.0))
@@ -122,7 +131,7 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
-    """Run one way in a fresh process; its numbers, with the seconds from its start to its end."""
+    """Run one way in a fresh process; returns its numbers, with the seconds from its start to its end."""
     environment = {**os.environ, VARIABLE: "off"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     with tempfile.TemporaryDirectory() as folder:
@@ -141,37 +150,52 @@ def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def child() -> None:
-    """What a process does: read a task, run its way, write its numbers."""
+    """Run the way of the task in the file argv[1], and write its numbers to the file argv[2]."""
     given, out = map(Path, sys.argv[1:])
     task = json.loads(given.read_text())
     run = _torch if task["way"] == "PyTorch" else _ours
-    steps, solved, began = run(task)
-    found = {"texts": len(task["tokens"]), "solved": sum(solved), "steps mean": sum(steps) / len(steps)}
-    found |= {"steps": steps, "seconds of fitting": time.perf_counter() - began}
+    fits, seconds = run(task)
+    steps = [fitted.steps for fitted in fits]
+    found = {
+        "texts": len(task["tokens"]),
+        "solved": sum(fitted.solved for fitted in fits),
+        "steps mean": sum(steps) / len(steps),
+        "steps": steps,
+        "seconds of fitting": seconds,
+    }
     out.write_text(json.dumps(found))
 
 
-def _torch(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
+def _torch(task: dict[str, Any]) -> tuple[list[Fitted], float]:
+    """The paper's protocol; what became of each text, and the seconds of fitting."""
     reference = Reference(task["model"], task["dtype"])
     began = time.perf_counter()
     fits = [reference.fit(ids, task["steps"], seed) for seed, ids in enumerate(task["tokens"])]
-    return [fit.steps for fit in fits], [fit.solved for fit in fits], began
+    return fits, time.perf_counter() - began
 
 
-def _ours(task: dict[str, Any]) -> tuple[list[int], list[bool], float]:
-    model, tokens = load_model(task["model"], dtype=task["dtype"]), task["tokens"]
+def _ours(task: dict[str, Any]) -> tuple[list[Fitted], float]:
+    """One of our ways; what became of each text, and the seconds of fitting."""
+    model = load_model(task["model"], dtype=task["dtype"])
     began = time.perf_counter()
     if task["way"] == "lockstep":
         results = _lockstep(task, model)
     else:
-        alone = {"slots": 1, "placement": Pmap(jax.local_devices()[:1])}
-        how = alone if task["way"] == "one at a time" else {"slots": task["slots"]}
-        results = list(fit(model, tokens, preset=task["preset"], steps=task["steps"], **how))
-    return [text.steps for text in results], [text.accuracy == 1 for text in results], began
+        alone = task["way"] == "one at a time"
+        results = fit(
+            model,
+            task["tokens"],
+            preset=task["preset"],
+            steps=task["steps"],
+            slots=1 if alone else task["slots"],
+            placement=Pmap(jax.local_devices()[:1]) if alone else "auto",
+        )
+    fits = [Fitted(solved=text.accuracy == 1, steps=text.steps) for text in results]
+    return fits, time.perf_counter() - began
 
 
 def _lockstep(task: dict[str, Any], model: Model) -> list[TextResult]:
-    """Batches one after the other, each until its last text is done, with no refill and no narrowing."""
+    """Batches one after the other, each until its last text has ended; slots are neither refilled nor halved."""
     preset, placement = PRESETS[task["preset"]], Pmap()
     tokens = prepare(model, task["tokens"], None, OneStep())
     slots, remat = size_fit(model, tokens, OneStep(), placement, preset, slots=task["slots"])

@@ -1,7 +1,7 @@
-"""How the benchmarks measure: contenders take turns, medians with the range, and every repeat is kept with the machine.
+"""How the benchmarks measure: interleaved contenders, medians with their range, records with every repeat.
 
-Speeds of machines drift while a benchmark runs, so contenders are interleaved, in another order each round, and what
-is claimed is a ratio of two medians of one run.
+The speed of a machine drifts while a benchmark runs. So contenders are interleaved, in another order each round, and
+claims are ratios of two medians of one run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from onestep_jax.store.storage import replace, writing
 
 
 def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call, contender → repeats; each is called `warm_up` times before, which does not count."""
+    """Seconds of each call, contender → repeats; each is first called `warm_up` times without counting."""
     for call in contenders.values():
         for _ in range(warm_up):
             call()
@@ -40,17 +40,17 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], repeats: int, warm_
 
 
 class Clock:
-    """The seconds that a benchmark may take before it begins nothing new.
+    """The time after which a benchmark begins nothing new.
 
     Args:
-      limit: seconds from now; None for as long as it takes.
+      limit: seconds from now; None for no limit.
     """
 
     def __init__(self, limit: float | None):
         self.ends = None if limit is None else time.monotonic() + limit
 
     def leaves_out(self, name: str, say: Callable[[str], None]) -> bool:
-        """Whether the time is up; then it is said that `name` is left out."""
+        """Whether the time is up; if so, the user is told that `name` is left out."""
         if self.ends is None or time.monotonic() < self.ends:
             return False
         say(f"{name}: left out, the time is up")
@@ -58,13 +58,13 @@ class Clock:
 
 
 def spread(name: str, values: list[float], unit: float = 1.0) -> dict[str, float]:
-    """Columns "NAME median", "NAME least" and "NAME most" of values times a unit."""
+    """Columns "NAME median", "NAME least" and "NAME most" of the values, each times `unit`."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {f"{name} {which}": unit * value for which, value in found.items()}
 
 
 def draw_spread(panel: Any, xs: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
-    """Medians of the column NAME against `xs`, with bars from the least to the most."""
+    """Plot the medians of the column NAME against `xs`, with bars from the least to the most."""
     middle, least, most = ([row[f"{name} {which}"] for row in rows] for which in ("median", "least", "most"))
     down = [m - x for m, x in zip(middle, least, strict=True)]
     up = [y - m for m, y in zip(middle, most, strict=True)]
@@ -75,10 +75,10 @@ def draw_spread(panel: Any, xs: Sequence[float], rows: Sequence[Mapping[str, Any
 
 
 def within_context(model: Model, lengths: Sequence[int], say: Callable[[str], None]) -> list[int]:
-    """The lengths in tokens that the model's context holds; the others are said.
+    """The lengths, in tokens, that the model's context holds; the user is told of the others.
 
     Raises:
-      UserError: if it holds none of them.
+      UserError: if the context holds none of them.
     """
     context = model.config.context
     held = [length for length in lengths if length <= context]
@@ -92,7 +92,14 @@ def within_context(model: Model, lengths: Sequence[int], say: Callable[[str], No
 
 
 def matmul(dtype: Any, size: int | None = None) -> tuple[Callable[[], Any], float]:
-    """A call that multiplies two square matrices, and its floating-point operations: the ceiling of a step."""
+    """A call that multiplies two square matrices, and its number of floating-point operations.
+
+    Its speed is the ceiling for a step's speed.
+
+    Args:
+      dtype: of the matrices.
+      size: rows; by default 2048 on a CPU, 8192 elsewhere.
+    """
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
     product = jax.jit(jnp.matmul)
@@ -100,7 +107,7 @@ def matmul(dtype: Any, size: int | None = None) -> tuple[Callable[[], Any], floa
 
 
 def machine() -> dict[str, Any]:
-    """Where a benchmark ran."""
+    """Facts about the machine that a benchmark ran on."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -120,12 +127,12 @@ def _processor() -> str:
 
 
 def record(name: str, settings: Mapping[str, Any], rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    """What is written of a benchmark: settings, machine, versions, rows and whatever else was measured."""
+    """The record of a benchmark: settings, machine, versions, rows, and `more` measurements by name."""
     return {"benchmark": name, "settings": dict(settings), "machine": machine(), **versions(), "rows": rows, **more}
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:
-    """Write a record as JSON."""
+    """Write a record as JSON, into a folder that is made if need be."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, (json.dumps(found, indent=2) + "\n").encode())
