@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def refuse(self, word: str) -> NoReturn:
-        """Refuse a word that nobody knows, naming the nearest option."""
+        """Refuse a word that no command knows, naming the nearest option."""
         raise UserError(f"unknown argument {word!r}{nearest(word, self.known_options)}; see {self.prog} --help")
 
 

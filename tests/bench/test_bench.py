@@ -180,7 +180,7 @@ def test_host(tiny_folder: Path, tmp_path: Path):
 
 
 def test_waiting_for_devices_is_told_from_the_rest(tiny, one_device):
-    """A value that is there already costs no waiting; one that takes a while does, whoever computes it."""
+    """Fetching a value that is ready takes no time; one that is still being computed is waited for."""
     placement, ready = Watched(one_device.devices), jnp.ones(3)
     placement.fetch(ready.block_until_ready())
     assert placement.away < 0.05
@@ -365,19 +365,7 @@ def test_the_page_of_records_says_what_they_say(tiny_folder: Path, tmp_path: Pat
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "experiments" / "studies")
     import bench_tables
 
-    words = [
-        "bench",
-        "step",
-        "--model",
-        str(tiny_folder),
-        "--length",
-        "8",
-        "--slots",
-        "2",
-        "--repeats",
-        "2",
-        "--no-torch",
-    ]
+    words = ["bench", "step", "--model", str(tiny_folder), *"--length 8 --slots 2 --repeats 2 --no-torch".split()]
     assert main([*words, "--out", str(tmp_path / "step.json")]) == 0
     (tmp_path / "step.png").touch()
     page = bench_tables.write_page(tmp_path).read_text().splitlines()

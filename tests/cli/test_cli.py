@@ -1,4 +1,4 @@
-"""The command line as a person meets it: one clear line on bad input, exit status 2, nothing harmed."""
+"""The commands as a user meets them: bad input gives one clear line and exit status 2, and changes no file."""
 
 import dataclasses
 import errno
@@ -168,17 +168,7 @@ def test_short_texts_are_kept_whole_with_one_warning(tiny_folder, tmp_path, caps
 
 def test_optimizer_options_reach_optax(tiny_folder, lines_file, tmp_path, capsys):
     options = ["fit", "--model", tiny_folder, "--texts", lines_file, "--split", "lines", "--limit", 2, "--length", 4]
-    options += [
-        "--run",
-        tmp_path / "run",
-        "--optimizer",
-        "nadamw",
-        "--lr",
-        "0.02",
-        "--b2",
-        "0.95",
-        "--weight-decay=0.1",
-    ]
+    options += ["--run", tmp_path / "run", *"--optimizer nadamw --lr 0.02 --b2 0.95 --weight-decay=0.1".split()]
     options += ["--schedule", "cosine_decay:decay_steps=300,alpha=0.1", "--json"]
     assert main([str(option) for option in options]) == 0
     assert json.loads(capsys.readouterr().out)["texts"] == 2
