@@ -1,8 +1,8 @@
 """Several processes of one job: joining it, opening a run together, and waiting for each other at the end.
 
 The runtime is JAX's own (`jax.distributed`). Processes of independent texts meet twice, when a run is opened and when
-it ends; in between each goes its own way. JAX takes a process that dies for the end of all: it is a `kill -9` of the
-job, and the same command goes on from what was saved.
+it ends; in between they do not talk to each other. If one process dies, JAX ends all of them. That is like a `kill -9`
+of the job, and the same command resumes from what was saved.
 """
 
 from __future__ import annotations
@@ -18,22 +18,27 @@ import numpy as np
 from onestep_jax.errors import Interrupted, UserError
 from onestep_jax.store.run import Run
 
-# A process that has nothing left to do waits for the slowest; JAX would end the job five minutes after the first exit.
+# A process that has nothing left to do waits for the slowest. By default JAX would end the job five minutes after the
+# first exit.
 SHUTDOWN_SECONDS = 24 * 3600
-LOOK_SECONDS = 2.0  # at least, between looks at what the others have recorded
-LOOK_SHARE = 0.1  # of the time, at most, goes into these looks: a large run in an object store takes a while to read
+# How often a process that waits reads what the others have recorded: at most every two seconds, and for at most a tenth
+# of the time, because a large run in an object store takes a while to read.
+LOOK_SECONDS = 2.0
+LOOK_SHARE = 0.1
 
 
 def join_job(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Join a job of several processes; before any other use of JAX.
+    """Join a job of several processes; to be called before any other use of JAX.
+
+    All three arguments are given, or none where JAX finds them out itself (Cloud TPU, GKE, Slurm).
 
     Args:
-      coordinator: HOST:PORT of process 0; without it, processes and process, JAX finds out (Cloud TPU, GKE, Slurm).
+      coordinator: HOST:PORT of process 0.
       processes: how many.
       process: which one this is, from 0.
 
     Raises:
-      UserError: if something is missing, or the others do not come.
+      UserError: if one of the arguments is missing, or the other processes do not join.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [name for name, value in given.items() if value is None]
@@ -47,13 +52,13 @@ def join_job(coordinator: str | None = None, processes: int | None = None, proce
         reason = str(error).splitlines()[0]
         cure = "give --coordinator HOST:PORT --processes P --process I" if coordinator is None else "start all of them"
         raise UserError(f"--distributed: cannot join the job ({reason}); {cure}") from error
-    # JAX has put its own handler there, which would swallow a SIGTERM that comes before a fit has something to save.
+    # JAX has installed a handler of its own. It would swallow a SIGTERM that comes before a fit has something to save.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def open_in_turn(first: Callable[[], Run], others: Callable[[], Run]) -> Run:
-    """Open a run in process 0, and then in the others.
+    """Open a run in process 0 (`first`), and then in the other processes (`others`).
 
     Raises:
       UserError: in every process, if process 0 could not open it.
@@ -73,7 +78,7 @@ def open_in_turn(first: Callable[[], Run], others: Callable[[], Run]) -> Run:
     if refused is not None:
         raise refused
     if not opened:
-        raise UserError("process 0 could not open the run and says why; this one stops with it")
+        raise UserError("process 0 could not open the run and says why; this process stops, too")
     return run or others()
 
 
@@ -87,25 +92,25 @@ def meet(name: str) -> None:
 def wait_for_others(
     run: Run, texts: int, stopping: Callable[[], bool], say: Callable[[Mapping[str, float]], None]
 ) -> None:
-    """Wait until all texts of a run are recorded; a process whose own are done calls it.
+    """Wait until all texts of a run are recorded; called by a process that has nothing left to fit.
 
     Args:
-      run: this process's.
+      run: open in this process.
       texts: how many the run has.
       stopping: whether a signal has asked to stop.
-      say: told after each look what is recorded, accuracies by text_id.
+      say: receives what is recorded, accuracies by text_id, after each look.
 
     Raises:
-      Interrupted: if asked to stop, or if the others have left with texts not recorded.
+      Interrupted: if asked to stop, or if the other processes have left while texts are not recorded.
     """
     while True:
         began = time.monotonic()
-        gone = run.others_left()  # before the look: what a process records, it records before it leaves
+        gone = run.others_left()  # read first: a process records everything before it leaves
         recorded = run.accuracies()
         say(recorded)
         if len(recorded) >= texts:
             return
         if gone or stopping():
             left = texts - len(recorded)
-            raise Interrupted(f"{left} texts of {run.folder} are not done; the same command goes on with them")
+            raise Interrupted(f"{left} texts of {run.folder} are not done; the same command resumes them")
         time.sleep(max(LOOK_SECONDS, (time.monotonic() - began) * (1 / LOOK_SHARE - 1)))
