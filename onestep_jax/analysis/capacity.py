@@ -15,8 +15,7 @@ import numpy as np
 from onestep_jax.analysis.metrics import THRESHOLD, capacity
 from onestep_jax.analysis.prefix_table import Table, check_nesting, create_folder, round_folder
 from onestep_jax.errors import UserError, check_known
-from onestep_jax.fitting.fitting import fit, prepare
-from onestep_jax.fitting.optimizers import PRESETS
+from onestep_jax.fitting import PRESETS, fit, prepare
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import OneStep, Scheme
 from onestep_jax.store.results import TextResult

@@ -23,9 +23,8 @@ import numpy as np
 from onestep_jax.bench.timing import draw_spread, record, spread
 from onestep_jax.devices.placement import Pmap, Program
 from onestep_jax.errors import UserError
+from onestep_jax.fitting import PRESETS, fit, make_problem
 from onestep_jax.fitting import slots as device
-from onestep_jax.fitting.fitting import fit, make_problem
-from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.model.checkpoint import default_dtype, load_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import OneStep

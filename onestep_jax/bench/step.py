@@ -16,8 +16,8 @@ from onestep_jax.bench.pytorch import Reference
 from onestep_jax.bench.timing import Clock, interleaved, matmul, record, spread, within_context
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.errors import UserError
+from onestep_jax.fitting import make_problem
 from onestep_jax.fitting import slots as device
-from onestep_jax.fitting.fitting import make_problem
 from onestep_jax.fitting.memory import program_memory
 from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.fitting.sizing import check_attention, size_fit

@@ -30,17 +30,11 @@ from onestep_jax.bench.timing import record
 from onestep_jax.devices.compile_cache import VARIABLE
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.errors import UserError, check_known
-from onestep_jax.fitting.fitting import fit, make_problem, prepare
-from onestep_jax.fitting.optimizers import PRESETS
-from onestep_jax.fitting.sizing import size_fit
-from onestep_jax.fitting.slot_ladder import rungs
-from onestep_jax.fitting.sweep import Sweep
+from onestep_jax.fitting import PRESETS, fit, resolve, run_plan
 from onestep_jax.model.checkpoint import default_dtype, load_model
 from onestep_jax.model.decoder import Model
-from onestep_jax.prototokens.schemes import OneStep
 from onestep_jax.store.results import TextResult
 from onestep_jax.texts.corpora import load_tokens
-from onestep_jax.tokens import text_ids
 
 _CHILD = "from onestep_jax.bench.sweep import child; child()"
 
@@ -196,15 +190,12 @@ def _ours(task: dict[str, Any]) -> tuple[list[Fitted], float]:
 
 def _lockstep(task: dict[str, Any], model: Model) -> list[TextResult]:
     """Batches one after the other, each until its last text has ended; slots are neither refilled nor halved."""
-    preset, placement = PRESETS[task["preset"]], Pmap()
-    tokens = prepare(model, task["tokens"], None, OneStep())
-    slots, remat = size_fit(model, tokens, OneStep(), placement, preset, slots=task["slots"])
-    model, ids = dataclasses.replace(model, remat=remat), text_ids(tokens)
-    problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), task["steps"])
+    plan = resolve(
+        model, task["tokens"], preset=task["preset"], steps=task["steps"], slots=task["slots"], placement=Pmap()
+    )
     results = []
-    for first in range(0, len(tokens), slots):
-        chosen = slice(first, first + slots)
-        sweep = Sweep(tokens[chosen], ids[chosen], OneStep(), 0, 1, model, None, 60.0)
-        sweep.optimise(problem, placement, rungs(slots, placement.rows)[:1], chunk=10)
-        results += sweep.results
+    for first in range(0, len(plan.ids), plan.ladder[0]):
+        rows = slice(first, first + plan.ladder[0])
+        batch = dataclasses.replace(plan, tokens=plan.tokens[rows], ids=plan.ids[rows], ladder=plan.ladder[:1])
+        results += run_plan(batch)
     return results

@@ -2,3 +2,22 @@
 
 May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`.
 """
+
+from onestep_jax.fitting.fitting import fit, run_plan
+from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset, Schedule
+from onestep_jax.fitting.plan import FitPlan, make_problem, prepare, resolve
+from onestep_jax.fitting.progress import Progress
+
+__all__ = [
+    "PRESETS",
+    "FitPlan",
+    "Optimizer",
+    "Preset",
+    "Progress",
+    "Schedule",
+    "fit",
+    "make_problem",
+    "prepare",
+    "resolve",
+    "run_plan",
+]

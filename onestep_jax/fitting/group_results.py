@@ -1,19 +1,21 @@
-"""What a group's seeds came to, as results of its texts."""
+"""The texts of a fit as they went in, and what a group's seeds came to, as results of its texts."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from onestep_jax.fitting.tasks import Outcome, Task
-from onestep_jax.model.likelihood import TextNats
+from onestep_jax.fitting.work_queue import Group
+from onestep_jax.model.decoder import Model
+from onestep_jax.model.likelihood import TextNats, text_nats
 from onestep_jax.store.results import TextResult, Trial
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class GivenText:
     """A text as it went into the fit.
 
     Attributes:
@@ -29,8 +31,38 @@ class Given:
     nats: TextNats
 
 
-def text_results(texts: Sequence[Given], outcomes: Sequence[Outcome], shared: frozenset[str]) -> Iterator[TextResult]:
-    """Results of the texts of a group: the best seed is kept, the one of the best mean accuracy (ties: lower loss).
+class GivenTexts:
+    """The texts of a fit, with their nats, which are counted when a group is about to be fitted.
+
+    Nats of each token and H_LM (Eq. 3) take a forward pass a text. Counting those of all texts of a large fit at once
+    would hold up its first chunk, so they are counted for one group and those that come next.
+
+    Args:
+      model: the frozen model.
+      tokens: (N,) int32 of each text.
+      ids: identity of each text.
+    """
+
+    def __init__(self, model: Model, tokens: Sequence[np.ndarray], ids: Sequence[str]):
+        self._model, self._tokens, self._ids = model, tokens, ids
+        self._nats: dict[int, TextNats] = {}
+
+    def count_nats(self, group: Group, upcoming: Iterable[Group]) -> None:
+        """Count the nats of a group unless they are known, and with them those of the groups that come next."""
+        if all(i in self._nats for i in group):
+            return
+        texts = [i for members in (group, *upcoming) for i in members if i not in self._nats]
+        self._nats |= zip(texts, text_nats(self._model, [self._tokens[i] for i in texts]), strict=True)
+
+    def pop(self, group: Group) -> list[GivenText]:
+        """The texts of a group whose nats were counted, which are forgotten then."""
+        return [GivenText(index=i, text_id=self._ids[i], tokens=self._tokens[i], nats=self._nats.pop(i)) for i in group]
+
+
+def text_results(
+    texts: Sequence[GivenText], outcomes: Sequence[Outcome], shared: frozenset[str]
+) -> Iterator[TextResult]:
+    """Results of the texts of a group, from its best seed: the best mean accuracy, or of equal ones the lowest loss.
 
     Args:
       texts: of the group.
@@ -63,11 +95,17 @@ def text_results(texts: Sequence[Given], outcomes: Sequence[Outcome], shared: fr
 
 def _trial(outcome: Outcome, g: int, count: int, shared: frozenset[str]) -> Trial:
     """One seed of the g-th text of a group, of `count` tokens."""
-    correct = round(float(outcome.accuracy_G[g]) * count)
-    numbers = (correct / count, outcome.loss, outcome.steps, outcome.best_step)
-    trace = np.asarray(outcome.task.trace, float).reshape(-1, 3)
-    found = (trace, outcome.first_hit_GT[g, :count], _path(outcome.task, g, shared))
-    return Trial(outcome.task.seed, outcome.status, *numbers, *found)
+    return Trial(
+        seed=outcome.task.seed,
+        status=outcome.status,
+        accuracy=round(float(outcome.accuracy_G[g]) * count) / count,
+        loss=outcome.loss,
+        steps=outcome.steps,
+        best_step=outcome.best_step,
+        trace=np.asarray(outcome.task.trace, float).reshape(-1, 3),
+        first_hit=outcome.first_hit_GT[g, :count],
+        path=_path(outcome.task, g, shared),
+    )
 
 
 def _path(task: Task, g: int, shared: frozenset[str]) -> dict[str, np.ndarray] | None:

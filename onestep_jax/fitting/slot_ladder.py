@@ -1,12 +1,14 @@
-"""How many slots: a halving ladder, so that a sweep needs few compiled programs and its tail few idle slots.
+"""How many slots: a halving ladder, so that a sweep needs few compiled programs and few slots stay idle at its end.
 
 The widths of a sweep are S, S/2, S/4, … Fewer texts than slots begin on the widest rung that they fill. When nothing
-waits and at most half of the slots are busy, the groups in flight move to a narrower rung, if the work that idle slots
-would do is more than compiling the narrower program costs. The decision hangs on numbers of steps and operations, never
-on a clock, so that the same run goes the same way every time.
+waits and at most half of the slots are busy, the groups in flight move to a narrower rung, if that saves more work of
+idle slots than compiling the narrower program costs. The decision depends on numbers of steps and operations, never on
+a clock, so that the same run goes the same way every time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 # Floating-point operations that a device does while a program compiles, by its platform: about 10 s of a small CPU at
 # 100 GFLOP/s; 30 s of an accelerator at a few hundred TFLOP/s.
@@ -23,13 +25,13 @@ def rungs(slots: int, devices: int) -> list[int]:
     return [devices * width for width in found]
 
 
-def starting(ladder: list[int], groups: int) -> int:
+def starting(ladder: Sequence[int], groups: int) -> int:
     """The widest rung that so many groups fill, or the narrowest."""
     return next((width for width in ladder if width <= groups), ladder[-1])
 
 
 def narrower(
-    ladder: list[int], width: int, running: int, flops: float, steps: float, platform: str = "cpu"
+    ladder: Sequence[int], width: int, running: int, flops: float, steps: float, platform: str = "cpu"
 ) -> int | None:
     """The rung to move to when nothing waits, or None to stay.
 
@@ -46,3 +48,47 @@ def narrower(
         return None
     idle = (width - target) * flops * steps
     return target if idle > COMPILING.get(platform, COMPILING_ELSEWHERE) else None
+
+
+class SlotLadder:
+    """The widths that a sweep may run with, and the one that it runs with now.
+
+    Each padded length begins on a rung of its own (`begin`) and may step down to narrower ones (`step_down`). A rung
+    that the memory of the devices does not hold is left for the rest of the sweep (`leave`).
+
+    Attributes:
+      width: slots now.
+    """
+
+    def __init__(self, ladder: Sequence[int], platform: str):
+        self._rungs, self._platform = list(ladder), platform
+        self.width, self._flops = self._rungs[0], 0.0
+        self._spent: list[int] = []
+
+    def begin(self, groups: int, flops: float) -> None:
+        """Take the rung for so many groups of a length, a step of which takes so many operations."""
+        self.width, self._flops, self._spent = starting(self._rungs, groups), flops, []
+
+    def note_spent(self, steps: int) -> None:
+        """Note how many steps a group of this length took from a seed."""
+        self._spent.append(steps)
+
+    def step_down(self, running: int) -> bool:
+        """Move to a narrower rung if that pays, when so many groups run and none waits; whether it did.
+
+        Each running group is expected to take as many steps more as the ended ones took on average.
+        """
+        if not running or not self._spent:
+            return False
+        expected = sum(self._spent) / len(self._spent)
+        found = narrower(self._rungs, self.width, running, self._flops, expected, self._platform)
+        self.width = found or self.width
+        return found is not None
+
+    def leave(self) -> bool:
+        """Leave the rung and all wider ones for good; False if there is no narrower one."""
+        left = [rung for rung in self._rungs if rung < self.width]
+        if not left:
+            return False
+        self._rungs, self.width = left, left[0]
+        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,16 +11,12 @@ import numpy as np
 from onestep_jax.fitting import slots
 from onestep_jax.fitting.slots import Problem
 from onestep_jax.fitting.tasks import Outcome, Task
-
-Group: TypeAlias = tuple[int, ...]
-"""Indices of the texts of a group."""
-
-_PLAIN = ("status", "steps", "best_step", "loss")
-_ARRAYS = ("accuracy_G", "predicted_GT", "first_hit_GT")
+from onestep_jax.fitting.work_queue import Group
+from onestep_jax.store.saved_states import reached
 
 
 def pack(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> tuple[dict[str, np.ndarray], Any]:
-    """Arrays and record of tasks with a saved slot, and of outcomes whose text still has seeds to come.
+    """Arrays and record of tasks with a saved slot, and of outcomes whose group still has seeds to come.
 
     All slots and all outcomes have the same padded length, so each array is stacked over them.
     """
@@ -30,21 +26,29 @@ def pack(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> tuple[dict[str, 
     if outcomes:
         for name in outcomes[0].leaves:
             arrays[f"leaf_{name}"] = np.stack([outcome.leaves[name] for outcome in outcomes])
-        for name in _ARRAYS:
-            arrays[name] = np.stack([getattr(outcome, name) for outcome in outcomes])
+        arrays["accuracy_G"] = np.stack([outcome.accuracy_G for outcome in outcomes])
+        arrays["predicted_GT"] = np.stack([outcome.predicted_GT for outcome in outcomes])
+        arrays["first_hit_GT"] = np.stack([outcome.first_hit_GT for outcome in outcomes])
     for kind, of_kind in (("task", tasks), ("outcome", [outcome.task for outcome in outcomes])):
         for number, task in enumerate(of_kind):
             for name in task.path[0] if task.path else ():
                 arrays[f"{kind}_{number}_path_{name}"] = np.stack([point[name] for point in task.path])
-    record = {
-        "tasks": [_about(task) for task in tasks],
-        "outcomes": [_about(one.task) | {key: getattr(one, key) for key in _PLAIN} for one in outcomes],
-    }
+    record = {"tasks": [_task_record(task) for task in tasks], "outcomes": [_outcome_record(one) for one in outcomes]}
     return arrays, record
 
 
-def _about(task: Task) -> dict[str, Any]:
+def _task_record(task: Task) -> dict[str, Any]:
     return {"texts": list(task.texts), "seed": task.seed, "trace": task.trace, "seconds": task.seconds}
+
+
+def _outcome_record(outcome: Outcome) -> dict[str, Any]:
+    return {
+        **_task_record(outcome.task),
+        "status": outcome.status,
+        "steps": outcome.steps,
+        "best_step": outcome.best_step,
+        "loss": outcome.loss,
+    }
 
 
 def unpack(
@@ -54,14 +58,13 @@ def unpack(
     make_task: Callable[[Group, int], Task],
     wanted: Collection[Group],
 ) -> tuple[list[Task], list[Outcome]]:
-    """What `pack` was given, of the wanted groups; `make_task` makes a task of (texts, seed) as at its beginning."""
-    shapes_of = problem.scheme.leaf_shapes(problem.network.embed_width)
+    """What `pack` was given, of the wanted groups; `make_task` makes a task of (group, seed) as at its beginning."""
     treedef = jax.tree.structure(slots.shapes(problem, 1))
-    names = [key.removeprefix("leaf_") for key in arrays if key.startswith("leaf_")]
+    leaf_names = list(problem.scheme.leaf_shapes(problem.network.embed_width))
 
     def task_of(about: Any, kind: str, number: int) -> Task:
         task = make_task(_group(about), about["seed"])
-        path = {name: arrays[key] for name in shapes_of if (key := f"{kind}_{number}_path_{name}") in arrays}
+        path = {name: arrays[key] for name in leaf_names if (key := f"{kind}_{number}_path_{name}") in arrays}
         task.path = [{name: leaf[i] for name, leaf in path.items()} for i in range(len(about["trace"]))] if path else []
         task.trace = [(steps, loss, accuracy) for steps, loss, accuracy in about["trace"]]
         task.seconds = about["seconds"]
@@ -76,55 +79,77 @@ def unpack(
             tasks.append(task)
     for number, about in enumerate(record["outcomes"]):
         if _group(about) in wanted:
-            leaves = {name: arrays[f"leaf_{name}"][number] for name in names}
-            fields = {key: about[key] for key in _PLAIN} | {name: arrays[name][number] for name in _ARRAYS}
-            outcomes.append(Outcome(task=task_of(about, "outcome", number), leaves=leaves, **fields))
+            outcomes.append(_outcome(about, number, task_of(about, "outcome", number), arrays))
     return tasks, outcomes
 
 
-class Saved:
-    """What earlier sessions left in flight, found by group: the state that has it furthest.
+def _outcome(about: Any, number: int, task: Task, arrays: Mapping[str, np.ndarray]) -> Outcome:
+    """The outcome at a place of the stacked arrays, of its record and its task."""
+    leaves = {key.removeprefix("leaf_"): array[number] for key, array in arrays.items() if key.startswith("leaf_")}
+    return Outcome(
+        task=task,
+        status=about["status"],
+        steps=about["steps"],
+        best_step=about["best_step"],
+        loss=about["loss"],
+        accuracy_G=arrays["accuracy_G"][number],
+        predicted_GT=arrays["predicted_GT"][number],
+        leaves=leaves,
+        first_hit_GT=arrays["first_hit_GT"][number],
+    )
 
-    Args:
-      states: (name, record) of each.
-      load: arrays of a state by its name.
-      problem, make_task: see `unpack`.
+
+class Furthest(NamedTuple):
+    """Where a group is furthest: the later seed, then the more gradient evaluations, of those that were saved.
+
+    Attributes:
+      seed: number of the seed.
+      steps: gradient evaluations made from it, infinitely many if it has come to its end, see `saved_states.reached`.
+      state: name of the saved state.
     """
 
-    def __init__(
-        self,
-        states: Iterable[tuple[str, Any]],
-        load: Callable[[str], Mapping[str, np.ndarray]],
-        problem: Problem,
-        make_task: Callable[[Group, int], Task],
-    ):
-        self._load, self._problem, self._make_task = load, problem, make_task
-        self._records = dict(states)
-        self._where: dict[Group, tuple[tuple[int, int], str]] = {}
-        for name, record in self._records.items():
-            for about in record.get("tasks", []) + record.get("outcomes", []):
-                far = (about["seed"] + ("status" in about), 0 if "status" in about else _steps(about))
-                best = self._where.get(_group(about))
-                if best is None or far > best[0]:
-                    self._where[_group(about)] = (far, name)
+    seed: int
+    steps: float
+    state: str
 
-    def of(self, groups: Sequence[Group]) -> tuple[list[Task], list[Outcome]]:
-        """Tasks that go on and outcomes of seeds already tried, of these groups; a state is read once."""
+
+class SavedWork:
+    """What earlier sessions left in flight, each group from the state that has it furthest (`Furthest`).
+
+    Args:
+      states: (name, record) of each, newest first; of states that have a group equally far, the newest is taken.
+      load: arrays of a state by its name.
+    """
+
+    def __init__(self, states: Iterable[tuple[str, Any]], load: Callable[[str], Mapping[str, np.ndarray]]):
+        self._records, self._load = dict(states), load
+        self._furthest: dict[Group, Furthest] = {}
+        for name, record in self._records.items():
+            for (group, seed), steps in reached(record).items():
+                best = self._furthest.get(group)
+                if best is None or (seed, steps) > (best.seed, best.steps):
+                    self._furthest[group] = Furthest(seed=seed, steps=steps, state=name)
+
+    def of(
+        self, groups: Sequence[Group], problem: Problem, make_task: Callable[[Group, int], Task]
+    ) -> tuple[list[Task], list[Outcome]]:
+        """Tasks to resume and outcomes of seeds already tried, of these groups; the arrays of a state are read once.
+
+        Args:
+          groups: that are wanted.
+          problem, make_task: see `unpack`.
+        """
         tasks, outcomes = [], []
         wanted: dict[str, set[Group]] = {}
         for group in groups:
-            if group in self._where:
-                wanted.setdefault(self._where[group][1], set()).add(group)
+            if group in self._furthest:
+                wanted.setdefault(self._furthest[group].state, set()).add(group)
         for name, members in wanted.items():
-            found = unpack(self._load(name), self._records[name], self._problem, self._make_task, members)
-            tasks += found[0]
-            outcomes += found[1]
+            some_tasks, some_outcomes = unpack(self._load(name), self._records[name], problem, make_task, members)
+            tasks += some_tasks
+            outcomes += some_outcomes
         return tasks, outcomes
 
 
 def _group(about: Any) -> Group:
     return tuple(about["texts"])
-
-
-def _steps(about: Any) -> int:
-    return about["trace"][-1][0] if about["trace"] else 0

@@ -13,7 +13,7 @@ from family_cases import GOLDEN_FOLDER
 
 from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, fit, load_model
 from onestep_jax.devices.placement import Pmap
-from onestep_jax.fitting import engine, slots, sweep
+from onestep_jax.fitting import engine, group_results, slots, sweep
 from onestep_jax.fitting.optimizers import PRESETS, optimizer_names
 from onestep_jax.model.decoder import input_scale
 from onestep_jax.model.likelihood import text_nats
@@ -120,7 +120,7 @@ def test_nats_are_counted_when_texts_come_up(tiny, token_lists, one_device, monk
         counted.append(len(tokens))
         return text_nats(model, tokens)
 
-    monkeypatch.setattr(sweep, "text_nats", counting)
+    monkeypatch.setattr(group_results, "text_nats", counting)
     monkeypatch.setattr(sweep, "AHEAD", 2)
     report = lambda _: at_reports.append(sum(counted))  # noqa: E731
     found = fit(tiny, token_lists, slots=2, steps=5, placement=one_device, progress=report)

@@ -13,8 +13,8 @@ from onestep_jax.devices import compile_cache as compilation
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.fitting import slot_ladder as ladder
 from onestep_jax.fitting import slots
-from onestep_jax.fitting.fitting import make_problem
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer
+from onestep_jax.fitting.plan import make_problem
 from onestep_jax.fitting.slot_ladder import narrower, rungs, starting
 
 
@@ -118,7 +118,7 @@ class Small(Pmap):
 @pytest.mark.parametrize("late", [0, 20])
 def test_slots_are_halved_where_memory_is_short(tiny, token_lists, one_device, late):
     texts = [*token_lists, *(tokens[:4] for tokens in token_lists)]
-    with pytest.warns(UserWarning, match="going on with") as said:
+    with pytest.warns(UserWarning, match="continuing with") as said:
         run = fit(tiny, texts, slots=8, steps=2000, placement=Small(3, late), record=True)
     assert [str(one.message).split()[6] for one in said] == ["8", "4"]
     assert [text.index for text in run] == list(range(24))
@@ -134,7 +134,7 @@ def test_slots_are_halved_where_memory_is_short(tiny, token_lists, one_device, l
 
 def test_memory_for_no_slot_is_said(tiny, token_lists):
     with (
-        pytest.warns(UserWarning, match="going on with 1"),
+        pytest.warns(UserWarning, match="continuing with 1"),
         pytest.raises(UserError, match="does not hold 1 slots of 8"),
     ):
         fit(tiny, token_lists, slots=2, placement=Small(0))

@@ -12,8 +12,8 @@ import pytest
 
 from onestep_jax import OneStep, fit, load_model, read_results
 from onestep_jax.cli.parser import main
-from onestep_jax.fitting.sweep import Sweep
-from onestep_jax.fitting.work_blocks import block_size, cut, from_its_place
+from onestep_jax.fitting.progress import Meter
+from onestep_jax.fitting.work_queue import block_size, claim_order, cut
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "studies"))
 from torture import Job, free_port, torture
@@ -98,7 +98,7 @@ def test_one_that_is_asked_to_stop_leaves_the_rest_for_another_call(tiny_folder,
     job.send(signal.SIGTERM, [1])
     (first, said), (second, _) = job.wait()
     assert (first, second) == (75, 75)
-    assert re.search(r"\d+ texts of .* are not done; the same command goes on with them", said)
+    assert re.search(r"\d+ texts of .* are not done; the same command resumes them", said)
     assert 0 < len(read_results(run)) < COUNT
     succeed(Job(slow, 1, 2))
     assert len(read_results(run)) == COUNT
@@ -151,7 +151,7 @@ def test_blocks_have_every_group_once_longest_first(size):
 
 def test_processes_begin_at_places_of_their_own():
     blocks = cut(GROUPS, [8] * 10, 1)[8]
-    orders = [[block.number for block in from_its_place(blocks, process, 3)] for process in range(3)]
+    orders = [[block.number for block in claim_order(blocks, process, 3)] for process in range(3)]
     assert [order[0] for order in orders] == [0, 3, 6]
     assert all(sorted(order) == list(range(10)) for order in orders)
 
@@ -162,12 +162,11 @@ def test_blocks_fill_the_slots_and_are_few():
     assert -(-100_000 // block_size(100_000, slots=8, processes=4)) <= 64 * 4
 
 
-def test_what_others_record_is_counted_once(tiny):
+def test_what_others_record_is_counted_once():
     seen = []
-    tokens = [np.arange(3, dtype=np.int32) + i for i in range(4)]
-    sweep = Sweep(tokens, list("abcd"), OneStep(), 0, 1, tiny, seen.append, 60.0)
-    sweep.show_recorded({"a": 1.0, "b": 0.5})
-    sweep.show_recorded({"a": 1.0, "b": 0.5, "c": 1.0})
+    meter = Meter(4, 1, seen.append, {})
+    meter.show_recorded({"a": 1.0, "b": 0.5})
+    meter.show_recorded({"a": 1.0, "b": 0.5, "c": 1.0})
     assert [(state.texts, state.finished, state.solved, state.waiting) for state in seen] == [
         (4, 2, 1, 2),
         (4, 3, 2, 1),

@@ -1,0 +1,267 @@
+"""What a fit will do, settled and checked before it runs: texts, protocol, devices, sizes, identity of the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from onestep_jax.devices.compile_cache import use_cache
+from onestep_jax.devices.placement import Placement
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
+from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
+from onestep_jax.fitting.slot_ladder import rungs
+from onestep_jax.fitting.slots import Problem
+from onestep_jax.fitting.work_queue import Group
+from onestep_jax.model.decoder import Model, input_scale, weights_bytes
+from onestep_jax.model.likelihood import beginning
+from onestep_jax.prototokens.schemes import OneStep, Scheme, without_start
+from onestep_jax.store.provenance import versions
+from onestep_jax.store.storage import locate
+from onestep_jax.tokens import check_tokens, text_ids, tokenise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FitPlan:
+    """A fit with everything settled and checked; `fitting.run_plan` carries it out.
+
+    Attributes:
+      model: with the attention, and the `remat`, that it runs with.
+      tokens: (N,) int32 of each text; with copies, those of a text follow each other.
+      ids: identity of each of these rows.
+      copies: rows of a text.
+      scheme: the arrangement, with start vectors if they were given.
+      problem: what compiled programs are made of.
+      placement: the devices, and what is split over them.
+      ladder: numbers of slots that it may run with over all devices, widest first, see `slot_ladder.rungs`.
+      chunk: steps between looks of the host.
+      first_seed: number of the first seed.
+      seeds: how many a group may use.
+      save_every: seconds between saves of the slots in flight.
+      folder: the run directory, or None for results in memory.
+      identity: what must not change between the sessions of a run, as plain values.
+      settings: what may change between them; a run directory keeps those of its first session.
+    """
+
+    model: Model
+    tokens: tuple[np.ndarray, ...]
+    ids: tuple[str, ...]
+    copies: int
+    scheme: Scheme
+    problem: Problem
+    placement: Placement
+    ladder: tuple[int, ...]
+    chunk: int
+    first_seed: int
+    seeds: int
+    save_every: float
+    folder: Path | None
+    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    @property
+    def groups(self) -> list[Group]:
+        """Indices of the rows of each group; the last group may have fewer rows."""
+        size, count = self.scheme.group, len(self.ids)
+        return [tuple(range(first, min(first + size, count))) for first in range(0, count, size)]
+
+
+def resolve(
+    model: Model,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    length: int | None = None,
+    run: str | Path | None = None,
+    preset: str | Preset = "fast",
+    optimizer: optax.GradientTransformation | Optimizer | None = None,
+    optimizer_name: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    slots: int | str = "auto",
+    remat: bool | str = "auto",
+    attention: str = "plain",
+    scheme: Scheme | None = None,
+    chunk: int = 10,
+    save_every: float = 60.0,
+    copies: int = 1,
+    record: bool = False,
+    placement: Placement | str = "auto",
+) -> FitPlan:
+    """Settle and check a fit; arguments of `fitting.fit`. Nothing is fitted or written yet.
+
+    On an accelerator an automatic number of slots compiles and times parts of the model, see `sizing.size_fit`.
+
+    Raises:
+      UserError: for input that cannot be fitted.
+    """
+    use_cache()
+    _check_numbers(steps, seed, seeds, chunk, copies)
+    if run is None and jax.process_count() > 1:
+        raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
+    scheme = scheme or OneStep()
+    tokens = tuple(ids for ids in prepare(model, texts, length, scheme) for _ in range(copies))
+    ids = tuple(text_ids(tokens))
+    _check_start(scheme, model, len(tokens))
+    chosen = _preset(preset)
+    steps = steps or chosen.steps
+    transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
+    protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
+    identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
+    if isinstance(placement, str):
+        placement = choose_placement(placement, weights_bytes(model), scheme, len(tokens))
+    model = dataclasses.replace(model, attention=attention)
+    check_attention(model.network, model.dtype, max(map(len, tokens)) + scheme.extra, placement.devices[0])
+    sized = size_fit(model, tokens, scheme, placement, chosen, slots=slots, remat=remat)
+    model = dataclasses.replace(model, remat=sized.remat)
+    settings = {
+        "model": model.source,
+        "preset": preset if isinstance(preset, str) else "given",
+        "copies": copies,
+        "slots": sized.slots,
+        "remat": sized.remat,
+        "attention": attention,
+        "chunk": chunk,
+        "save_every": save_every,
+        "h_lm of the first token": "left out" if beginning(model) is None else "given BOS",
+        "devices": len(placement.devices),
+        "device": placement.devices[0].device_kind,
+        **versions(),
+    }
+    return FitPlan(
+        model=model,
+        tokens=tokens,
+        ids=ids,
+        copies=copies,
+        scheme=scheme,
+        problem=make_problem(model, scheme, chosen, transformation, steps, record),
+        placement=placement,
+        ladder=tuple(rungs(sized.slots, placement.rows)),
+        chunk=chunk,
+        first_seed=seed,
+        seeds=seeds,
+        save_every=save_every,
+        folder=None if run is None else locate(run),
+        identity=identity,
+        settings=settings,
+    )
+
+
+def make_problem(
+    model: Model,
+    scheme: Scheme,
+    preset: Preset,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    record: bool = False,
+) -> Problem:
+    """What slots need to know of a fit by a preset, which gives all but the optimiser and the budget.
+
+    Raises:
+      UserError: for a scheme or an optimiser that cannot be hashed, as compiled programs are kept by what they are
+        made of.
+    """
+    unit = 1.0 if preset.start == "normal" else input_scale(model)
+    problem = Problem(
+        network=model.network,
+        scheme=without_start(scheme),
+        optimizer=optimizer,
+        scale=preset.scale * unit,
+        steps=steps,
+        temperature=preset.temperature,
+        patience=preset.patience,
+        record=record,
+    )
+    try:
+        hash(problem)
+    except TypeError as error:
+        cure = "make it a frozen dataclass of plain values"
+        raise UserError(f"scheme or optimizer: {error}; programs are kept by what they are made of: {cure}") from error
+    return problem
+
+
+def prepare(
+    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], length: int | None, scheme: Scheme
+) -> list[np.ndarray]:
+    """Token ids of texts given as strings or ids, cut to `length` and checked against the model and the scheme.
+
+    Returns:
+      (≤ length,) int32 for each text.
+
+    Raises:
+      UserError: for no texts, a text that is empty, too long or of unknown ids, or a length beyond the model's context.
+    """
+    context = model.config.context - scheme.extra
+    if length is not None and length < 1:
+        raise UserError(f"length = {length}: expected at least 1")
+    if length is not None and length > context:
+        room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
+        raise UserError(f"length {length} is beyond the model's context of {model.config.context} positions{room}")
+    if len(texts) == 0:
+        raise UserError("no texts: expected at least one")
+    if isinstance(texts[0], str):
+        if model.tokenizer is None:
+            raise UserError(f"model {model.source!r} has no tokenizer: give lists of token ids instead of strings")
+        tokens = tokenise(model.tokenizer, [str(text) for text in texts], length)
+    else:
+        tokens = [np.asarray(ids, np.int32)[:length] for ids in texts]
+    return check_tokens(tokens, model.config.vocab_size, context)
+
+
+def _check_numbers(steps: int | None, seed: int, seeds: int, chunk: int, copies: int) -> None:
+    for name, value in (("steps", steps), ("seeds", seeds), ("chunk", chunk), ("copies", copies)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} = {value}: expected at least 1")
+    if seed < 0:
+        raise UserError(f"seed = {seed}: expected at least 0")
+
+
+def _check_start(scheme: Scheme, model: Model, rows: int) -> None:
+    for name, shape in scheme.leaf_shapes(model.embed_width).items():
+        given = None if scheme.start is None else np.shape(scheme.start[name])
+        if given not in (None, (rows, *shape)):
+            raise UserError(f"start vectors of {name!r} have shape {given}; expected {(rows, *shape)}, a row a text")
+
+
+def _preset(given: str | Preset) -> Preset:
+    if isinstance(given, Preset):
+        return given
+    check_known("preset", [given], PRESETS)
+    return PRESETS[given]
+
+
+def _optimizer(
+    given: optax.GradientTransformation | Optimizer, name: str | None, *, needs_name: bool
+) -> tuple[optax.GradientTransformation, dict[str, Any]]:
+    """The transformation and its description for the identity of a run."""
+    if isinstance(given, Optimizer):
+        return given.build(), given.describe()
+    if needs_name and not name:
+        raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed run knows it")
+    return given, {"name": name, "object": True}
+
+
+def _identity(model: Model, ids: Sequence[str], length: int | None, scheme: Scheme) -> dict[str, Any]:
+    """What a run is about; with the protocol, all that must not change between its sessions."""
+    return {
+        "model": model.fingerprint,
+        "dtype": str(model.dtype),
+        "texts": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
+        "length": length,
+        "scheme": scheme.describe(),
+        "start vectors": _digest(scheme.start) if scheme.start else None,
+    }
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name], np.float32).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,66 @@
+"""The seeds that each group is tried from, one after the other, and what came of them so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onestep_jax.fitting.tasks import Outcome, Task
+from onestep_jax.fitting.work_queue import Group
+from onestep_jax.prototokens.schemes import Scheme
+from onestep_jax.tokens import id_words
+
+
+class Trials:
+    """Outcomes of the seeds of unfinished groups, and which seed comes next.
+
+    A group is tried from seeds `first_seed`, `first_seed` + 1, … until one solves it or `seeds` of them have been
+    tried. A task depends on its texts and its seed alone, so a group starts at the same vectors in every process and
+    every session.
+
+    Args:
+      tokens: (N,) int32 of each text of the fit.
+      ids: identity of each text, from which its start vectors are drawn.
+      scheme: the arrangement, with start vectors if they were given.
+      first_seed: number of the first seed.
+      seeds: how many a group may use.
+    """
+
+    def __init__(self, tokens: Sequence[np.ndarray], ids: Sequence[str], scheme: Scheme, first_seed: int, seeds: int):
+        self._tokens, self._ids, self._scheme = tokens, ids, scheme
+        self._first_seed, self._seeds = first_seed, seeds
+        self._outcomes: dict[Group, list[Outcome]] = {}
+
+    def task(self, group: Group, seed: int) -> Task:
+        """A group at the start vectors of a seed."""
+        ids = np.zeros((self._scheme.group, 4), np.uint32)
+        ids[: len(group)] = [id_words(self._ids[i], seed) for i in group]
+        start = None
+        if self._scheme.start is not None:
+            rows = list(group)
+            start = {name: array[rows] for name, array in self._scheme.start.items()}
+            start |= {name: start[name][0] for name in self._scheme.shared}
+        return Task(texts=group, seed=seed, tokens=[self._tokens[i] for i in group], ids=ids, start=start)
+
+    def next_task(self, group: Group) -> Task:
+        """A group at the start vectors of its first seed that was not tried yet."""
+        return self.task(group, self._first_seed + len(self._outcomes.get(group, ())))
+
+    def add(self, outcome: Outcome) -> None:
+        """Note what came of the next seed of a group."""
+        self._outcomes.setdefault(outcome.task.texts, []).append(outcome)
+
+    def ended(self, group: Group) -> bool:
+        """Whether a group is solved or has used all its seeds."""
+        outcomes = self._outcomes[group]
+        return outcomes[-1].status == "solved" or len(outcomes) >= self._seeds
+
+    def pop(self, group: Group) -> list[Outcome]:
+        """Remove and return the outcomes of a group that has ended, in the order of their seeds."""
+        return self._outcomes.pop(group)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """All outcomes of groups that have not ended."""
+        return [outcome for of_group in self._outcomes.values() for outcome in of_group]
