@@ -75,7 +75,7 @@ class FitPlan:
 
 def resolve(
     model: Model,
-    texts: Sequence[str] | Sequence[Sequence[int]],
+    texts: Sequence[str] | Sequence[Sequence[int]] | Sequence[np.ndarray],
     *,
     length: int | None = None,
     run: str | Path | None = None,
@@ -95,7 +95,7 @@ def resolve(
     record: bool = False,
     placement: Placement | str = "auto",
 ) -> FitPlan:
-    """Settle and check a fit; arguments of `fitting.fit`. Nothing is fitted or written yet.
+    """Settle and check a fit; arguments of `fitting.fit`, texts also as int32 arrays. Nothing is fitted or written yet.
 
     On an accelerator an automatic number of slots compiles and times parts of the model, see `sizing.size_fit`.
 
@@ -188,7 +188,10 @@ def make_problem(
 
 
 def prepare(
-    model: Model, texts: Sequence[str] | Sequence[Sequence[int]], length: int | None, scheme: Scheme
+    model: Model,
+    texts: Sequence[str] | Sequence[Sequence[int]] | Sequence[np.ndarray],
+    length: int | None,
+    scheme: Scheme,
 ) -> list[np.ndarray]:
     """Token ids of texts given as strings or ids, cut to `length` and checked against the model and the scheme.
 
