@@ -19,8 +19,9 @@ from onestep_jax.cli.terminal import fitting_bar
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known, nearest
 from onestep_jax.fitting.distributed import join_job
-from onestep_jax.fitting.fitting import fit, prepare
+from onestep_jax.fitting.fitting import run_plan
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Schedule, optimizer_names
+from onestep_jax.fitting.plan import resolve
 from onestep_jax.fitting.sizing import choose_placement
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
 from onestep_jax.model.decoder import Model, parameter_counts
@@ -153,31 +154,30 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
     placement = placement_of(args, scheme, rows)
     model = load(args.model, args.dtype, args.revision, mesh=placement.mesh)
     texts = _named_texts(args, model) if strings is None else strings
-    tokens = prepare(model, texts, args.length, scheme)
-    _warn_of_short_texts(tokens, args.length)
     began = time.perf_counter()
+    plan = resolve(
+        model,
+        texts,
+        length=args.length,
+        run=args.run,
+        preset=args.preset,
+        optimizer=optimizer,
+        steps=args.steps,
+        seed=args.seed,
+        seeds=args.seeds,
+        slots=int(args.slots) if args.slots.lstrip("-").isdecimal() else args.slots,
+        remat=REMAT[args.remat],
+        attention=args.attention,
+        scheme=scheme,
+        chunk=args.chunk,
+        save_every=args.save_every,
+        copies=args.copies,
+        record=args.record,
+        placement=placement,
+    )
+    _warn_of_short_texts(plan.tokens[:: plan.copies], args.length)
     with fitting_bar() as progress:
-        results = fit(
-            model,
-            [ids.tolist() for ids in tokens],
-            length=args.length,
-            run=args.run,
-            preset=args.preset,
-            optimizer=optimizer,
-            steps=args.steps,
-            seed=args.seed,
-            seeds=args.seeds,
-            slots=int(args.slots) if args.slots.lstrip("-").isdecimal() else args.slots,
-            remat=REMAT[args.remat],
-            attention=args.attention,
-            scheme=scheme,
-            chunk=args.chunk,
-            save_every=args.save_every,
-            copies=args.copies,
-            record=args.record,
-            placement=placement,
-            progress=progress,
-        )
+        results = run_plan(plan, progress)
     return results, time.perf_counter() - began
 
 
@@ -203,11 +203,10 @@ def _strings(args: argparse.Namespace) -> list[str] | None:
     return None
 
 
-def _named_texts(args: argparse.Namespace, model: Model) -> list[list[int]]:
+def _named_texts(args: argparse.Namespace, model: Model) -> list[np.ndarray]:
     from onestep_jax.texts.corpora import load_tokens
 
-    found = load_tokens(model, args.texts, count=args.limit, length=args.length, seed=args.seed, column=args.column)
-    return [ids.tolist() for ids in found]
+    return load_tokens(model, args.texts, count=args.limit, length=args.length, seed=args.seed, column=args.column)
 
 
 def _warn_of_short_texts(tokens: Sequence[np.ndarray], length: int) -> None:

@@ -16,7 +16,6 @@ from onestep_jax.devices.placement import Placement
 from onestep_jax.fitting.distributed import meet, open_in_turn, wait_for_others
 from onestep_jax.fitting.optimizers import Optimizer, Preset
 from onestep_jax.fitting.plan import FitPlan, resolve
-from onestep_jax.fitting.plan import prepare as prepare
 from onestep_jax.fitting.progress import Progress
 from onestep_jax.fitting.recorder import Recorder, RunRecorder
 from onestep_jax.fitting.sweep import Sweep
