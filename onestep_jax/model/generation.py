@@ -13,6 +13,7 @@ import numpy as np
 from onestep_jax.errors import UserError
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Decoder, Model, Network, Params
+from onestep_jax.model.token_losses import argmax
 from onestep_jax.tokens import buckets, check_tokens
 
 BATCH = 16
@@ -167,7 +168,7 @@ def _continue(
     def choose(h_D: Array, text: Array, position: Array) -> Array:
         logits_V = model.head(params, h_D[None])[0].astype(jnp.float32)
         if not drawn:
-            return jnp.argmax(logits_V).astype(jnp.int32)
+            return argmax(logits_V)
         own = jax.random.fold_in(jax.random.fold_in(key, text), position)
         return jax.random.categorical(own, logits_V / temperature).astype(jnp.int32)
 
