@@ -2,3 +2,20 @@
 
 May import `errors`, `tokens`, `devices`, `store`, `model`.
 """
+
+from onestep_jax.prototokens.objective import score_group, score_text
+from onestep_jax.prototokens.reconstruction import Decoded, as_text, decode, regenerate
+from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
+
+__all__ = [
+    "ARRANGEMENTS",
+    "Cramming",
+    "Decoded",
+    "OneStep",
+    "Scheme",
+    "as_text",
+    "decode",
+    "regenerate",
+    "score_group",
+    "score_text",
+]

@@ -13,7 +13,21 @@ from onestep_jax.model.decoder import Network, Params, weights_dtype
 from onestep_jax.model.token_losses import token_losses
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, axes
 
-TEXTS_AT_A_TIME = 16  # of one group, in a forward and backward pass
+TEXTS_AT_A_TIME = 16  # texts of one group in a forward and backward pass
+
+
+class TextScore(NamedTuple):
+    """What one text scores.
+
+    Attributes:
+      nats: () mean nats per token under softmax(logits / temperature); Eq. 1, per token, at temperature 1.
+      hits_T: (T,) whether a token is the argmax; False beyond the end of the text.
+      predicted_T: (T,) the argmax token ids.
+    """
+
+    nats: Array
+    hits_T: Array
+    predicted_T: Array
 
 
 class Score(NamedTuple):
@@ -38,17 +52,20 @@ def score_text(
     tokens_T: Array,
     length: Array,
     temperature: float = 1.0,
-) -> tuple[Array, Array, Array]:
-    """(mean nats, hits (T,), argmax (T,)) of one text of `length` tokens, padded to T."""
+) -> TextScore:
+    """Score one text of `length` tokens, padded to T, under given leaves."""
     T = tokens_T.shape[0]
     # A scheme that is not teacher-forced never sees the text.
     text_TD = network.embed(params, tokens_T) if scheme.teacher_forced else jnp.zeros((T, network.embed_width))
     x_TD = scheme.inputs(leaves, text_TD, length).astype(weights_dtype(params))
+    # Eq. 1 has no shift: with [e, m, …, m] the output at input i, which has seen inputs 1 … i, predicts token i.
+    # `reads` names that output for every scheme.
     h_TD = network.hidden(params, x_TD)[scheme.reads(T)]
     nats_T, predicted_T = token_losses(network, params, h_TD, tokens_T, temperature)
+    # Padding follows the text, so under the causal mask it reaches no real position; its own losses are left out here.
     real_T = jnp.arange(T) < length
     mean_nats = jnp.sum(jnp.where(real_T, nats_T, 0.0)) / jnp.maximum(length, 1)
-    return mean_nats, real_T & (predicted_T == tokens_T), predicted_T
+    return TextScore(nats=mean_nats, hits_T=real_T & (predicted_T == tokens_T), predicted_T=predicted_T)
 
 
 def score_group(
@@ -60,17 +77,18 @@ def score_group(
     lengths_G: Array,
     temperature: float = 1.0,
 ) -> Score:
-    """`score_text` over the texts of a group, shared leaves going to each of them.
+    """Score the texts of a group; shared leaves go to each of them.
 
-    A group of more than `TEXTS_AT_A_TIME` is walked in micro-batches; the gradient of a shared leaf is their sum,
-    and what the backward pass needs of a micro-batch is computed again instead of kept. Where the texts of a group are
-    spread over devices, each walks its own, and the gradient of a shared leaf is summed over the devices.
+    A group of more than `TEXTS_AT_A_TIME` is taken in micro-batches; the gradient of a shared leaf is their sum, and
+    the backward pass computes the activations of a micro-batch again instead of keeping them. Where the texts of a
+    group are spread over devices, each device takes its own texts, and the gradient of a shared leaf is summed over the
+    devices.
     """
     own = {name: leaf for name, leaf in leaves.items() if axes(scheme)[name] == 0}
     shared = {name: leaf for name, leaf in leaves.items() if name not in own}
 
-    def over(params: Params, shared: Leaves, texts: tuple[Leaves, Array, Array]) -> tuple[Array, Array, Array]:
-        def one(text: tuple[Leaves, Array, Array]) -> tuple[Array, Array, Array]:
+    def score_texts(params: Params, shared: Leaves, texts: tuple[Leaves, Array, Array]) -> TextScore:
+        def one(text: tuple[Leaves, Array, Array]) -> TextScore:
             own, tokens_T, length = text
             return score_text(network, scheme, params, {**own, **shared}, tokens_T, length, temperature)
 
@@ -81,10 +99,14 @@ def score_group(
         return jax.lax.map(jax.checkpoint(one), texts, batch_size=TEXTS_AT_A_TIME)
 
     if texts_are_spread():
+        # Mapped by hand, so that a device walks micro-batches of its own texts. The transpose of handing a shared leaf
+        # to every device is a sum over the devices: the one exchange of a step.
         whole, split = PartitionSpec(), PartitionSpec(TEXTS)
-        specs = {"in_specs": (whole, whole, split), "out_specs": split}
-        over = jax.shard_map(over, **specs, axis_names={TEXTS}, check_vma=False)
-    return Score(*over(params, shared, (own, tokens_GT, lengths_G)))
+        score_texts = jax.shard_map(
+            score_texts, in_specs=(whole, whole, split), out_specs=split, axis_names={TEXTS}, check_vma=False
+        )
+    scores = score_texts(params, shared, (own, tokens_GT, lengths_G))
+    return Score(nats_G=scores.nats, hits_GT=scores.hits_T, predicted_GT=scores.predicted_T)
 
 
 def group_loss(nats_G: Array, lengths_G: Array) -> Array:
@@ -93,6 +115,12 @@ def group_loss(nats_G: Array, lengths_G: Array) -> Array:
 
 
 def accuracies(hits_GT: Array, lengths_G: Array) -> Array:
-    """C_tokens / N of each text (Eq. 2), (G,) float32; 1 for an empty place, which asks for nothing."""
+    """C_tokens / N of each text (Eq. 2), (G,) float32; 1 for an empty place, so that it does not hold its group up."""
     counted = jnp.sum(hits_GT, axis=-1) / jnp.maximum(lengths_G, 1)
     return jnp.where(lengths_G > 0, counted, 1.0).astype(jnp.float32)
+
+
+def group_accuracy(accuracy_G: Array, lengths_G: Array) -> Array:
+    """Mean over the texts of a group of their accuracies; places without a text do not count."""
+    real_G = lengths_G > 0
+    return jnp.sum(jnp.where(real_G, accuracy_G, 0.0)) / jnp.maximum(jnp.sum(real_G), 1)

@@ -152,7 +152,7 @@ def _predict(
     """Argmax ids (B, T) of texts from their leaves."""
 
     def one(leaves: Leaves, tokens_T: Array, length: Array) -> Array:
-        return score_text(network, scheme, params, leaves, tokens_T, length)[2]
+        return score_text(network, scheme, params, leaves, tokens_T, length).predicted_T
 
     return jax.vmap(one)(leaves, tokens_BT, lengths_B)
 

@@ -1,8 +1,8 @@
 """Arrangements: how a few trainable vectors become the input of a whole text.
 
-A scheme declares named *leaves*, each owned by every text of a group or shared by the group (design: one value per
-leaf, vmapped over groups), and is three pure functions: `leaf_shapes` → what is trained, `inputs` → the vectors that
-the model eats, `reads` → which output row predicts which token.
+A scheme names its trainable arrays, the *leaves*; each text of a group has its own, or the group shares one. It is
+three pure functions: `leaf_shapes` says what is trained, `inputs` makes the vectors that enter the model, and `reads`
+says which output row predicts which token. They are written for one text and vmapped over texts and groups.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Leaves: TypeAlias = dict[str, Array]
 
 
 class Scheme(Protocol):
-    """What the fit engine and the decoder ask of an arrangement; implement it to add one."""
+    """What the fit engine and the reconstruction need of an arrangement; implement it to add one."""
 
     @property
     def group(self) -> int:
@@ -35,7 +35,7 @@ class Scheme(Protocol):
 
     @property
     def notation(self) -> str:
-        """The input vectors as the papers write them."""
+        """The input vectors, as the papers write them."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Scheme(Protocol):
 
     @property
     def teacher_forced(self) -> bool:
-        """Whether the text itself is among the inputs; if not, `inputs` gets zeros for it."""
+        """Whether the text itself is among the inputs; if not, `inputs` receives zeros for it."""
         ...
 
     def leaf_shapes(self, width: int) -> dict[str, tuple[int, ...]]:
@@ -76,8 +76,8 @@ class Arrangement(NamedTuple):
 
     Attributes:
       notation: as the paper writes it.
-      has_m: (input position, tokens N) → whether `m` stands there, else `e`.
-      extra: inputs beyond N; they come first and their outputs are ignored.
+      has_m: (input position, number of tokens N) → whether that input is `m`; else it is `e`.
+      extra: number of inputs beyond N; they come first and their outputs are ignored.
     """
 
     notation: str
@@ -85,8 +85,8 @@ class Arrangement(NamedTuple):
     extra: int = 0
 
 
-# For an odd N, `e` has the middle position of "halves". "unguided-e" is the one reading of Table 1's [e][m]×N that fits
-# its lengths: N + 1 inputs, and the first `m` predicts the first token.
+# Table 1. For an odd N the middle position of "halves" is `e`. "unguided-e" is the only reading of the table's [e][m]×N
+# that fits its lengths: N + 1 inputs, of which the first `m` predicts the first token.
 ARRANGEMENTS = {
     "one-vector": Arrangement("[e]×N", lambda i_T, _: i_T < 0),
     "halves": Arrangement("[e]×N/2 [m]×N/2", lambda i_T, length: 2 * i_T >= length),
@@ -98,13 +98,16 @@ ARRANGEMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class OneStep:
-    """Two trainable vectors, N inputs, N tokens from one forward pass; Z = [e, m, m, …, m] unless told otherwise.
+    """Two trainable vectors, N inputs, N tokens from one forward pass; by default Z = [e, m, m, …, m].
 
     Attributes:
       arrangement: key of `ARRANGEMENTS` (Table 1).
       share: None, or the leaf ("e" or "m") that the texts of a group share (Table 2).
-      group: texts that are optimised together and share that leaf (the paper's S_g).
+      group: number of texts that are optimised together and share that leaf (the paper's S_g).
       start: start vectors by leaf, (texts, D), instead of random ones; every seed of a text starts there.
+
+    Raises:
+      UserError: for an unknown arrangement or leaf, a group below one, or start vectors of other leaves.
     """
 
     arrangement: str = "one-step"
@@ -160,12 +163,15 @@ class OneStep:
 class Cramming:
     """The autoregressive baseline [mem_1 … mem_K, t_1 … t_{N−1}] (Kuratov et al., arXiv:2502.13063), teacher-forced.
 
-    mem_K predicts t_1, and each token the next. What comes out without the text's help is another matter:
-    `reconstruction.regenerate`.
+    mem_K predicts t_1, and each token predicts the next. Teacher-forced accuracy does not say what the vectors generate
+    without the text; `reconstruction.regenerate` does.
 
     Attributes:
-      vectors: K, how many trainable vectors stand before the text.
+      vectors: number of trainable vectors before the text (K).
       start: start vectors {"mem": (texts, K, D)}, instead of random ones.
+
+    Raises:
+      UserError: for less than one vector, or start vectors of other leaves.
     """
 
     vectors: int = 1
@@ -215,7 +221,7 @@ def _check_start(scheme: str, start: Mapping[str, np.ndarray] | None, leaves: li
 
 
 def from_description(description: Mapping[str, Any]) -> Scheme:
-    """The scheme that `describe` described.
+    """The scheme of a `describe()`.
 
     Raises:
       UserError: for an arrangement that this version does not know.
@@ -229,7 +235,7 @@ def from_description(description: Mapping[str, Any]) -> Scheme:
 
 
 def without_start(scheme: Scheme) -> Scheme:
-    """The arrangement alone, for what outlives its start vectors; of a dataclass, others are kept as they are."""
+    """The scheme without its start vectors, for values that outlive them; one that is no dataclass stays as it is."""
     if scheme.start is None or not dataclasses.is_dataclass(scheme):
         return scheme
     return dataclasses.replace(scheme, start=None)
@@ -241,9 +247,12 @@ def axes(scheme: Scheme) -> dict[str, int | None]:
 
 
 def draw(scheme: Scheme, ids_G4: Array, width: int, scale: float | Array) -> Leaves:
-    """Random start vectors of one group: N(0, scale²), a function of the texts' identities and nothing else.
+    """Random start vectors of one group: N(0, scale²), a function of the texts' identities and of nothing else.
+
+    So they do not depend on slot, batch, device, order or interruption.
 
     Args:
+      scheme: names the leaves and their shapes.
       ids_G4: (G, 4) uint32, the two halves of the text's hash, the number of its duplicate, and the seed.
       width: D.
       scale: standard deviation of a component.
