@@ -1,4 +1,4 @@
-"""What a model weighs and a step of it costs, from its architecture alone."""
+"""Shapes of a model's weights and operations of a step, from its architecture alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onestep_jax.model.decoder import Params, parameter_shapes
 
 
 def abstract_params(config: ModelConfig, dtype: Any) -> Params:
-    """The params of a model as shapes and types, without an array."""
+    """The params of a model as shapes and dtypes; no array is made."""
     shapes = parameter_shapes(config).items()
     return unflatten_dict({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes}, sep="/")
 
@@ -21,10 +21,12 @@ def abstract_params(config: ModelConfig, dtype: Any) -> Params:
 def step_flops(config: ModelConfig, length: int) -> int:
     """Floating-point operations of one step of one text: forward, and backward to the input vectors only.
 
-    A weight of a matrix costs 2 a position forward and 2 backward (the weights themselves get no gradient). Attention
-    scores and mixing cost 4 · H · C for each pair of positions forward and twice that backward; all pairs are counted,
-    since the masked ones are computed too. Norms, activations and softmax are left out.
+    A weight of a matrix costs 2 operations a position forward and 2 backward, as the weights themselves get no
+    gradient. Attention scores and mixing cost 4 · H · C operations for each pair of positions forward and twice that
+    backward. All pairs are counted, since the masked ones are computed too. Norms, activations and softmax are left
+    out.
     """
+    # A table of which rows are looked up multiplies nothing; a tied one is the output head, which does.
     shapes = parameter_shapes(config)
     if not config.tied:
         shapes.pop("embed/embedding")

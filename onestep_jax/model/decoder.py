@@ -30,8 +30,8 @@ from onestep_jax.model.layers import INIT, Array, Block, DotGeneral, Linear, Nor
 Params: TypeAlias = dict[str, Any]
 
 
-class States(NamedTuple):
-    """What a forward pass went through.
+class HiddenStates(NamedTuple):
+    """Hidden states and attention weights of a forward pass.
 
     Attributes:
       hidden_LTD: (L + 1, T, D): what enters the first block (the input vectors, projected and with learned positions
@@ -47,8 +47,8 @@ class States(NamedTuple):
 class Decoder(nn.Module):
     """A causal decoder over input vectors; token ids enter only through `embed`.
 
-    With `remat` a backward pass computes the insides of each block again instead of keeping them; `attention` is
-    "plain" or one of `fused_attention.KERNELS`.
+    With `remat` a backward pass computes the activations inside each block again instead of keeping them. `attention`
+    is "plain" or a key of `fused_attention.KERNELS`.
     """
 
     config: ModelConfig
@@ -64,8 +64,10 @@ class Decoder(nn.Module):
         if c.embed_width is not None:
             self.project_in = Linear(c.width, dot_general=self.dot_general)
             self.project_out = Linear(c.embed_width, dot_general=self.dot_general)
-        given = (self.dot_general, self.attention)
-        self.blocks = [block(c, c.layer(i), *given, name=f"block_{i}") for i in range(c.layers)]
+        self.blocks = [
+            block(c, c.layer(i), dot_general=self.dot_general, kernel=self.attention, name=f"block_{i}")
+            for i in range(c.layers)
+        ]
         if c.final_norm:
             self.norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
@@ -101,7 +103,7 @@ class Decoder(nn.Module):
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight of a decoder, by path ("block_0/attention/q/kernel"), without making any."""
+    """Shape of every weight of a decoder, by path ("block_0/attention/q/kernel"); no array is made."""
 
     def all_parts(decoder: Decoder, tokens_T: Array) -> Array:
         return decoder(decoder.embed(tokens_T))
@@ -114,12 +116,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An architecture as pure functions of (params, input vectors); hashable, so programs can be kept by it.
+    """An architecture as pure functions of (params, input vectors); hashable, so that it can identify a program.
 
     Attributes:
       config: the architecture.
-      remat: rematerialisation: whether a backward pass computes the insides of each block again instead of keeping
-        them; half as much work again for a fraction of the memory, and the same numbers.
+      remat: rematerialisation: whether a backward pass computes the activations inside each block again instead of
+        keeping them; half as much work again for a fraction of the memory, and the same numbers.
       attention: "plain", or a kernel of `fused_attention.KERNELS`: "cudnn" on a GPU in bfloat16, "splash" on a TPU.
     """
 
@@ -137,7 +139,7 @@ class Network:
         return Decoder(self.config).apply({"params": params}, tokens_T, method="embed")  # pyright: ignore[reportReturnType]
 
     def hidden(self, params: Params, x_TD: Array) -> Array:
-        """Output of the last block and of the final norm, if there is one: (T, D) → (T, D)."""
+        """Output of the last block, and of the final norm if there is one: (T, D) → (T, D)."""
         decoder = Decoder(self.config, remat=self.remat, attention=self.attention)
         return decoder.apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
 
@@ -149,12 +151,12 @@ class Network:
         """Logits of input vectors under the causal mask: (T, D) → (T, V); row t is computed from x[:t + 1]."""
         return self.head(params, self.hidden(params, x_TD))
 
-    def states(self, params: Params, x_TD: Array) -> States:
+    def states(self, params: Params, x_TD: Array) -> HiddenStates:
         """Hidden states and attention weights of one forward pass over (T, D) input vectors."""
         last_TD, sown = Decoder(self.config).apply({"params": params}, x_TD, method="hidden", mutable=["intermediates"])
         record: Any = sown["intermediates"]
         blocks = [record[f"block_{i}"]["attention"]["attention"][0] for i in range(self.config.layers)]
-        return States(jnp.stack([*record["hidden"], last_TD]), jnp.stack(blocks))
+        return HiddenStates(hidden_LTD=jnp.stack([*record["hidden"], last_TD]), attention_LHTS=jnp.stack(blocks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +169,7 @@ class Model(Network):
       tokenizer: a transformers tokenizer, or None if the checkpoint has none (token ids still work).
       source: where it was loaded from: a folder, a hub id or "default".
       fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
-      described: the config.json that it was loaded with.
+      described: the contents of its config.json.
       stop_tokens: ids that end a generated text.
     """
 
@@ -180,12 +182,12 @@ class Model(Network):
 
     @property
     def network(self) -> Network:
-        """The functions alone, without the weights, for what is kept longer than they are."""
+        """The functions alone, without the weights, for values that outlive the weights."""
         return Network(self.config, remat=self.remat, attention=self.attention)
 
     @property
     def dtype(self) -> Any:
-        """dtype of the weights, which activations follow."""
+        """dtype of the weights and of the activations."""
         return weights_dtype(self.params)
 
 
@@ -222,6 +224,6 @@ def input_scale(model: Model) -> float:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _moments(network: Network, params: Params, ids: Array) -> tuple[Array, Array]:
-    """Sums of the components of embeddings and of their squares."""
+    """Sums of the components of embeddings, and of their squares."""
     x = network.embed(params, ids).astype(jnp.float32)
     return x.sum(), jnp.square(x).sum()

@@ -1,8 +1,8 @@
 """Attention by fused kernels, which store neither scores nor weights.
 
-Each takes the queries (H, T, C), keys and values (K, T, C) of one text and gives (H, T, C): causal attention with
-scores multiplied by `scale`, capped at `cap` and seen over `window` positions. Rounding differs from that of the
-products written out in `layers`.
+Each kernel takes the queries (H, T, C), keys and values (K, T, C) of one text and returns (H, T, C): causal attention
+whose scores are multiplied by `scale` and then capped at `cap`, over the last `window` positions. It rounds differently
+from the products written out in `layers`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import jax.numpy as jnp
 
 Array: TypeAlias = jax.Array
 
-# What TPUs tile by, and the blocks of a text that splash may take at a time, the greatest that divides it first.
-LANES = 128
-BLOCKS = (512, 384, 256, LANES)
+LANES = 128  # positions in a tile of a TPU
+BLOCKS = (512, 384, 256, LANES)  # positions that splash may take at a time; the first that divides the text is used
 
 
 class Kernel(NamedTuple):
-    """Where a kernel runs (`jax.Device.platform`), and the function."""
+    """A kernel.
+
+    Attributes:
+      platform: where it runs, as `jax.Device.platform` says it.
+      attend: the function.
+    """
 
     platform: str
     attend: Callable[..., Array]
@@ -37,17 +41,26 @@ def cudnn(
     cap: float | None,
     implementation: Any = "cudnn",
 ) -> Array:
-    """By NVIDIA's library, in bfloat16; its backward pass may add in another order each time.
+    """Attention by NVIDIA's cuDNN, in bfloat16.
+
+    Its backward pass may add in another order each time, so gradients are not the same to the last bit.
 
     Raises:
-      NotImplementedError: where scores are capped.
+      NotImplementedError: if scores are capped.
     """
     if cap is not None:
         raise NotImplementedError("cuDNN's kernel does not cap attention scores, as this model does")
-    seen = None if window is None else (window - 1, 0)
-    how: dict[str, Any] = {"scale": scale, "is_causal": True, "local_window_size": seen}
     q_THC, k_TKC, v_TKC = (x.swapaxes(0, 1) for x in (q_HTC, k_KTC, v_KTC))
-    return jax.nn.dot_product_attention(q_THC, k_TKC, v_TKC, implementation=implementation, **how).swapaxes(0, 1)
+    mixed_THC = jax.nn.dot_product_attention(
+        q_THC,
+        k_TKC,
+        v_TKC,
+        scale=scale,
+        is_causal=True,
+        local_window_size=None if window is None else (window - 1, 0),
+        implementation=implementation,
+    )
+    return mixed_THC.swapaxes(0, 1)
 
 
 def splash(
@@ -60,13 +73,14 @@ def splash(
     cap: float | None,
     interpret: bool = False,
 ) -> Array:
-    """By JAX's kernel for TPUs, over the text padded to a multiple of 128 positions."""
-    # Imported here because nobody without a TPU should depend on it.
+    """Attention by JAX's splash kernel for TPUs, over the text padded to a multiple of 128 positions."""
+    # Imported here, since the module is experimental and only a TPU needs it.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     heads, positions, _ = q_HTC.shape
     padded = positions + -positions % LANES
-    q_HTC = q_HTC * jnp.asarray(scale, q_HTC.dtype)
+    q_HTC = q_HTC * jnp.asarray(scale, q_HTC.dtype)  # the kernel has no scale of its own
+    # Padding follows the text, so the causal mask hides it from every real query.
     q_HTC, k_KTC, v_KTC = (jnp.pad(x, ((0, 0), (0, padded - positions), (0, 0))) for x in (q_HTC, k_KTC, v_KTC))
     square = (padded, padded)
     causal = splash_attention.CausalMask(square)
@@ -84,4 +98,4 @@ def splash(
     return attend(q_HTC, k_KTC, v_KTC)[:, :positions]
 
 
-KERNELS = {"cudnn": Kernel("gpu", cudnn), "splash": Kernel("tpu", splash)}
+KERNELS = {"cudnn": Kernel(platform="gpu", attend=cudnn), "splash": Kernel(platform="tpu", attend=splash)}

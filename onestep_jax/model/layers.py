@@ -1,7 +1,7 @@
 """The parts of a decoder block, each written for one text.
 
-Dimension letters are those of `model`. Weights may be float32 or bfloat16 and activations follow them; rotary angles,
-norms and the softmax are computed in float32 because their rounding errors would be shared by a whole row.
+Dimension letters are those of `decoder`. Weights may be float32 or bfloat16, and activations have the same dtype.
+Rotary angles, norms and the softmax are computed in float32, because a whole row would share their rounding errors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class NormKind(NamedTuple):
-    """A norm: whether the mean is taken off, whether it has learned scales and biases, what is added to a scale."""
+    """A kind of norm.
+
+    Attributes:
+      centred: whether the mean is subtracted.
+      scaled, biased: whether it has learned scales and biases.
+      offset: added to a stored scale.
+    """
 
     centred: bool
     scaled: bool
@@ -52,7 +58,7 @@ NORMS = {
 
 
 class Norm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · scale + bias over the last axis, in float32, returned in the dtype of `x`."""
+    """x / sqrt(mean(x²) + eps) · scale + bias over the last axis; float32 inside, returned in the dtype of `x`."""
 
     kind: str
     eps: float
@@ -74,7 +80,7 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x · kernelᵀ + bias, with the kernel as checkpoints keep it, (out, in); `kv_heads` as in `weight_split.settle`."""
+    """x · kernelᵀ + bias; the kernel is (out, in), as in checkpoints, and `kv_heads` as in `weight_split.settle`."""
 
     features: int
     use_bias: bool = False
@@ -103,23 +109,23 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 class Attention(nn.Module):
     """Causal grouped-query self-attention.
 
-    Where the variable collection "cache" holds "k" and "v", each (K, S, C), the new keys and values are written into it
-    from row `start` on and all rows up to a query's position are attended to; without it, `start` is 0.
+    If the variable collection "cache" holds "k" and "v", each (K, S, C), the new keys and values are written into it
+    from row `start` on, and a query attends to all rows up to its own position. Without a cache, `start` is 0.
 
-    With `how` other than "plain" scores and weights are never stored, and of the weights nothing can be told; cached
-    rows are attended to plainly all the same.
+    A `kernel` other than "plain" stores neither scores nor attention weights, so the weights cannot be recorded. Cached
+    rows are always attended to plainly.
     """
 
     config: ModelConfig
     layer: Layer
     dot_general: DotGeneral = jax.lax.dot_general
-    how: str = "plain"
+    kernel: str = "plain"
 
     @nn.compact
     def __call__(self, x_TD: Array, start: Array | int = 0) -> Array:
         c, T = self.config, x_TD.shape[0]
         q_HTC, k_KSC, v_KSC = self.heads(x_TD, start)
-        if self.how == "plain" or self.has_variable("cache", "k"):
+        if self.kernel == "plain" or self.has_variable("cache", "k"):
             k_KSC, v_KSC = self.remember("k", k_KSC, start), self.remember("v", v_KSC, start)
             mixed_HTC = self.mix(q_HTC, k_KSC, v_KSC, start)
         else:
@@ -135,10 +141,12 @@ class Attention(nn.Module):
     def mix(self, q_HTC: Array, k_KSC: Array, v_KSC: Array, start: Array | int) -> Array:
         """Values mixed by the attention weights, (H, T, C)."""
         c, T, S = self.config, q_HTC.shape[1], k_KSC.shape[1]
-        # Heads lead and the queries that share a key head are stacked along T: plain batched matrix products.
+        # Grouped-query attention as one batched matrix product for each key head: the queries of the heads that share
+        # it are stacked along T. Scores are summed in float32 even where the products are of bfloat16.
         q_KTC = q_HTC.reshape(c.kv_heads, -1, c.head_dim)
         scores_KTS = jnp.einsum("ktc,ksc->kts", q_KTC, k_KSC, preferred_element_type=jnp.float32)
         scores_HTS = soft_cap(scores_KTS.reshape(c.heads, T, S) * self.scale, c.score_cap)
+        # A row of the cache that is not written yet lies beyond every query, so the causal mask hides it.
         distance_TS = start + jnp.arange(T)[:, None] - jnp.arange(S)[None, :]
         seen_TS = distance_TS >= 0
         if self.layer.window is not None:
@@ -151,11 +159,13 @@ class Attention(nn.Module):
 
     def mix_fused(self, q_HTC: Array, k_KTC: Array, v_KTC: Array) -> Array:
         """The same by one fused kernel, run by each device of a mesh on its own heads."""
-        how: dict[str, Any] = {"scale": self.scale, "window": self.layer.window, "cap": self.config.score_cap}
-        return by_heads(partial(KERNELS[self.how].attend, **how), self.config.kv_heads)(q_HTC, k_KTC, v_KTC)
+        attend = partial(
+            KERNELS[self.kernel].attend, scale=self.scale, window=self.layer.window, cap=self.config.score_cap
+        )
+        return by_heads(attend, self.config.kv_heads)(q_HTC, k_KTC, v_KTC)
 
     def heads(self, x_TD: Array, start: Array | int) -> tuple[Array, Array, Array]:
-        """Queries (H, T, C), keys and values (K, T, C): projected, clipped, normed and turned."""
+        """Queries (H, T, C), keys and values (K, T, C): projected, clipped, normed and rotated."""
         c, T = self.config, x_TD.shape[0]
         made: dict[str, Array] = {}
         for name, count in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
@@ -168,6 +178,7 @@ class Attention(nn.Module):
             y = y.reshape(T, count, c.head_dim).swapaxes(0, 1)
             made[name] = norm(y) if norm and normed == "head" else y
         if (rope := self.layer.rope) is not None:
+            # "longrope" chooses its factors by the length of the whole input, which with a cache is the cache's length.
             reach = self.get_variable("cache", "k").shape[1] if self.has_variable("cache", "k") else T
             frequencies = rope_frequencies(rope, c.head_dim, reach)
             for name in "qk":
@@ -175,7 +186,7 @@ class Attention(nn.Module):
         return made["q"], made["k"], made["v"]
 
     def remember(self, name: str, new_KTC: Array, start: Array | int) -> Array:
-        """The cached rows (K, S, C) with the new ones among them; only the new ones if there is no cache."""
+        """The cached rows (K, S, C) with the new rows written in; the new rows alone if there is no cache."""
         if not self.has_variable("cache", name):
             return new_KTC
         kept_KSC = self.get_variable("cache", name)
@@ -208,12 +219,12 @@ class Block(nn.Module):
     config: ModelConfig
     layer: Layer
     dot_general: DotGeneral = jax.lax.dot_general
-    how: str = "plain"
+    kernel: str = "plain"
 
     def setup(self) -> None:
         c, at = self.config, self.config.norm_at
-        self.attention = Attention(c, self.layer, self.dot_general, self.how)
-        self.mlp = MLP(c, self.dot_general)
+        self.attention = Attention(c, self.layer, dot_general=self.dot_general, kernel=self.kernel)
+        self.mlp = MLP(c, dot_general=self.dot_general)
         self.norm_1, self.norm_2 = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)
         if at == "both":
             self.norm_1_out, self.norm_2_out = Norm(c.norm, c.norm_eps), Norm(c.norm, c.norm_eps)

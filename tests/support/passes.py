@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from onestep_jax.model.decoder import Model, States
+from onestep_jax.model.decoder import HiddenStates, Model
 
 
 class Pass(NamedTuple):
     """Logits (T, V), states, and the gradient (T, D) of sum(logits · cotangent) with respect to the input vectors."""
 
     logits_TV: jax.Array
-    states: States
+    states: HiddenStates
     gradient_TD: jax.Array
 
 
