@@ -1,9 +1,12 @@
 """Limited-memory BFGS for small, smooth, non-convex problems without a line search: one gradient evaluation an update.
 
-`optax.lbfgs` is meant for a line search, which asks for more evaluations and, batched over slots, for as many as the
-slowest slot needs. Without one it keeps pairs of negative curvature, after which its steps may lead uphill, and takes
-steps of any length. Here such pairs are left out (the cautious update of Li and Fukushima, SIAM J. Optim. 11, 2001)
-and a step is no longer than a bound.
+The loss of a text is a smooth function of a few hundred or thousand numbers without noise. `optax.lbfgs` is meant for a
+line search, which asks for further evaluations and, batched over slots, for as many as the slowest slot needs. Without
+one it keeps pairs of negative curvature, after which its steps may lead uphill, and its steps have any length. Here
+such pairs are left out and a step is no longer than a bound.
+
+Notation of Nocedal and Wright, Numerical Optimization (2nd edition, section 7.2): s = x_{k+1} − x_k is `move`,
+y = ∇f_{k+1} − ∇f_k is `turn`, ρ = 1 / (s · y) is `weight`.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ from jax.flatten_util import ravel_pytree
 
 
 class CautiousLbfgsState(NamedTuple):
-    """Where the last update was made and the last pairs, oldest first; P is the number of components, M of pairs.
+    """The point of the last update and the last pairs, oldest first; P is the number of components, M of pairs.
 
     Attributes:
       steps: () int32, updates made.
-      point_P, gradient_P: of the last update.
+      point_P, gradient_P: where the last update was made.
       moves_MP: differences of points (s); zero where there is no pair yet.
-      turns_MP: differences of gradients (y).
-      weights_M: 1 / (s · y); zero where there is no pair yet.
-      scale: () the inverse Hessian before any pair is s · y / y · y of the newest one, times the identity.
+      turns_MP: differences of gradients (y); zero where there is no pair yet.
+      weights_M: 1 / (s · y), the ρ of a pair; zero where there is no pair yet, which leaves that pair out.
+      scale: () γ of the initial inverse Hessian γ·I.
     """
 
     steps: jax.Array
@@ -43,24 +46,22 @@ def cautious_lbfgs(
     max_rms: float = 0.08,
     curvature: float = 1e-3,
 ) -> optax.GradientTransformation:
-    """L-BFGS with cautious pairs and bounded steps (Nocedal and Wright, Numerical Optimization, algorithm 7.4).
+    """L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5) with cautious pairs and bounded steps.
 
     Args:
       learning_rate: factor of the quasi-Newton step.
-      memory_size: pairs kept (M).
-      max_rms: largest root mean square of the components of an update, over all leaves; a longer one is shortened.
+      memory_size: number of pairs kept (M).
+      max_rms: largest root mean square of the components of an update, over all leaves; a longer update is shortened.
       curvature: least cosine between s and y of a pair that is kept.
+
+    Raises:
+      ValueError: for a memory size below one.
     """
     if memory_size < 1:
         raise ValueError(f"memory_size = {memory_size}: expected at least 1")
 
     def init(params: optax.Params) -> CautiousLbfgsState:
-        point_P = jnp.zeros_like(ravel_pytree(params)[0])
-        pairs_MP = jnp.zeros((memory_size, *point_P.shape), point_P.dtype)
-        weights_M = jnp.zeros(memory_size, point_P.dtype)
-        return CautiousLbfgsState(
-            jnp.int32(0), point_P, point_P, pairs_MP, pairs_MP, weights_M, jnp.ones((), point_P.dtype)
-        )
+        return _without_pairs(ravel_pytree(params)[0], memory_size)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
@@ -70,29 +71,50 @@ def cautious_lbfgs(
             raise ValueError("cautious_lbfgs needs params: update(updates, state, params)")
         (gradient_P, restore), (point_P, _) = ravel_pytree(updates), ravel_pytree(params)
         state = _remember(state, point_P, gradient_P, curvature)
-        direction_P = _precondition(state, gradient_P)
         rate: Any = learning_rate(state.steps) if callable(learning_rate) else learning_rate
-        step_P = -rate * direction_P
-        rms = jnp.sqrt(jnp.mean(jnp.square(step_P)))
-        step_P = step_P * jnp.minimum(1.0, max_rms / jnp.maximum(rms, jnp.finfo(rms.dtype).tiny))
+        step_P = _bounded(-rate * _precondition(state, gradient_P), max_rms)
         return restore(step_P), state._replace(steps=state.steps + 1)
 
     return optax.GradientTransformation(init, update)
 
 
+def _without_pairs(point_P: jax.Array, memory_size: int) -> CautiousLbfgsState:
+    zeros_P, zeros_MP = jnp.zeros_like(point_P), jnp.zeros((memory_size, *point_P.shape), point_P.dtype)
+    return CautiousLbfgsState(
+        steps=jnp.int32(0),
+        point_P=zeros_P,
+        gradient_P=zeros_P,
+        moves_MP=zeros_MP,
+        turns_MP=zeros_MP,
+        weights_M=jnp.zeros(memory_size, point_P.dtype),
+        scale=jnp.ones((), point_P.dtype),
+    )
+
+
+def _bounded(step_P: jax.Array, max_rms: float) -> jax.Array:
+    """The step, no longer than the bound, which stands in for a line search: nothing checks that the loss falls."""
+    rms = jnp.sqrt(jnp.mean(jnp.square(step_P)))
+    return step_P * jnp.minimum(1.0, max_rms / jnp.maximum(rms, jnp.finfo(rms.dtype).tiny))
+
+
 def _remember(
     state: CautiousLbfgsState, point_P: jax.Array, gradient_P: jax.Array, curvature: float
 ) -> CautiousLbfgsState:
-    """The state at this point, the newest pair in the place of the oldest if its curvature is positive enough."""
+    """The state at this point; the newest pair takes the place of the oldest if its curvature is positive enough."""
     move_P, turn_P = point_P - state.point_P, gradient_P - state.gradient_P
     product, square = jnp.vdot(move_P, turn_P), jnp.vdot(turn_P, turn_P)
     known = state.steps > 0
+    # A line search by the Wolfe conditions would make s · y positive; without one it may be negative, where the loss is
+    # not convex, and such a pair makes the inverse Hessian indefinite: steps lead uphill. The cautious update of Li and
+    # Fukushima (SIAM J. Optim. 11, 2001) leaves pairs out whose s · y is small against |s|² and the gradient's norm.
+    # Here it is compared with |s| |y|, a cosine, so that the least value holds for texts and models of any scale.
     kept = known & (product > curvature * jnp.sqrt(jnp.vdot(move_P, move_P) * square))
 
     def push(pairs: jax.Array, newest: jax.Array) -> jax.Array:
         return jnp.where(kept, jnp.concatenate([pairs[1:], newest[None]]), pairs)
 
-    first = 1.0 / jnp.maximum(1.0, jnp.linalg.norm(gradient_P))  # as optax: a first step no longer than 1
+    # γ = s · y / y · y of the newest pair (Eq. 7.20). Before the first pair, as in optax, a step is no longer than 1.
+    first = 1.0 / jnp.maximum(1.0, jnp.linalg.norm(gradient_P))
     scale = jnp.where(kept, product / jnp.where(kept, square, 1.0), jnp.where(known, state.scale, first))
     return state._replace(
         point_P=point_P,
@@ -105,17 +127,22 @@ def _remember(
 
 
 def _precondition(state: CautiousLbfgsState, gradient_P: jax.Array) -> jax.Array:
-    """The inverse Hessian that the pairs describe, times the gradient (the two-loop recursion)."""
+    """The inverse Hessian that the pairs describe, times the gradient: algorithm 7.4, the two-loop recursion.
+
+    A place without a pair has ρ = 0, so both of its lines leave the vector as it is.
+    """
     pairs = (state.moves_MP, state.turns_MP, state.weights_M)
 
-    def backward(vector_P: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def backward(q_P: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         move_P, turn_P, weight = pair
-        share = weight * jnp.vdot(move_P, vector_P)
-        return vector_P - share * turn_P, share
+        alpha = weight * jnp.vdot(move_P, q_P)  # α_i ← ρ_i s_i · q
+        return q_P - alpha * turn_P, alpha  # q ← q − α_i y_i
 
-    def forward(vector_P: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        move_P, turn_P, weight, share = pair
-        return vector_P + (share - weight * jnp.vdot(turn_P, vector_P)) * move_P, None
+    def forward(r_P: jax.Array, pair: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        move_P, turn_P, weight, alpha = pair
+        beta = weight * jnp.vdot(turn_P, r_P)  # β ← ρ_i y_i · r
+        return r_P + (alpha - beta) * move_P, None  # r ← r + s_i (α_i − β)
 
-    vector_P, shares_M = jax.lax.scan(backward, gradient_P, pairs, reverse=True)
-    return jax.lax.scan(forward, state.scale * vector_P, (*pairs, shares_M))[0]
+    # First loop: from the newest pair to the oldest. Then r ← γ q. Second loop: from the oldest to the newest.
+    q_P, alphas_M = jax.lax.scan(backward, gradient_P, pairs, reverse=True)
+    return jax.lax.scan(forward, state.scale * q_P, (*pairs, alphas_M))[0]

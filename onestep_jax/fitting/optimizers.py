@@ -21,15 +21,16 @@ schedule_free_sgd simplified_ademamix""".split()
 _SCHEDULES = """constant_schedule cosine_decay_schedule cosine_onecycle_schedule exponential_decay linear_schedule
 polynomial_schedule warmup_constant_schedule warmup_cosine_decay_schedule warmup_exponential_decay_schedule""".split()
 
-# Compiled programs are kept by the functions they are made of, so equal optimisers should be the same one.
+# Two transformations built alike are not equal, as they hold functions of their own, and compiled programs are kept by
+# them. So each description is built once: equal optimisers are the same object and share programs.
 _BUILT: dict[str, optax.GradientTransformation] = {}
 
-# The argument of a schedule that holds its highest value, in order of preference.
+# Names of the argument of a schedule that is its highest value; the first that a schedule has is used.
 _PEAK = ("value", "peak_value", "init_value")
 
 
 def optimizer_names() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """Name → factory, of those this optax has, and of our own."""
+    """Name → factory, of the optimisers that the installed optax has and of our own."""
     found = {name: getattr(optax, name) for name in _OPTAX if hasattr(optax, name)}
     found |= {name: getattr(optax.contrib, name) for name in _CONTRIB if hasattr(optax.contrib, name)}
     return {**found, "cautious_lbfgs": cautious_lbfgs}
@@ -42,17 +43,22 @@ def schedule_names() -> dict[str, Callable[..., optax.Schedule]]:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The shape of a learning rate over the updates of one text: an optax schedule by name, times the learning rate.
+    """How the learning rate changes over the updates of one text: an optax schedule by name, times the learning rate.
 
     Attributes:
       name: such as "warmup_cosine_decay", with or without "_schedule".
-      arguments: the schedule's own; values are in units of the learning rate and the (peak) value is 1 unless given.
+      arguments: of the optax schedule; values are in units of the learning rate, the (peak) value is 1 unless given.
     """
 
     name: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def build(self, learning_rate: float) -> optax.Schedule:
+        """The optax schedule.
+
+        Raises:
+          UserError: for an unknown schedule or argument, or one that is missing.
+        """
         name = self.name.removesuffix("_schedule")
         check_known("schedule", [name], schedule_names())
         factory = schedule_names()[name]
@@ -78,7 +84,7 @@ class Optimizer:
     Attributes:
       name: function of `optax` or `optax.contrib`, or "cautious_lbfgs".
       arguments: keyword arguments; `learning_rate` among them where the optimiser takes one.
-      schedule: shape of the learning rate over the steps of one text; None for constant.
+      schedule: of the learning rate over the updates of one text; None for a constant rate.
     """
 
     name: str = "adamw"
@@ -86,7 +92,7 @@ class Optimizer:
     schedule: Schedule | None = None
 
     def build(self) -> optax.GradientTransformation:
-        """The gradient transformation; equal optimisers of plain values give the same one.
+        """The gradient transformation; equal optimisers of plain values give the same object.
 
         Raises:
           UserError: for an unknown optimiser, argument or schedule, or arguments that optax refuses.
@@ -118,7 +124,7 @@ class Optimizer:
             raise UserError(f"optimizer {self.name} refused its options: {error}") from error
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that say all of it, for a run's configuration."""
+        """Plain values that describe the optimiser completely, for a run's configuration."""
         described: dict[str, Any] = {"name": self.name, "arguments": dict(self.arguments)}
         if self.schedule is not None:
             described["schedule"] = {"name": self.schedule.name, "arguments": dict(self.schedule.arguments)}
@@ -147,20 +153,21 @@ class Preset:
     patience: int | None = None
 
     def describe(self) -> dict[str, Any]:
-        """What a run's identity keeps of it beside the optimiser and the budget."""
+        """What belongs to a run's identity besides the optimiser and the budget."""
         described = {"start": self.start, "scale": self.scale, "temperature": self.temperature}
         return described | {"patience": self.patience}
 
 
 _PAPER = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})
 
-# "paper" is the protocol of Mezentsev and Oseledets, "cramming" that of Kuratov et al.
+# "paper" is the protocol of Mezentsev and Oseledets (arXiv:2505.21189), "cramming" that of Kuratov et al.
+# (arXiv:2502.13063). "fast" is our own; docs/optimizers.md says why it is what it is.
 PRESETS = {
-    "paper": Preset("normal", _PAPER),
-    "cramming": Preset("embedding", _PAPER, patience=2000),
+    "paper": Preset(start="normal", optimizer=_PAPER),
+    "cramming": Preset(start="embedding", optimizer=_PAPER, patience=2000),
     "fast": Preset(
-        "normal",
-        Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
+        start="normal",
+        optimizer=Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
         temperature=0.25,
     ),
 }
