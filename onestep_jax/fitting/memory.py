@@ -1,15 +1,15 @@
-"""What a fit needs: memory, from XLA's own account of the compiled step, and floating-point operations."""
+"""The memory that a fit needs, from XLA's own account of the compiled step."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 import jax
 
 from onestep_jax.devices.placement import Placement, Pmap
 from onestep_jax.devices.weight_split import params_shardings
-from onestep_jax.fitting import slots as device
+from onestep_jax.fitting import slots as programs
 from onestep_jax.fitting.optimizers import Preset
 from onestep_jax.fitting.slots import Problem
 from onestep_jax.model.cost import abstract_params
@@ -35,6 +35,15 @@ class Memory(NamedTuple):
         return self.weights + self.state + self.working
 
 
+class StepShape(TypedDict):
+    """The keyword arguments of `compiled_step` besides the number of slots."""
+
+    length: int
+    preset: Preset
+    scheme: NotRequired[Scheme]
+    placement: NotRequired[Placement]
+
+
 def compiled_step(
     network: Network,
     dtype: Any,
@@ -44,52 +53,71 @@ def compiled_step(
     preset: Preset,
     scheme: Scheme | None = None,
     placement: Placement | None = None,
-) -> tuple[Params, device.Slot, Any]:
-    """The step of groups of texts of `length` tokens, `slots` of them a row of devices, compiled and not run.
+) -> tuple[Params, programs.Slot, Any]:
+    """Compile the step of a fit without running it; no weights are needed.
 
-    No weight is needed. Compiling takes seconds, for a large model up to a minute. One device if not told otherwise.
+    Compiling takes seconds, for a large model up to a minute.
+
+    Args:
+      network: the model's functions.
+      dtype: of the weights.
+      slots: groups on each row of devices.
+      length: tokens of a text.
+      preset: gives the optimiser.
+      scheme: the arrangement; `OneStep()` by default.
+      placement: the devices; one local device by default.
 
     Returns:
-      The params and the slots, as shapes, and the compiled program over them.
+      The params and the slots, as shapes with shardings, and the compiled program over them.
     """
-    placement = placement or Pmap(jax.local_devices()[:1])
-    params, chosen = abstract_params(network.config, dtype), scheme or OneStep()
-    params = jax.tree.map(_lying, params, params_shardings(placement.mesh, params, network.config.kv_heads))
-    problem = Problem(network, chosen, preset.optimizer.build(), 1.0, preset.steps, preset.temperature)
+    placement, params = placement or Pmap(jax.local_devices()[:1]), abstract_params(network.config, dtype)
+    params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
+    problem = Problem(
+        network=network,
+        scheme=scheme or OneStep(),
+        optimizer=preset.optimizer.build(),
+        scale=1.0,
+        steps=preset.steps,
+        temperature=preset.temperature,
+    )
 
     def stacked(leaf: Any) -> Any:
-        shape = (placement.rows, slots, *leaf.shape)
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=placement.sharding(shape))
+        whole = jax.ShapeDtypeStruct((placement.rows, slots, *leaf.shape), leaf.dtype)
+        return _placed(whole, placement.sharding(whole.shape))
 
-    state = jax.tree.map(stacked, device.shapes(problem, length))
-    lowered = placement.lower(device.chunk, params, state, static=(problem, 1), donate=1)
+    state = jax.tree.map(stacked, programs.shapes(problem, length))
+    lowered = placement.lower(programs.chunk, params, state, static=(problem, 1), donate=1)
     return params, state, lowered.compile()
 
 
-def _lying(leaf: Any, sharding: Any) -> Any:
+def _placed(leaf: Any, sharding: Any) -> Any:
+    """The shape `leaf` with a sharding."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def fit_memory(network: Network, dtype: Any, **shape: Any) -> Memory:
-    """Memory of such a step on one device, by XLA's own account; arguments of `compiled_step`."""
-    return program_memory(*compiled_step(network, dtype, **shape))
+def fit_memory(network: Network, dtype: Any, *, slots: int, **shape: Unpack[StepShape]) -> Memory:
+    """Memory of a step of `slots` groups a row on one device, in bytes; it compiles the step."""
+    params, state, program = compiled_step(network, dtype, slots=slots, **shape)
+    return program_memory(params, state, program)
 
 
 def program_memory(params: Any, state: Any, program: Any) -> Memory:
     """Bytes on one device of a compiled step over params and slots: arrays, or shapes with shardings."""
-    return Memory(_bytes(params), _bytes(state), int(program.memory_analysis().temp_size_in_bytes))
+    return Memory(
+        weights=_bytes(params), state=_bytes(state), working=int(program.memory_analysis().temp_size_in_bytes)
+    )
 
 
-def fitting_slots(network: Network, dtype: Any, limit: float, **shape: Any) -> int:
-    """How many slots a row fit into `limit` bytes of a device, 0 for none: memory grows linearly from one slot to two.
+def fitting_slots(network: Network, dtype: Any, limit: float, **shape: Unpack[StepShape]) -> int:
+    """How many slots a row fit into `limit` bytes of a device; 0 if not even one does.
 
-    Arguments of `compiled_step`, without `slots`.
+    Memory is linear in the number of slots, so two compilations give it: of one slot and of two.
     """
     one, two = (fit_memory(network, dtype, slots=slots, **shape).total for slots in (1, 2))
     return max(0, 1 + int((limit - one) // max(1, two - one)))
 
 
 def _bytes(tree: Any) -> int:
-    """Bytes of shapes on one device."""
+    """Bytes on one device of arrays, or of shapes with shardings."""
     parts = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree))
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
