@@ -2,3 +2,8 @@
 
 May import `errors`.
 """
+
+from onestep_jax.devices.compile_cache import use_cache
+from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together
+
+__all__ = ["Mesh", "Placement", "Pmap", "Together", "use_cache"]

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 VARIABLE = "ONESTEP_COMPILATION_CACHE"  # a folder, or "off"
-LIMIT = 2**31  # bytes, beyond which the programs used least recently are deleted
-WORTH_KEEPING = 0.1  # seconds of compiling; by JAX's default, 1, only steps would be kept, of a fit's many programs
+LIMIT = 2**31  # bytes; beyond it JAX deletes the least recently used programs
+WORTH_KEEPING = 0.1  # seconds of compiling; at JAX's default of 1 only the step would be kept, of a fit's many programs
 
-# What JAX is told where nobody told it otherwise: setting → its default, and what takes its place.
+# Setting of JAX → its default, and our value, which is used only while the setting has its default.
 _CHANGED = {
     "jax_compilation_cache_max_size": (-1, LIMIT),
     "jax_persistent_cache_min_compile_time_secs": (1.0, WORTH_KEEPING),
@@ -20,7 +20,7 @@ _CHANGED = {
 
 
 def cache_folder() -> Path | None:
-    """Where programs are kept by default, or None if `ONESTEP_COMPILATION_CACHE` is "off"."""
+    """The folder that programs are kept in unless JAX has one; None if `ONESTEP_COMPILATION_CACHE` is "off"."""
     wanted = os.environ.get(VARIABLE)
     if wanted == "off":
         return None
@@ -30,14 +30,14 @@ def cache_folder() -> Path | None:
 
 
 def given_folder() -> str | None:
-    """The folder that JAX has been told of."""
+    """The folder that JAX is configured with, None without one."""
     return _setting("jax_compilation_cache_dir")
 
 
 def use_cache() -> None:
-    """Turn the cache on, unless JAX has been told of one (`JAX_COMPILATION_CACHE_DIR`) or it is off.
+    """Turn the cache on, unless it is switched off or JAX is configured with a folder (`JAX_COMPILATION_CACHE_DIR`).
 
-    A folder that cannot be written costs a warning of JAX and nothing else.
+    A folder that cannot be written makes JAX warn; programs are then compiled as if there were no cache.
     """
     folder = cache_folder()
     if folder is None or given_folder() is not None:
@@ -49,5 +49,5 @@ def use_cache() -> None:
 
 
 def _setting(name: str) -> Any:
-    """What JAX is told, from the environment or by `jax.config.update`."""
+    """Value of a JAX setting, from the environment or `jax.config.update`."""
     return getattr(jax.config, name)

@@ -4,8 +4,11 @@
     Mesh      slots over rows of a mesh, the weights over the devices of a row      a model too large for one device
     Together  the texts of each group over the devices                              few groups with many texts
 
-All three run the same pure functions of `slots` and give the same vectors, up to the order of float32 sums. In the
-first two the compiled program of a row knows nothing of the other rows: independent texts need no collectives.
+All three run the same pure functions of `fitting/slots.py` and give the same vectors, up to the order of float32 sums.
+
+Every array of the engine leads with (row, slot). A row is one device, or the devices that hold the weights together;
+the leading axis is split over the rows, one entry each, so a device sees the same shapes however many rows there are.
+In `Pmap` and `Mesh` a row's program knows nothing of the other rows: independent texts need no collectives.
 """
 
 from __future__ import annotations
@@ -23,19 +26,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from onestep_jax.devices.weight_split import MODEL, TEXTS, params_shardings
 from onestep_jax.errors import UserError
 
-PROGRAMS = 64  # kept in memory; those used least recently go first
+PROGRAMS = 64  # compiled ones kept in memory; the least recently used is freed first
 
 Program: TypeAlias = Callable[..., Any]
 
 
 class Wanted(NamedTuple):
-    """What a program is made of.
+    """What a program is made of; equal values share one compiled program.
 
     Attributes:
       function: (*static, params, *arrays) → arrays, of one row.
-      static: hashable values.
-      arrays: how many follow the params.
-      donate: place of the argument whose memory may be written over.
+      static: hashable values, bound before compiling.
+      arrays: number of arrays that follow the params.
+      donate: index of the argument whose memory the program may overwrite, None for none.
     """
 
     function: Callable[..., Any]
@@ -55,10 +58,17 @@ class Wanted(NamedTuple):
 class Placement(abc.ABC):
     """Devices as a mesh ("texts", "model"); arrays of the engine lead with (row, slot).
 
+    Args:
+      devices: all local ones by default.
+      model_axis: devices of a row, over which the weights are split.
+
     Attributes:
-      devices: all of them.
+      devices: all devices of the placement.
       mesh: (rows of devices, devices of a row).
-      rows: how many parts the engine's slots come in.
+      rows: length of the leading axis of the engine's arrays.
+
+    Raises:
+      UserError: if the devices cannot be divided into rows of `model_axis`.
     """
 
     def __init__(self, devices: Sequence[Any] | None = None, model_axis: int = 1):
@@ -70,41 +80,64 @@ class Placement(abc.ABC):
 
     @property
     def lockstep(self) -> bool:
-        """Whether processes of a job run one program together, so that all of them must do the same."""
+        """Whether the processes of a job run one program together, so that all of them must decide alike."""
         return len({device.process_index for device in self.devices}) > 1
 
-    def agree(self, choice: int) -> int:
-        """The largest of the numbers that the processes in lockstep chose."""
+    def least(self, number: int) -> int:
+        """The least of the numbers that the processes in lockstep give; the number itself outside lockstep."""
+        return min(self._of_all_processes(number))
+
+    def greatest(self, number: int) -> int:
+        """The greatest of the numbers that the processes in lockstep give; the number itself outside lockstep."""
+        return max(self._of_all_processes(number))
+
+    def _of_all_processes(self, number: int) -> list[int]:
         if not self.lockstep:
-            return choice
+            return [number]
         from jax.experimental import multihost_utils
 
-        return int(multihost_utils.process_allgather(np.int32(choice)).max())
+        return multihost_utils.process_allgather(np.int32(number)).tolist()
 
     def place(self, params: Any, kv_heads: int) -> Any:
-        """Frozen weights where the programs expect them, made once; a call then moves nothing."""
+        """Put the frozen weights where the programs expect them; later calls of a program then move no weight.
+
+        Args:
+          params: the weights, on the host or on any device.
+          kv_heads: key/value heads of the model (K); the split never cuts a head, see `weight_split`.
+
+        Returns:
+          The same tree, on the devices of this placement.
+        """
         return jax.device_put(params, params_shardings(self.mesh, params, kv_heads))
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        """Where an array of the engine lies, (row, slot, …)."""
+        """How an array of the engine, (row, slot, …), is laid out over the devices."""
         del shape
         return NamedSharding(self.mesh, PartitionSpec(TEXTS))
 
     def spread(self, tree: Any) -> Any:
-        """Host arrays (row, slot, …) onto the devices."""
+        """Move host arrays (row, slot, …) onto the devices."""
         return jax.device_put(tree, jax.tree.map(lambda array: self.sharding(np.shape(array)), tree))
 
     def fetch(self, tree: Any) -> Any:
-        """Arrays of the engine as host arrays."""
+        """Wait for arrays of the engine and copy them to the host."""
         return jax.device_get(tree)
 
     def map(self, function: Callable[..., Any], *static: Hashable, donate: int | None = None) -> Program:
-        """(params, *arrays) → `function(*static, params, *arrays)` of every row, arrays without their leading axis.
+        """Make a program that runs `function(*static, params, *arrays)` on every row, without the arrays' leading axis.
 
-        Compiled programs are kept by function, static values and devices, so that what is asked for again, by another
-        engine or another fit, is there. `donate` is the place of the argument whose memory may be written over.
+        Compiled programs are kept by function, static values and devices: another engine or another fit that asks for
+        the same program compiles nothing.
+
+        Args:
+          function: as in `Wanted`.
+          static: hashable values.
+          donate: index of the argument, counted from the params, whose memory the program may overwrite.
+
+        Returns:
+          A function of (params, *arrays).
         """
-        found: dict[int, Any] = {}  # so that a call does not hash a whole configuration
+        found: dict[int, Any] = {}  # programs by number of arrays, so that a call does not hash a whole configuration
 
         def call(params: Any, *arrays: Any) -> Any:
             count = len(arrays)
@@ -116,24 +149,27 @@ class Placement(abc.ABC):
         return call
 
     def lower(self, function: Callable[..., Any], *arguments: Any, static: tuple[Hashable, ...], donate: int) -> Any:
-        """The program of `map` for shapes with `sharding`s, lowered and not compiled."""
+        """Lower the program of `map` for shapes that carry `sharding`s, without compiling it."""
         with self.context():
             return self.program(Wanted(function, static, len(arguments) - 1, donate)).lower(*arguments)
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        """What programs are traced and called in."""
+        """The context in which programs are traced and called."""
         return contextlib.nullcontext()
 
     @abc.abstractmethod
     def program(self, wanted: Wanted) -> Any:
-        """What `map` calls and keeps."""
+        """The jitted function that `map` calls and keeps."""
 
 
 class Pmap(Placement):
     """`pmap` over local devices."""
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        """As `pmap` leaves what it gives: arrays that lie elsewhere by name would have programs compiled twice."""
+        """The sharding that the outputs of `pmap` carry.
+
+        Inputs must carry an equal one: an array on the same devices under another mesh compiles the program again.
+        """
         del shape
         return NamedSharding(jax.sharding.Mesh(np.array(self.devices), (TEXTS,)), PartitionSpec(TEXTS))
 
@@ -149,12 +185,17 @@ class Mesh(Placement):
 
 
 class Together(Placement):
-    """`jit` over a mesh whose rows take a share each of the texts of a group; gradients of shared leaves are summed.
+    """`jit` over a mesh: each row of devices takes a share of every group's texts.
+
+    The gradients of shared leaves are summed over the rows. To the engine it is one row, whose slots hold whole groups.
 
     Args:
-      group: texts of a group; the rows must divide it.
+      group: texts of a group; the number of rows must divide it.
       devices: as of `Placement`.
-      model_axis: devices of a row, over which the weights are split.
+      model_axis: as of `Placement`.
+
+    Raises:
+      UserError: if the devices cannot be divided so.
     """
 
     def __init__(self, group: int, devices: Sequence[Any] | None = None, model_axis: int = 1):
@@ -164,9 +205,9 @@ class Together(Placement):
         self.group, self.rows = group, 1
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        """Split along the first axis that is as long as a group, behind row and slot; else on every device.
+        """Split along the first axis behind row and slot that is as long as a group; whole on every device without one.
 
-        Which arrays go over the texts only decides where they lie: the program computes the same with any choice.
+        An axis of that length by chance does no harm: a sharding decides where an array lies, not what is computed.
         """
         return _over_texts(self.mesh, self.group, shape)
 
@@ -192,15 +233,24 @@ def _row_by_row(wanted: Wanted, mesh: jax.sharding.Mesh) -> Any:
         out = wanted.run(params, *(jax.tree.map(lambda array: array[0], row) for row in rows))
         return jax.tree.map(lambda array: array[None], out)
 
-    # Only the rows are apart; what happens on the devices of a row is left to the weights' sharding.
-    specs = {"in_specs": (PartitionSpec(), *(PartitionSpec(TEXTS),) * wanted.arrays), "out_specs": PartitionSpec(TEXTS)}
-    apart = jax.shard_map(of_a_row, mesh=mesh, **specs, axis_names={TEXTS}, check_vma=False)
-    return jax.jit(apart, donate_argnums=wanted.donated)
+    # `shard_map` compiles the function for one row, so the loop over steps ends when this row's slots are done. Under
+    # plain `jit` its condition, "does any slot still run?", would be a sum over all rows at every step. Only the texts
+    # axis is mapped: over the devices of a row XLA splits the work by itself, as the weights' shardings say.
+    by_row = jax.shard_map(
+        of_a_row,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), *(PartitionSpec(TEXTS),) * wanted.arrays),
+        out_specs=PartitionSpec(TEXTS),
+        axis_names={TEXTS},
+        check_vma=False,
+    )
+    return jax.jit(by_row, donate_argnums=wanted.donated)
 
 
 @functools.lru_cache(maxsize=PROGRAMS)
 def _as_one(wanted: Wanted, mesh: jax.sharding.Mesh, group: int) -> Any:
     def of_all(params: Any, *arrays: Any) -> Any:
+        # The outputs are the next call's inputs: without a fixed layout XLA chooses one, and the call compiles again.
         def placed(array: Any) -> Any:
             return jax.lax.with_sharding_constraint(array[None], _over_texts(mesh, group, (1, *array.shape)))
 
@@ -216,7 +266,7 @@ def _over_texts(mesh: jax.sharding.Mesh, group: int, shape: tuple[int, ...]) -> 
 
 
 def forget_programs() -> None:
-    """Let the compiled programs that are kept in memory go."""
+    """Free the compiled programs that are kept in memory."""
     for kept in (_pmapped, _row_by_row, _as_one):
         kept.cache_clear()
     jax.clear_caches()
@@ -224,4 +274,5 @@ def forget_programs() -> None:
 
 @functools.lru_cache
 def _whole(mesh: jax.sharding.Mesh) -> Program:
+    """Copies arrays whole onto every device, so that each process can read all of them."""
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

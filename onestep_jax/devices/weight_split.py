@@ -1,6 +1,6 @@
 """How one model is split over the devices of a mesh: its weights, and what flows between them.
 
-One table of module names says it for all families, since their params have the same names.
+One table of module names serves all families, since their params have the same names.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 TEXTS, MODEL = "texts", "model"  # axes of a mesh: over the first texts are spread, over the second weights are split
 
-# Projections into heads, features and tokens are split by output, those back to the residual by input: one sum over the
-# devices after attention and one after the feed-forward (Megatron-LM, arXiv:1909.08053, section 3).
+# Megatron-LM (arXiv:1909.08053, section 3): of two matrices with a function of each feature, or of each head, between
+# them, the first is split by output and the second by input. Until the end of the pair a device needs no other; there
+# the parts of the sum over features are added: one sum over the devices after attention and one after the feed-forward.
+# The backward pass adds the parts of the gradient of each pair's input in the same way.
 _BY_OUTPUT = {"embed", "head", "q", "k", "v", "gate", "up"}
 _BY_INPUT = {"o", "down"}
-# Attention is split by key head, with the query heads that share it; a head is never cut.
+# Attention is split by key/value head, together with the query heads that share it: a head's softmax is never cut.
 _OF_HEADS = {"q", "k", "v", "o"}
 
 
 def weight_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], kv_heads: int) -> NamedSharding:
-    """Where the weight at `path` ("block_0/attention/q/kernel") lies; whole on every device where it cannot be split.
+    """How the weight at `path` ("block_0/attention/q/kernel") is split; whole on every device where it cannot be.
 
     Args:
-      mesh: has an axis "model"; other axes hold copies.
+      mesh: has an axis "model"; along other axes the weight is copied.
       path: keys of the params, joined by "/".
       shape: of the whole weight.
-      kv_heads: key heads of the model.
+      kv_heads: key/value heads of the model (K).
     """
     *_, module, leaf = path.split("/")
+    # Kernels are (out, in) and tables (vocabulary, width). The bias behind a sum is added once, so it stays whole.
     axis = 0 if module in _BY_OUTPUT else 1 if module in _BY_INPUT and leaf == "kernel" else None
     if axis is None or _pieces(module, shape[axis], kv_heads) % mesh.shape[MODEL]:
         return NamedSharding(mesh, PartitionSpec())
@@ -38,7 +41,7 @@ def weight_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], kv_heads: int
 
 
 def _pieces(module: str, features: int, kv_heads: int) -> int:
-    """Into how many parts the features of a projection can be split at most."""
+    """The number of parts of a projection's features that must not be cut."""
     return kv_heads if module in _OF_HEADS else features
 
 
@@ -52,15 +55,15 @@ def params_shardings(mesh: Mesh, params: Any, kv_heads: int) -> Any:
 
 
 def settle(y: jax.Array, module: str | None, kv_heads: int) -> jax.Array:
-    """Keep the output of a projection where its weights put it, so that no weight is ever gathered to make it.
+    """Tell XLA that the output of a projection stays where its weights put it, so that no weight is ever gathered.
 
-    Features made by weights split by output stay split; sums over weights split by input are whole on every device.
-    Nothing happens where the program is compiled for no such mesh.
+    Features of weights split by output stay split. Sums over weights split by input are whole on every device. Without
+    a mesh whose axis "model" is split, `y` is returned as it is.
 
     Args:
       y: (…, features).
       module: name of the projection.
-      kv_heads: key heads of the model.
+      kv_heads: key/value heads of the model (K).
     """
     count = _devices_of(MODEL)
     if count == 1 or module not in _BY_OUTPUT | _BY_INPUT:
@@ -71,11 +74,11 @@ def settle(y: jax.Array, module: str | None, kv_heads: int) -> jax.Array:
 
 
 def by_heads(attend: Callable[..., jax.Array], kv_heads: int) -> Callable[..., jax.Array]:
-    """`attend` with each device working on the heads that lie there, as XLA does not split what is one kernel.
+    """Let each device run `attend` on its own heads: XLA cannot split what is one fused kernel.
 
     Args:
       attend: function of queries (H, T, C), keys and values (K, T, C), to (H, T, C).
-      kv_heads: key heads of the model (K); where the devices cannot share them out, each works on all.
+      kv_heads: key/value heads of the model (K); if the devices do not divide it, each device works on all heads.
     """
     free = {axis for axis, kind in _kinds().items() if kind == AxisType.Auto}
     if not free:
@@ -90,11 +93,11 @@ def texts_are_spread() -> bool:
 
 
 def _devices_of(axis: str) -> int:
-    """Devices along an axis that XLA splits over, of the mesh that the program is compiled for; 1 without one."""
+    """Number of devices along an axis that XLA splits over, of the mesh of this program; 1 without such an axis."""
     return jax.sharding.get_abstract_mesh().shape[axis] if _kinds().get(axis) == AxisType.Auto else 1
 
 
 def _kinds() -> dict[str, AxisType]:
-    """Axis → who splits over it, of the mesh that the program is compiled for."""
+    """Axis → its type (split by XLA, or mapped by hand), of the mesh that the program is compiled for."""
     mesh = jax.sharding.get_abstract_mesh()
     return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))

@@ -1,8 +1,21 @@
 """The fit engine: a host loop that keeps the slots of all devices full.
 
-Chunk k + 1 is dispatched before the host looks at chunk k, and the harvest of finished slots is read only after the
-next chunk is under way, so that the devices never wait for the host. No shape changes inside a run, so nothing
-recompiles. The engine knows tasks and outcomes; where they come from and go to is the business of a `Work`.
+A *chunk* is some steps of all slots. An *exchange* harvests the slots that a chunk has finished and refills them with
+new groups; exchange k follows from the numbers of chunk k. Both are dispatched without waiting for them, so the devices
+have the next chunk in their queue before the host looks at the last one:
+
+    devices   … chunk 2 │ exchange 1 │ chunk 3 │ exchange 2 │ chunk 4 │ exchange 3 │ …
+
+    host      dispatch chunk 3        the devices are at chunk 2 or exchange 1
+              read exchange 1         waits for it; from here on chunk 3 runs
+              read chunk 2            ready, since it ran before exchange 1
+              dispatch exchange 2     of what chunk 2 finished; it runs after chunk 3
+              ask the work            go on, save, narrow or stop
+              dispatch chunk 4 …
+
+Exchange 1 runs after chunk 2: where it put a new group into a slot, the numbers of chunk 2 are of the group before, and
+are skipped. No shape changes inside a run, so nothing recompiles. The engine knows tasks and outcomes; where they come
+from and go to is the business of a `Work`.
 """
 
 from __future__ import annotations
@@ -10,30 +23,32 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.devices.placement import Placement
-from onestep_jax.fitting import slots as device
+from onestep_jax.fitting import slots as programs
 from onestep_jax.fitting.slots import RUNNING, STATUS, Harvest, Info, Offer, Problem, Slot
 from onestep_jax.fitting.tasks import VERDICTS, Outcome, Task, Work
 
-HARVESTS = 8  # how many it takes to harvest all slots at once; few finish in a chunk
+HARVESTS = 8  # harvests that take all slots; one takes an eighth of them, since few finish in a chunk
+
+Places: TypeAlias = dict[int, tuple[int, int]]
+"""Slot → its place in a harvest, (row, index)."""
 
 
-class Pending(NamedTuple):
-    """A harvest and refill under way on the devices.
+class Exchange(NamedTuple):
+    """A harvest and a refill that are dispatched and not yet read.
 
     Attributes:
-      harvested: harvests on the devices, each with slot → its place in it, (row, index).
-      offers: slot → task offered to it.
-      taken: (row, slot) bool array on the devices, whether an offer was taken.
+      harvests: arrays on the devices, and which slots are in them.
+      offers: slot → the task offered to it.
+      taken: (row, slot) bool array on the devices, whether a slot took its offer; None without offers.
     """
 
-    harvested: list[tuple[Harvest, dict[int, tuple[int, int]]]]
+    harvests: list[tuple[Harvest, Places]]
     offers: dict[int, Task]
     taken: jax.Array | None
 
@@ -56,38 +71,38 @@ class Engine:
         self.per_row = -(-slots // placement.rows)
         self.lead = (placement.rows, self.per_row)
         self.count = placement.rows * self.per_row
-        self.at_a_time = -(-self.per_row // HARVESTS)
-        self._chunk = placement.map(device.chunk, problem, chunk, donate=1)
-        self._harvest = placement.map(device.harvest, problem, donate=1)
-        self._refill = placement.map(device.refill, problem, donate=1)
-        self._restore = placement.map(_restore, donate=1)
+        self.harvest_width = -(-self.per_row // HARVESTS)
+        self._chunk = placement.map(programs.chunk, problem, chunk, donate=1)
+        self._harvest = placement.map(programs.harvest, problem, donate=1)
+        self._refill = placement.map(programs.refill, problem, donate=1)
+        self._restore = placement.map(programs.restore, donate=1)
 
     def run(self, work: Work) -> str:
         """Optimise until `work` has no task left ("done") or says "stop" or "narrow"; returns which."""
         self.tasks: list[Task | None] = [None] * self.count
         self.offered: dict[int, Task] = {}
-        idle, nobody = self.placement.spread((self._idle(), self._nobody()))
-        state, _ = self._harvest(self.params, idle, nobody)  # compiled before time is counted
-        state, pending = self._turn(state, {}, work)
+        self.read_at = 0.0
+        state, no_slots = self.placement.spread((self._idle(), self._no_slots()))
+        state, _ = self._harvest(self.params, state, no_slots)  # compiled before time is counted
+        state, exchange = self._dispatch_exchange(state, {}, work)
         previous: Info | None = None
-        looked = 0.0
-        while pending or any(self.tasks):
-            state, info = self._chunk(self.params, state)
-            looked = looked or time.perf_counter()  # the first call returns when the chunk is compiled
-            changed, pending = self._settle(pending, work), None
+        while exchange or any(self.tasks):
+            state, latest = self._chunk(self.params, state)  # chunk k
+            self.read_at = self.read_at or time.perf_counter()  # the first call returns when the chunk is compiled
+            changed = self._read_exchange(exchange, work)  # exchange k - 2
+            exchange = None
             if previous is not None:
-                finished, steps = self._look(previous, changed, looked)
-                looked = time.perf_counter()
-                state, pending = self._turn(state, finished, work)
+                finished, steps = self._read_chunk(previous, changed)  # chunk k - 1
+                state, exchange = self._dispatch_exchange(state, finished, work)  # exchange k - 1
                 verdict = work.tick(sum(task is not None for task in self.tasks), steps)
-                verdict = VERDICTS[self.placement.agree(VERDICTS.index(verdict))]
+                verdict = VERDICTS[self.placement.greatest(VERDICTS.index(verdict))]
                 if verdict != "go":
-                    changed, pending = self._settle(pending, work), None
-                    self._look(info, changed, looked)
-                    looked, info = time.perf_counter(), None
+                    # Read what is dispatched, exchange k - 1 and chunk k, so that tasks and state agree.
+                    self._read_chunk(latest, self._read_exchange(exchange, work))
+                    exchange = latest = None
                     if not self._hand_over(verdict, state, work):
                         return verdict
-            previous = info
+            previous = latest
         return "done"
 
     def abandon(self, work: Work) -> None:
@@ -97,7 +112,7 @@ class Engine:
             work.give_back(task)
 
     def _hand_over(self, verdict: str, state: Slot, work: Work) -> bool:
-        """Give the groups in flight to be saved, or back; whether to go on."""
+        """Save the groups in flight, or give them back; returns whether to go on."""
         tasks = self._in_flight(state)
         if verdict == "narrow":
             for task in reversed(tasks):
@@ -106,11 +121,64 @@ class Engine:
         work.save(tasks)
         return verdict != "stop"
 
-    def _look(self, info: Info, changed: set[int], since: float) -> tuple[dict[int, Task], int]:
-        """Read a chunk's numbers: extend the traces, share out the time; finished slots and steps made."""
+    def _dispatch_exchange(self, state: Slot, finished: dict[int, Task], work: Work) -> tuple[Slot, Exchange | None]:
+        """Harvest the finished slots, and offer new tasks to them and to the empty ones; waits for nothing."""
+        harvests: list[tuple[Harvest, Places]] = []
+        for which, places in self._harvest_batches(finished):
+            state, harvest = self._harvest(self.params, state, self.placement.spread(which))
+            harvests.append((harvest, places))
+        fresh: dict[int, Task] = {}
+        saved: dict[int, Task] = {}
+        for slot in [slot for slot, task in enumerate(self.tasks) if task is None or slot in finished]:
+            task = work.take()
+            if task is None:
+                break
+            (fresh if task.saved is None else saved)[slot] = task
+        self.offered = fresh | saved
+        taken = None
+        if fresh:
+            state, taken = self._refill(self.params, state, self._offer(fresh))
+        if saved:
+            state, taken_saved = self._restore(self.params, state, *self._saved_rows(saved))
+            taken = taken_saved if taken is None else taken | taken_saved
+        if not harvests and not self.offered:
+            return state, None
+        return state, Exchange(harvests=harvests, offers=self.offered, taken=taken)
+
+    def _read_exchange(self, exchange: Exchange | None, work: Work) -> set[int]:
+        """Hand out the outcomes, and note which tasks now hold which slots; returns the slots it was about."""
+        if exchange is None:
+            return set()
+        changed = set(exchange.offers)
+        for harvests, places in exchange.harvests:
+            host = self.placement.fetch(harvests)
+            changed |= set(places)
+            for slot, place in places.items():
+                harvest = jax.tree.map(lambda array, place=place: np.array(array[place]), host)
+                if harvest.slot.status != RUNNING:  # else the decode program refuted the solution
+                    self._finish(slot, harvest, work)
+        taken = None if exchange.taken is None else np.asarray(self.placement.fetch(exchange.taken)).reshape(self.count)
+        for slot, task in exchange.offers.items():
+            assert taken is not None
+            if taken[slot]:
+                assert self.tasks[slot] is None
+                task.saved = None
+                self.tasks[slot] = task
+            else:
+                work.give_back(task)
+        self.offered = {}
+        return changed
+
+    def _read_chunk(self, info: Info, changed: set[int]) -> tuple[dict[int, Task], int]:
+        """Read a chunk's numbers: extend the traces, share out the time; returns finished slots and steps made.
+
+        Args:
+          info: of the chunk, on the devices.
+          changed: slots that hold another task now than in this chunk.
+        """
         host = jax.tree.map(lambda field: field.reshape(self.count, *field.shape[2:]), self.placement.fetch(info))
         seen = {slot: task for slot, task in enumerate(self.tasks) if task is not None and slot not in changed}
-        share = (time.perf_counter() - since) / max(1, len(seen))
+        share = (time.perf_counter() - self.read_at) / max(1, len(seen))
         finished, steps = {}, 0
         for slot, task in seen.items():
             task.seconds += share
@@ -122,68 +190,29 @@ class Engine:
                     task.path.append({name: leaf[slot].copy() for name, leaf in host.leaves.items()})
             if host.status[slot] != RUNNING:
                 finished[slot] = task
+        self.read_at = time.perf_counter()
         return finished, steps
 
-    def _turn(self, state: Slot, finished: dict[int, Task], work: Work) -> tuple[Slot, Pending | None]:
-        """Dispatch the harvest of finished slots and offer them, and the empty ones, new tasks."""
-        harvested: list[tuple[Harvest, dict[int, tuple[int, int]]]] = []
-        for which, places in self._by_turns(finished):
-            state, harvest = self._harvest(self.params, state, self.placement.spread(which))
-            harvested.append((harvest, places))
-        fresh: dict[int, Task] = {}
-        saved: dict[int, Task] = {}
-        for slot in [slot for slot, task in enumerate(self.tasks) if task is None or slot in finished]:
-            task = work.take()
-            if task is None:
-                break
-            (fresh if task.saved is None else saved)[slot] = task
-        self.offered = offers = fresh | saved
-        taken = None
-        if fresh:
-            state, taken = self._refill(self.params, state, self._offer(fresh))
-        if saved:
-            state, taken_saved = self._restore(self.params, state, *self._rows(saved))
-            taken = taken_saved if taken is None else taken | taken_saved
-        return state, Pending(harvested, offers, taken) if harvested or offers else None
-
-    def _settle(self, pending: Pending | None, work: Work) -> set[int]:
-        """Read a harvest: hand out the outcomes, note which tasks now hold which slots; which slots it was about.
-
-        The numbers of a chunk that was dispatched before the harvest are, in these slots, of the groups before it.
-        """
-        if pending is None:
-            return set()
-        changed = set(pending.offers)
-        for harvests, places in pending.harvested:
-            host = self.placement.fetch(harvests)
-            changed |= set(places)
-            for slot, place in places.items():
-                harvest = jax.tree.map(lambda array, place=place: np.array(array[place]), host)
-                if harvest.slot.status != RUNNING:
-                    self._finish(slot, harvest, work)
-        taken = None if pending.taken is None else np.asarray(self.placement.fetch(pending.taken)).reshape(self.count)
-        for slot, task in pending.offers.items():
-            assert taken is not None
-            if taken[slot]:
-                assert self.tasks[slot] is None
-                task.saved = None
-                self.tasks[slot] = task
-            else:
-                work.give_back(task)
-        self.offered = {}
-        return changed
-
-    def _finish(self, slot: int, harvest: Any, work: Work) -> None:
-        """Hand out what became of the task of a slot, which is free then; the harvest is its own, on the host."""
+    def _finish(self, slot: int, harvest: Harvest, work: Work) -> None:
+        """Free a slot and hand out what became of its task; the harvest is of this slot alone, on the host."""
         task, row = self.tasks[slot], harvest.slot
         assert task is not None
         self.tasks[slot] = None
-        leaves = {name: leaf.astype(np.float32) for name, leaf in row.best.items()}
-        status, numbers = STATUS[int(row.status)], (int(row.steps), int(row.best_step), float(row.best_loss))
-        decoded = (harvest.accuracy_G, harvest.predicted_GT)
-        work.finished(Outcome(task, status, *numbers, *decoded, leaves, row.first_hit_GT))
+        outcome = Outcome(
+            task=task,
+            status=STATUS[int(row.status)],
+            steps=int(row.steps),
+            best_step=int(row.best_step),
+            loss=float(row.best_loss),
+            accuracy_G=np.asarray(harvest.accuracy_G),
+            predicted_GT=np.asarray(harvest.predicted_GT),
+            leaves={name: np.asarray(leaf, np.float32) for name, leaf in row.best.items()},
+            first_hit_GT=np.asarray(row.first_hit_GT),
+        )
+        work.finished(outcome)
 
     def _in_flight(self, state: Slot) -> list[Task]:
+        """Copies of the tasks that hold a slot, with `saved` set."""
         host: Slot = self.placement.fetch(state)
         tasks = []
         for slot, task in enumerate(self.tasks):
@@ -196,25 +225,27 @@ class Engine:
     # --- host arrays of the right shapes ---
 
     def _idle(self) -> Slot:
-        return device.idle(self.problem, self.positions, self.lead)
+        return programs.idle(self.problem, self.positions, self.lead)
 
-    def _nobody(self) -> np.ndarray:
-        return np.full((self.lead[0], self.at_a_time), self.per_row, np.int32)
+    def _no_slots(self) -> np.ndarray:
+        """Indices for a harvest of nothing: each is beyond the last slot."""
+        return np.full((self.lead[0], self.harvest_width), self.per_row, np.int32)
 
-    def _by_turns(self, finished: Iterable[int]) -> Iterator[tuple[np.ndarray, dict[int, tuple[int, int]]]]:
-        """Which slots of each row to harvest together, and slot → its place in that harvest."""
+    def _harvest_batches(self, finished: Iterable[int]) -> Iterator[tuple[np.ndarray, Places]]:
+        """Which slots of each row to harvest together, and their places in that harvest."""
         of_rows: dict[int, list[int]] = {}
         for slot in finished:
             of_rows.setdefault(slot // self.per_row, []).append(slot)
         while any(of_rows.values()):
-            which, places = self._nobody(), {}
+            which, places = self._no_slots(), {}
             for row, waiting in of_rows.items():
-                for index, slot in enumerate(waiting[: self.at_a_time]):
+                for index, slot in enumerate(waiting[: self.harvest_width]):
                     which[row, index], places[slot] = slot % self.per_row, (row, index)
-                del waiting[: self.at_a_time]
+                del waiting[: self.harvest_width]
             yield which, places
 
     def _offer(self, tasks: dict[int, Task]) -> Offer:
+        """Tasks that begin, by slot, on the devices."""
         offered = np.zeros(self.lead, bool)
         tokens = np.zeros((*self.lead, self.group, self.positions), np.int32)
         lengths = np.zeros((*self.lead, self.group), np.int32)
@@ -230,25 +261,18 @@ class Engine:
                 start = start or {}
                 leaf = start.setdefault(name, np.zeros((*self.lead, *self._leaf_shape(name)), np.float32))
                 leaf[place][: len(vectors)] = vectors
-        return self.placement.spread(Offer(offered, tokens, lengths, ids, start))
+        offer = Offer(offered=offered, tokens_GT=tokens, lengths_G=lengths, ids_G4=ids, start=start)
+        return self.placement.spread(offer)
 
     def _leaf_shape(self, name: str) -> tuple[int, ...]:
         shape = self.problem.scheme.leaf_shapes(self.problem.network.embed_width)[name]
         return shape if name in self.problem.scheme.shared else (self.group, *shape)
 
-    def _rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot]:
-        """Mask and slots of tasks that go on from saved state."""
+    def _saved_rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot]:
+        """Mask and slots of tasks that resume from saved state, on the devices."""
         offered, rows = np.zeros(self.lead, bool), self._idle()
         for slot, task in tasks.items():
             place = divmod(slot, self.per_row)
             offered[place] = True
             jax.tree.map(lambda array, value, place=place: array.__setitem__(place, value), rows, task.saved)
         return self.placement.spread(offered), self.placement.spread(rows)
-
-
-def _restore(_params: Any, slots: Slot, offered: jax.Array, rows: Slot) -> tuple[Slot, jax.Array]:
-    def one(slot: Slot, offered: jax.Array, row: Slot) -> tuple[Slot, jax.Array]:
-        taken = offered & (slot.status != RUNNING)
-        return jax.tree.map(lambda new, old: jnp.where(taken, new, old), row, slot), taken
-
-    return jax.vmap(one)(slots, offered, rows)

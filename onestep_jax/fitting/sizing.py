@@ -1,4 +1,4 @@
-"""Over which devices a fit is spread, how many groups at a time, whether activations are kept: by what devices hold."""
+"""What a fit runs with, by what its devices hold: the placement, the number of slots, whether activations are kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together
 from onestep_jax.errors import UserError, check_known
-from onestep_jax.fitting.memory import fitting_slots
+from onestep_jax.fitting.memory import StepShape, fitting_slots
 from onestep_jax.fitting.optimizers import Preset
 from onestep_jax.fitting.throughput import busy_texts
 from onestep_jax.model.cost import abstract_params
@@ -21,17 +21,17 @@ from onestep_jax.model.fused_attention import KERNELS
 from onestep_jax.prototokens.schemes import Scheme
 from onestep_jax.store.storage import one_line
 
-# Tokens at a time beyond which a CPU gets no faster (a text-step of 32 tokens costs as much with 8 slots as with 32),
-# and the share of an accelerator's memory that a fit may fill.
+# Tokens at a time beyond which a CPU gets no faster: a text of 32 tokens costs the same with 8 slots as with 32.
 CPU_TOKENS = 1024
-MEMORY_SHARE = 0.85
+MOST_CPU_SLOTS, LEAST_CPU_SLOTS = 32, 4
+MEMORY_SHARE = 0.85  # of an accelerator's memory, which a fit may fill
 
 PLACEMENTS = ("auto", "pmap", "mesh")
-WEIGHTS_SHARE = 0.6  # of a device's memory; beyond it the weights are split
+WEIGHTS_SHARE = 0.6  # of a device's memory; larger weights are split over devices
 
 
 def memory_of(device: Any) -> float:
-    """Bytes that XLA may use of a device: no end of them on a CPU, 16 GiB where an accelerator does not say."""
+    """Bytes of a device that XLA may use: unlimited on a CPU, 16 GiB for an accelerator that does not tell."""
     if device.platform == "cpu":
         return math.inf
     return (device.memory_stats() or {}).get("bytes_limit", 2**34)
@@ -46,19 +46,19 @@ def choose_placement(
     model_axis: int | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Placement:
-    """The devices of a fit, and what is split over them.
+    """Choose the devices of a fit, and what is split over them.
 
     Args:
       how: "pmap", a copy of the weights on each device; "mesh", weights and large groups split; or "auto", a mesh where
         one device cannot hold the weights, or where there are fewer groups than devices.
       weights: bytes of the model's weights.
       scheme: the arrangement.
-      texts: how many there are.
-      model_axis: devices over which the weights are split; None for as few as hold them.
+      texts: number of texts.
+      model_axis: number of devices over which the weights are split; None for the least that hold them.
       devices: all local ones by default.
 
     Raises:
-      UserError: if devices cannot be split so, or do not hold the weights.
+      UserError: if the devices cannot be divided so, or do not hold the weights.
     """
     check_known("placement", [how], PLACEMENTS)
     devices = list(devices or jax.local_devices())
@@ -75,9 +75,16 @@ def choose_placement(
 
 
 def _sharing(group: int, groups: int, devices: Sequence[Any], needed: int) -> list[Any]:
-    """Devices that share the texts of each group, as many of every process; none where there are groups for all.
+    """Devices that share the texts of each group, equally many of every process; none if there are enough groups.
 
-    Fewer groups than processes are shared by all processes, which then go in lockstep; else each takes its own.
+    If there are fewer groups than processes, all processes share all groups and run in lockstep. Otherwise each process
+    takes groups of its own, and only its own devices share them.
+
+    Args:
+      group: texts of a group.
+      groups: number of groups.
+      devices: local ones.
+      needed: devices that hold one copy of the weights.
     """
     hosts = [devices]
     if groups < jax.process_count():
@@ -88,7 +95,7 @@ def _sharing(group: int, groups: int, devices: Sequence[Any], needed: int) -> li
 
 
 def _devices_for(weights: int, devices: Sequence[Any]) -> int:
-    """The least number of devices, a divisor of all, that hold the weights together."""
+    """The least number of devices, a divisor of their total, that hold the weights together."""
     limit = WEIGHTS_SHARE * memory_of(devices[0])
     for count in range(1, len(devices) + 1):
         if len(devices) % count == 0 and weights / count <= limit:
@@ -98,13 +105,13 @@ def _devices_for(weights: int, devices: Sequence[Any]) -> int:
 
 
 def check_attention(network: Network, dtype: Any, positions: int, device: Any) -> None:
-    """Refuse a fused kernel that this device, its libraries or this model do not go with.
+    """Refuse a fused kernel that this device, its libraries or this model does not support.
 
     Args:
-      network: its architecture, and the attention that is asked for.
+      network: the architecture, and the attention that is asked for.
       dtype: of the weights.
       positions: of a text (T).
-      device: one of those it shall run on.
+      device: one of those that the fit runs on.
 
     Raises:
       UserError: with the kernel's own reason.
@@ -128,10 +135,10 @@ def check_attention(network: Network, dtype: Any, positions: int, device: Any) -
 
 
 class Sizing(NamedTuple):
-    """What a fit runs with.
+    """Sizes of a fit.
 
     Attributes:
-      slots: groups at a time over all rows of the placement.
+      slots: groups at a time, over all rows of the placement.
       remat: see `Network.remat`.
     """
 
@@ -149,11 +156,10 @@ def size_fit(
     slots: int | str = "auto",
     remat: bool | str = "auto",
 ) -> Sizing:
-    """As given; what is "auto" keeps the devices busy without running out of their memory.
+    """Slots and rematerialisation: as given, and where "auto", what keeps the devices busy within their memory.
 
-    Activations are computed again, which takes half as much work again, only where not even one slot fits with them.
-    On an accelerator an automatic number of slots costs two compilations of the step, from which XLA says the memory,
-    and a timed block for each power of two, see `throughput`. Processes in lockstep take what suits all of them.
+    Activations are computed again only where not even one slot fits with them: a step then costs half as much again.
+    Processes in lockstep take what suits all of them.
 
     Raises:
       UserError: for a number of slots below one, or another word than "auto".
@@ -163,28 +169,42 @@ def size_fit(
     if isinstance(slots, int):
         if slots < 1:
             raise UserError(f"slots = {slots}: expected at least 1, or 'auto'")
-        return Sizing(slots, remat is True)
+        return Sizing(slots=slots, remat=remat is True)
     if slots != "auto":
         raise UserError(f"slots = {slots!r}: expected a number or 'auto'")
-    device, positions = placement.devices[0], max(len(ids) for ids in tokens) + scheme.extra
-    if device.platform == "cpu":
-        count = max(4, CPU_TOKENS // (positions * scheme.group))
-        return Sizing(_power_of_two(min(32, count)) * placement.rows, remat is True)
+    length = max(len(ids) for ids in tokens) + scheme.extra
+    if placement.devices[0].platform == "cpu":
+        enough = max(LEAST_CPU_SLOTS, CPU_TOKENS // (length * scheme.group))
+        count = _power_of_two(min(MOST_CPU_SLOTS, enough))
+        return Sizing(slots=count * placement.rows, remat=remat is True)
+    shape: StepShape = {"length": length, "preset": preset, "scheme": scheme, "placement": placement}
+    return _size_on_accelerator(model, shape, scheme.group, placement, remat)
+
+
+def _size_on_accelerator(model: Model, shape: StepShape, group: int, placement: Placement, remat: bool | str) -> Sizing:
+    """The fewest slots that keep a device busy, or as many as fit into its memory.
+
+    Two compilations of the step tell the memory, see `memory.fitting_slots`; a timed block for each power of two tells
+    when the device is busy, see `throughput.busy_texts`.
+    """
+    device = placement.devices[0]
     limit = MEMORY_SHARE * memory_of(device)
-    shape: dict[str, Any] = {"length": positions, "preset": preset, "scheme": scheme, "placement": placement}
 
     def fitting(again: bool) -> int:
         return fitting_slots(dataclasses.replace(model.network, remat=again), model.dtype, limit, **shape)
 
     again = remat is True
     most = fitting(again)
-    if remat == "auto" and placement.agree(most == 0):
+    # One program serves all processes in lockstep: what one of them must compute again, all do.
+    if remat == "auto" and placement.greatest(most == 0):
         again, most = True, fitting(True)
-    network, texts = dataclasses.replace(model.network, remat=again), max(1, most) * scheme.group
-    busy = -(-busy_texts(network, model.dtype, positions, texts, device) // scheme.group)
-    chosen = -placement.agree(-_power_of_two(max(1, min(most, busy))))
-    return Sizing(chosen * placement.rows, again)
+    network, texts = dataclasses.replace(model.network, remat=again), max(1, most) * group
+    busy = -(-busy_texts(network, model.dtype, shape["length"], texts, device) // group)
+    # Each process measures for itself; the least number fits into the memory of all of them.
+    count = placement.least(_power_of_two(max(1, min(most, busy))))
+    return Sizing(slots=count * placement.rows, remat=again)
 
 
 def _power_of_two(most: int) -> int:
+    """The greatest power of two that is no more than `most`."""
     return 1 << (most.bit_length() - 1)

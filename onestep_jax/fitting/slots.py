@@ -1,4 +1,4 @@
-"""Slots: the state of the groups being optimised together, and the pure functions that move it (continuous batching).
+"""Slots: the state of the groups optimised together, and the pure functions that move it (continuous batching).
 
 Everything is written for one group and vmapped over slots. A step scores the vectors first, keeps them if they are the
 best so far, and only then updates them, so the vectors kept are the ones that earned the kept score.
@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from onestep_jax.model.decoder import Network, Params
-from onestep_jax.prototokens.objective import accuracies, group_loss, score_group
+from onestep_jax.prototokens.objective import accuracies, group_accuracy, group_loss, score_group
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, draw
 
 IDLE, RUNNING, SOLVED, EXHAUSTED, FAILED = range(5)
@@ -57,14 +57,14 @@ class Slot(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What the host looks at after a chunk, a few numbers a slot.
+    """What the host reads of a slot after a chunk.
 
     Attributes:
       status: () int32.
       steps: () int32.
       loss: () float32, nats per token at the last step made.
       accuracy: () float32, mean over the group at the last step made.
-      leaves: leaf → (G, D) or (D,), the vectors that scored so, if the problem asks to record them; else empty.
+      leaves: leaf → (G, D) or (D,), the vectors that earned this loss, if the problem records them; else empty.
     """
 
     status: Array
@@ -75,10 +75,10 @@ class Info(NamedTuple):
 
 
 class Harvest(NamedTuple):
-    """A slot that was asked for, and what the decode program says of its best vectors.
+    """A finished slot, and what the decode program says of its best vectors.
 
     Attributes:
-      slot: without what only the optimiser needs.
+      slot: the slot, with `leaves` and `opt_state` left out.
       accuracy_G: (G,) float32, the accuracy that is recorded.
       predicted_GT: (G, T) int32, the argmax token ids.
     """
@@ -90,9 +90,9 @@ class Harvest(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What stays the same over a run: the frozen model's functions, the arrangement, the optimiser, the budget.
+    """What stays the same over a fit: the frozen model's functions, the arrangement, the optimiser, the budget.
 
-    Two equal problems are served by the same compiled programs (`placement.Placement.map`).
+    Equal problems share compiled programs (`placement.Placement.map`).
 
     Attributes:
       network: functions of the frozen model.
@@ -102,7 +102,7 @@ class Problem:
       steps: budget of a group, in gradient evaluations.
       temperature: of the softmax in the loss, see `token_losses.token_losses`.
       patience: gradient evaluations without a better accuracy after which a group is given up; None for never.
-      record: whether the vectors of each chunk's last step are handed to the host.
+      record: whether the host receives the vectors of each chunk's last step.
     """
 
     network: Network
@@ -116,7 +116,7 @@ class Problem:
 
 
 def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, start: Leaves | None = None) -> Slot:
-    """A running slot at its start vectors, drawn from the texts' identities unless given."""
+    """A running slot at its start vectors, which are drawn from the texts' identities unless given."""
     chex.assert_shape(tokens_GT, (problem.scheme.group, None))
     chex.assert_shape(ids_G4, (problem.scheme.group, 4))
     leaves = draw(problem.scheme, ids_G4, problem.network.embed_width, problem.scale) if start is None else start
@@ -145,96 +145,103 @@ def shapes(problem: Problem, positions: int) -> Slot:
 
 
 def idle(problem: Problem, positions: int, lead: tuple[int, ...]) -> Slot:
-    """Slots that hold nothing, as host arrays with these leading axes."""
+    """Empty slots, as host arrays with these leading axes."""
     zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), shapes(problem, positions))
     return zeros._replace(status=np.full(lead, IDLE, np.int32))
 
 
 def step(problem: Problem, params: Params, slot: Slot) -> tuple[Slot, Info]:
-    """Score, keep, update: one gradient evaluation of one group; a slot that is not running passes unchanged."""
+    """Score, keep, update: one gradient evaluation of one group; a slot that is not running stays as it is."""
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
-        texts = (slot.tokens_GT, slot.lengths_G)
-        score = score_group(problem.network, problem.scheme, params, leaves, *texts, problem.temperature)
+        score = score_group(
+            problem.network, problem.scheme, params, leaves, slot.tokens_GT, slot.lengths_G, problem.temperature
+        )
         return group_loss(score.nats_G, slot.lengths_G), score.hits_GT
 
-    (loss, hits_GT), grads = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
+    # Score: Eq. 1 and its gradient, and the hits that Eq. 2 counts, at the vectors as they are.
+    (loss, hits_GT), gradient = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
     accuracy_G = accuracies(hits_GT, slot.lengths_G)
-    accuracy = _mean_over_texts(accuracy_G, slot.lengths_G)
+    accuracy = group_accuracy(accuracy_G, slot.lengths_G)
 
-    better = (accuracy > slot.best_accuracy) | ((accuracy == slot.best_accuracy) & (loss < slot.best_loss))
-    better &= jnp.isfinite(loss)
-    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), slot.leaves, slot.best)
+    # Keep: before the update, since the vectors after it have no score yet.
+    moved = _keep_if_best(slot, loss, accuracy)
+    status = _status_after(problem, moved, loss, accuracy_G)
 
+    # Update: the optimiser sees this group alone, because it is vmapped with the rest.
     extras = {}
     if isinstance(problem.optimizer, optax.GradientTransformationExtraArgs):
-        extras = {"value": loss, "grad": grads, "value_fn": lambda leaves: loss_of(leaves)[0]}
-    updates, opt_state = problem.optimizer.update(grads, slot.opt_state, slot.leaves, **extras)
+        extras = {"value": loss, "grad": gradient, "value_fn": lambda leaves: loss_of(leaves)[0]}
+    updates, opt_state = problem.optimizer.update(gradient, slot.opt_state, slot.leaves, **extras)
     leaves: Any = optax.apply_updates(slot.leaves, updates)
-
-    steps = slot.steps + 1
-    improved_step = jnp.where(better & (accuracy > slot.best_accuracy), slot.steps, slot.improved_step)
-    patience = problem.steps if problem.patience is None else problem.patience
-    given_up = (steps >= problem.steps) | (slot.steps - improved_step >= patience)
-    status = jnp.where(given_up, EXHAUSTED, RUNNING)
-    status = jnp.where(jnp.all(accuracy_G == 1), SOLVED, status)
-    status = jnp.where(jnp.isfinite(loss), status, FAILED).astype(jnp.int32)
-    moved = slot._replace(
+    moved = moved._replace(
         status=status,
-        steps=steps,
+        steps=slot.steps + 1,
         leaves=leaves,
         opt_state=opt_state,
-        best=best,
+        first_hit_GT=jnp.where(hits_GT & (slot.first_hit_GT < 0), slot.steps, slot.first_hit_GT),
+    )
+
+    after = _choose(slot.status == RUNNING, moved, slot)  # under vmap finished and empty slots compute as well
+    recorded = slot.leaves if problem.record else {}
+    return after, Info(status=after.status, steps=after.steps, loss=loss, accuracy=accuracy, leaves=recorded)
+
+
+def _keep_if_best(slot: Slot, loss: Array, accuracy: Array) -> Slot:
+    """The slot with its vectors as the best ones, if no earlier accuracy is better; ties go to the lower loss."""
+    more_accurate = accuracy > slot.best_accuracy
+    better = jnp.isfinite(loss) & (more_accurate | (accuracy == slot.best_accuracy) & (loss < slot.best_loss))
+    return slot._replace(
+        best=_choose(better, slot.leaves, slot.best),
         best_accuracy=jnp.where(better, accuracy, slot.best_accuracy),
         best_loss=jnp.where(better, loss, slot.best_loss),
         best_step=jnp.where(better, slot.steps, slot.best_step),
-        improved_step=improved_step,
-        first_hit_GT=jnp.where(hits_GT & (slot.first_hit_GT < 0), slot.steps, slot.first_hit_GT),
+        improved_step=jnp.where(better & more_accurate, slot.steps, slot.improved_step),
     )
-    running = slot.status == RUNNING
-    after = jax.tree.map(lambda new, old: jnp.where(running, new, old), moved, slot)
-    return after, Info(after.status, after.steps, loss, accuracy, slot.leaves if problem.record else {})
 
 
-def _mean_over_texts(accuracy_G: Array, lengths_G: Array) -> Array:
-    real_G = lengths_G > 0
-    return jnp.sum(jnp.where(real_G, accuracy_G, 0.0)) / jnp.maximum(jnp.sum(real_G), 1)
+def _status_after(problem: Problem, slot: Slot, loss: Array, accuracy_G: Array) -> Array:
+    """Status after evaluation number `slot.steps`, counted from 0: failed before solved before given up."""
+    patience = problem.steps if problem.patience is None else problem.patience
+    given_up = (slot.steps + 1 >= problem.steps) | (slot.steps - slot.improved_step >= patience)
+    status = jnp.where(given_up, EXHAUSTED, RUNNING)
+    status = jnp.where(jnp.all(accuracy_G == 1), SOLVED, status)  # the paper's early stop: every token is right
+    return jnp.where(jnp.isfinite(loss), status, FAILED).astype(jnp.int32)
 
 
 def chunk(problem: Problem, length: int, params: Params, slots: Slot) -> tuple[Slot, Info]:
-    """Up to `length` steps of all slots, fewer once none is running; the info is of each slot's last."""
+    """Up to `length` steps of all slots, fewer once none is running; the info is of each slot's last step."""
 
     def unfinished(carry: tuple[Array, Slot, Info]) -> Array:
-        return (carry[0] < length) & jnp.any(carry[1].status == RUNNING)
+        done, slots, _ = carry
+        return (done < length) & jnp.any(slots.status == RUNNING)
 
     def body(carry: tuple[Array, Slot, Info]) -> tuple[Array, Slot, Info]:
         done, slots, info = carry
         running = slots.status == RUNNING
-        slots, new = jax.vmap(lambda slot: step(problem, params, slot))(slots)
-        seen = jax.vmap(lambda ran, new, old: jax.tree.map(lambda a, b: jnp.where(ran, a, b), new, old))(
-            running, new, info
-        )
-        return done + 1, slots, seen._replace(status=slots.status, steps=slots.steps)
+        slots, newest = jax.vmap(functools.partial(step, problem, params))(slots)
+        info = jax.vmap(_choose)(running, newest, info)
+        return done + 1, slots, info._replace(status=slots.status, steps=slots.steps)
 
     nothing = jnp.full(slots.status.shape, jnp.nan, jnp.float32)
     leaves = slots.leaves if problem.record else {}
-    start = (jnp.int32(0), slots, Info(slots.status, slots.steps, nothing, nothing, leaves))
-    _, slots, info = jax.lax.while_loop(unfinished, body, start)
+    info = Info(status=slots.status, steps=slots.steps, loss=nothing, accuracy=nothing, leaves=leaves)
+    _, slots, info = jax.lax.while_loop(unfinished, body, (jnp.int32(0), slots, info))
     return slots, info
 
 
 def harvest(problem: Problem, params: Params, slots: Slot, which_K: Array) -> tuple[Slot, Harvest]:
-    """Decode the best vectors of some slots; a *solved* that the forward program does not confirm goes on running.
+    """Decode the best vectors of some slots; a solved slot that the decode program refutes runs on.
 
-    In float32 it always confirms; in bfloat16 the winning margin can be smaller than the rounding. Attention is plain,
-    as it is wherever stored vectors are decoded.
+    In float32 the decode program always confirms. In bfloat16 the winning margin can be smaller than the difference in
+    rounding between this program and the step. Attention is plain, as it is wherever stored vectors are decoded.
 
     Args:
-      problem, params, slots: as of `chunk`.
-      which_K: (K,) int32 indices of slots; one beyond the last is nobody's.
+      problem, params, slots: as in `chunk`.
+      which_K: (K,) int32 indices of slots; an index beyond the last slot fills a place that is not needed.
 
     Returns:
-      The slots, and K harvests; what is nobody's means nothing.
+      The slots, and K harvests, of which those of unneeded places are to be ignored.
     """
     network = dataclasses.replace(problem.network, attention="plain")
 
@@ -243,13 +250,14 @@ def harvest(problem: Problem, params: Params, slots: Slot, which_K: Array) -> tu
         accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
         refuted = (slot.status == SOLVED) & ~jnp.all(accuracy_G == 1)
         resumed = jnp.where(slot.steps >= problem.steps, EXHAUSTED, RUNNING).astype(jnp.int32)
-        accuracy = _mean_over_texts(accuracy_G, slot.lengths_G)
+        accuracy = group_accuracy(accuracy_G, slot.lengths_G)
         slot = slot._replace(
             status=jnp.where(refuted, resumed, slot.status),
             best_accuracy=jnp.where(refuted, accuracy, slot.best_accuracy),
         )
-        return Harvest(slot, accuracy_G, score.predicted_GT)
+        return Harvest(slot=slot, accuracy_G=accuracy_G, predicted_GT=score.predicted_GT)
 
+    # A gather clips an index beyond the end and a scatter drops it, so an unneeded place changes no slot.
     wanted = slots._replace(leaves={}, opt_state=None)
     found = jax.vmap(one)(jax.tree.map(lambda array: array.at[which_K].get(mode="clip"), wanted))
     status = slots.status.at[which_K].set(found.slot.status, mode="drop")
@@ -261,7 +269,7 @@ class Offer(NamedTuple):
     """Groups for free slots, as host arrays with leading (row, slot) axes.
 
     Attributes:
-      offered: bool, whether this slot is offered a group.
+      offered: bool, whether a group is offered to this slot.
       tokens_GT, lengths_G, ids_G4: see `fresh`.
       start: leaf → start vectors, or None to draw them.
     """
@@ -273,12 +281,19 @@ class Offer(NamedTuple):
     start: Any = None
 
 
-def refill(problem: Problem, params: Params, slots: Slot, offer: Offer) -> tuple[Slot, Array]:
-    """Put the offered groups into slots that are not running; says which were taken."""
+def refill(problem: Problem, _params: Params, slots: Slot, offer: Offer) -> tuple[Slot, Array]:
+    """Begin the offered groups in slots that are not running; returns the slots, and which of them took their group."""
+    new = jax.vmap(functools.partial(fresh, problem))(offer.tokens_GT, offer.lengths_G, offer.ids_G4, offer.start)
+    return restore(_params, slots, offer.offered, new)
 
-    def one(slot: Slot, offer: Offer) -> tuple[Slot, Array]:
-        new = fresh(problem, offer.tokens_GT, offer.lengths_G, offer.ids_G4, offer.start)
-        taken = offer.offered & (slot.status != RUNNING)
-        return jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, slot), taken
 
-    return jax.vmap(one)(slots, offer)
+def restore(_params: Params, slots: Slot, offered: Array, saved: Slot) -> tuple[Slot, Array]:
+    """As `refill`, with slots that were saved: their groups resume where they were."""
+    # A slot may still run, though it was offered a group: the host offers before it knows what a harvest refuted.
+    taken = offered & (slots.status != RUNNING)
+    return jax.vmap(_choose)(taken, saved, slots), taken
+
+
+def _choose(condition: Array, new: Any, old: Any) -> Any:
+    """The tree `new` where the condition () holds, else `old`."""
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)

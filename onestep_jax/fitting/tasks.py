@@ -1,4 +1,4 @@
-"""What the fit engine is handed, what it hands out, and who it deals with."""
+"""What goes into the fit engine and comes out of it: tasks, outcomes, and the `Work` that it talks to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from onestep_jax.fitting.slots import Slot
 
-VERDICTS = ("go", "save", "narrow", "stop")  # of processes in lockstep the last one holds
+VERDICTS = ("go", "save", "narrow", "stop")  # processes in lockstep follow the one that comes last here
 
 
 @dataclasses.dataclass
@@ -18,15 +18,15 @@ class Task:
     """A group to optimise from one seed.
 
     Attributes:
-      texts: indices of the group's texts; the engine only hands them back.
+      texts: indices of the group's texts, which the engine does not use.
       seed: number of the seed.
       tokens: token ids of each text.
       ids: (texts, 4) uint32, see `schemes.draw`.
       start: leaf → (texts, *shape), or its plain shape where shared, or None to draw.
-      saved: the slot to go on from, as host arrays, or None to begin.
+      saved: the slot to resume from, as host arrays, or None to begin.
       trace: (steps, loss in nats per token, accuracy) after each chunk.
-      path: the vectors of each point of the trace, as in `Slot.leaves`, if the problem records them.
-      seconds: share of the wall-clock spent so far: each chunk's time divided by the slots that were running.
+      path: the vectors at each point of the trace, as in `Slot.leaves`, if the problem records them.
+      seconds: share of the wall-clock time so far: each chunk's time divided by the number of running slots.
     """
 
     texts: tuple[int, ...]
@@ -41,7 +41,7 @@ class Task:
 
 
 class Outcome(NamedTuple):
-    """What became of a task; vectors, accuracies and hits belong together, those of its best step.
+    """What became of a task; vectors, loss, accuracies and predictions are those of its best step.
 
     Attributes:
       task: with its trace and seconds.
@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
       steps: gradient evaluations spent.
       best_step: updates made before the vectors kept.
       loss: nats per token at the vectors kept, mean over the group.
-      accuracy_G: accuracy of each text by the decode program.
-      predicted_GT: (G, T) int32, its argmax ids.
+      accuracy_G: (G,) accuracy of each text, by the decode program.
+      predicted_GT: (G, T) int32, the argmax ids of the decode program.
       leaves: leaf → (G, *shape), or its plain shape where shared, float32.
       first_hit_GT: see `Slot`.
     """
@@ -74,7 +74,7 @@ class Work(Protocol):
         ...
 
     def give_back(self, task: Task) -> None:
-        """Receive a task that found no slot, or has no longer one, to be taken again."""
+        """Receive a task that found no slot, or lost its slot; it is to be taken again."""
         ...
 
     def finished(self, outcome: Outcome) -> None:
@@ -82,10 +82,10 @@ class Work(Protocol):
         ...
 
     def tick(self, running: int, steps: int) -> str:
-        """Called after each chunk with the running slots and the steps made.
+        """Called after each chunk with the numbers of running slots and of steps made; returns one of `VERDICTS`.
 
-        Answers one of `VERDICTS`: to go on; to receive the tasks in flight and go on; to have them given back and end;
-        to receive them and end.
+        "go" continues; "save" continues after the tasks in flight were saved; "narrow" ends the engine's run after they
+        were given back; "stop" ends it after they were saved.
         """
         ...
 

@@ -14,24 +14,24 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from onestep_jax.model.cost import abstract_params
 from onestep_jax.model.decoder import Network, Params
 
-ENOUGH = 0.95  # of the best rate that was measured
-MOST_TOKENS = 2**17  # at a time; nothing larger is timed
+ENOUGH = 0.95  # share of the best measured rate at which a device counts as busy
+MOST_TOKENS = 2**17  # at a time; more are not timed
 REPEATS = 3
 
 
 def busy_texts(network: Network, dtype: Any, positions: int, most: int, device: Any) -> int:
     """The least number of texts at a time, a power of two, with which a device is as fast as with more of them.
 
-    Compiles and times a block for 1, 2, 4, … texts, once a process for the same block and number of positions, which is
-    rounded up to a power of two so that fits of many lengths share what was measured. It is a measurement: of two
-    neighbouring numbers with much the same rate one may be taken today and the other tomorrow.
+    Compiles and times a block for 1, 2, 4, … texts, once in a process for each block and number of positions. Positions
+    are rounded up to a power of two, so that fits of many lengths share a measurement. Two neighbouring numbers may
+    have nearly the same rate; then another measurement may choose the other one.
 
     Args:
-      network: the model's functions; of its blocks the first is timed, forward and back to its input.
+      network: the model's functions; the first of its blocks is timed, forward and back to its input.
       dtype: of the weights.
-      positions: T.
-      most: texts that the device's memory holds.
-      device: on which it is measured.
+      positions: of a text (T).
+      most: texts that fit into the device's memory.
+      device: where the block is timed.
     """
     positions = 1 << (positions - 1).bit_length()
     one = dataclasses.replace(network, config=dataclasses.replace(network.config, layers=1))
@@ -46,7 +46,7 @@ def busy_texts(network: Network, dtype: Any, positions: int, most: int, device: 
 
 @functools.cache
 def seconds_of_block(network: Network, dtype: Any, positions: int, texts: int, device: Any) -> float:
-    """Seconds of a forward and backward pass over texts of random vectors, the fastest of a few."""
+    """Seconds of a forward and backward pass over texts of random vectors, the fastest of `REPEATS`."""
     with jax.default_device(device):
         params = _random_block(network, dtype)
         x_GTD = jax.random.normal(jax.random.key(0), (texts, positions, network.embed_width), dtype)
@@ -65,7 +65,7 @@ def _total(network: Network, params: Params, x_TD: jax.Array) -> jax.Array:
 
 
 def _random_block(network: Network, dtype: Any) -> Params:
-    """Weights of the block and what is around it, without the vocabulary's."""
+    """Random weights of all but the embedding table and the output head."""
     shapes: dict[str, Any] = flatten_dict(abstract_params(network.config, dtype), sep="/")
     found = {}
     for i, (path, leaf) in enumerate(sorted(shapes.items())):

@@ -50,7 +50,7 @@ def devices_of(memory: float, count: int = 1) -> Any:
     """Accelerators, of which a fit may fill so much."""
     found = {"bytes_limit": memory / sizing.MEMORY_SHARE}
     devices = [SimpleNamespace(platform="gpu", memory_stats=lambda: found)] * count
-    return SimpleNamespace(devices=devices, rows=count, agree=lambda choice: choice)
+    return SimpleNamespace(devices=devices, rows=count, least=int, greatest=int)
 
 
 def size(model: Model, placement: Any, **given: Any) -> Sizing:
@@ -70,13 +70,13 @@ def test_slots_are_no_more_than_keep_a_device_busy(tiny):
 
 def test_processes_in_lockstep_take_the_least_of_what_they_measured(tiny):
     together = devices_of(1e9)
-    together.agree = lambda choice: max(choice, -4)  # another one chose 4
+    together.least = lambda number: min(number, 4)  # another one chose 4
     assert size(tiny, together) == (4, False)
 
 
 def test_processes_in_lockstep_compute_again_where_one_of_them_must(tiny):
     together = devices_of(1e9)
-    together.agree = lambda choice: choice or True  # the activations of one text do not fit into another one's memory
+    together.greatest = lambda number: max(number, 1)  # one text's activations do not fit into another one's memory
     assert size(tiny, devices_of(1e9)).remat is False
     assert size(tiny, together).remat is True
 
