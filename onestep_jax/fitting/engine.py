@@ -13,9 +13,10 @@ have the next chunk in their queue before the host looks at the last one:
               ask the work            go on, save, narrow or stop
               dispatch chunk 4 …
 
-Exchange 1 runs after chunk 2: where it put a new group into a slot, the numbers of chunk 2 are of the group before, and
-are skipped. No shape changes inside a run, so nothing recompiles. The engine knows tasks and outcomes; where they come
-from and go to is the business of a `Work`.
+`Engine.run` calls the chunk that it has just dispatched chunk k; above, k is 3. Exchange 1 runs after chunk 2: where it
+put a new group into a slot, the numbers of chunk 2 are of the group before, and are skipped. No shape changes inside a
+run, so nothing recompiles. The engine knows tasks and outcomes; where they come from and go to is the business of a
+`Work`.
 """
 
 from __future__ import annotations

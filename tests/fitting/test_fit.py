@@ -206,6 +206,41 @@ def test_refuted_solution_goes_on(tiny, token_lists):
     jax.tree.map(np.testing.assert_array_equal, (after.leaves, after.best, after.opt_state, after.steps), same)
 
 
+class Logging(Pmap):
+    """Notes which programs are dispatched and what is read, in order."""
+
+    def __init__(self, devices):
+        super().__init__(devices)
+        self.log = []
+
+    def map(self, function, *static, donate=None):
+        program = super().map(function, *static, donate=donate)
+
+        def call(*given):
+            self.log.append(function.__name__)
+            return program(*given)
+
+        return call
+
+    def fetch(self, tree):
+        self.log.append(f"read {type(tree).__name__}")
+        return super().fetch(tree)
+
+
+def test_nothing_is_read_before_the_next_chunk_is_dispatched(tiny, token_lists):
+    """The timeline of the engine: chunk k + 1 is dispatched before chunk k is read, and so after each exchange."""
+    placement = Logging(jax.local_devices()[:1])
+    fit(tiny, token_lists, steps=SHORT, slots=3, placement=placement)
+    log = placement.log
+    read = [place for place, event in enumerate(log) if event == "read Info"]
+    assert [log[:place].count("chunk") for place in read] == list(range(2, len(read) + 2))
+    exchanged = [place for place, event in enumerate(log) if event == "read Harvest"]
+    assert len(exchanged) > 4
+    for place in exchanged:
+        dispatched = max(i for i, event in enumerate(log[:place]) if event == "harvest")
+        assert log[dispatched:place].count("chunk") == 1
+
+
 @pytest.mark.parametrize("at_once", [1, 3, 100])
 def test_it_does_not_matter_how_many_are_harvested_together(tiny, token_lists, one_device, monkeypatch, at_once):
     def fitted():
