@@ -31,7 +31,7 @@ import numpy as np
 
 from onestep_jax.devices.placement import Placement
 from onestep_jax.fitting import slots as programs
-from onestep_jax.fitting.slots import RUNNING, STATUS, Harvest, Info, Offer, Problem, Slot
+from onestep_jax.fitting.slots import RUNNING, STATUS, FitProblem, Harvest, Info, Offer, Slot
 from onestep_jax.fitting.tasks import VERDICTS, Outcome, Task, Work
 
 HARVESTS = 8  # harvests that take all slots; one takes an eighth of them, since few finish in a chunk
@@ -66,7 +66,9 @@ class Engine:
       chunk: steps between looks of the host.
     """
 
-    def __init__(self, problem: Problem, params: Any, placement: Placement, *, positions: int, slots: int, chunk: int):
+    def __init__(
+        self, problem: FitProblem, params: Any, placement: Placement, *, positions: int, slots: int, chunk: int
+    ):
         self.problem, self.params, self.placement = problem, params, placement
         self.positions, self.group = positions, problem.scheme.group
         self.per_row = -(-slots // placement.rows)

@@ -11,7 +11,7 @@ from onestep_jax.devices.placement import Placement, Pmap
 from onestep_jax.devices.weight_split import params_shardings
 from onestep_jax.fitting import slots as programs
 from onestep_jax.fitting.optimizers import Preset
-from onestep_jax.fitting.slots import Problem
+from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.model.cost import abstract_params
 from onestep_jax.model.decoder import Network, Params
 from onestep_jax.prototokens.schemes import OneStep, Scheme
@@ -72,7 +72,7 @@ def compiled_step(
     """
     placement, params = placement or Pmap(jax.local_devices()[:1]), abstract_params(network.config, dtype)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
-    problem = Problem(
+    problem = FitProblem(
         network=network,
         scheme=scheme or OneStep(),
         optimizer=preset.optimizer.build(),

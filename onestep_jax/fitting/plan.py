@@ -18,7 +18,7 @@ from onestep_jax.errors import UserError, check_known
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
 from onestep_jax.fitting.slot_ladder import rungs
-from onestep_jax.fitting.slots import Problem
+from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import beginning
@@ -55,7 +55,7 @@ class FitPlan:
     ids: tuple[str, ...]
     copies: int
     scheme: Scheme
-    problem: Problem
+    problem: FitProblem
     placement: Placement
     ladder: tuple[int, ...]
     chunk: int
@@ -161,7 +161,7 @@ def make_problem(
     optimizer: optax.GradientTransformation,
     steps: int,
     record: bool = False,
-) -> Problem:
+) -> FitProblem:
     """What slots need to know of a fit by a preset, which gives all but the optimiser and the budget.
 
     Raises:
@@ -169,7 +169,7 @@ def make_problem(
         made of.
     """
     unit = 1.0 if preset.start == "normal" else input_scale(model)
-    problem = Problem(
+    problem = FitProblem(
         network=model.network,
         scheme=without_start(scheme),
         optimizer=optimizer,

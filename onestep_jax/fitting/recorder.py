@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from onestep_jax.errors import Interrupted
-from onestep_jax.fitting.slots import Problem
+from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.snapshot import SavedWork, pack
 from onestep_jax.fitting.tasks import Outcome, Task
 from onestep_jax.fitting.work_queue import Group, Share
@@ -36,7 +36,7 @@ class Recorder:
         return True
 
     def in_flight(
-        self, groups: Sequence[Group], problem: Problem, make_task: Callable[[Group, int], Task]
+        self, groups: Sequence[Group], problem: FitProblem, make_task: Callable[[Group, int], Task]
     ) -> tuple[list[Task], list[Outcome]]:
         """What earlier sessions saved of these groups, see `SavedWork.of`."""
         return [], []
@@ -104,7 +104,7 @@ class RunRecorder(Recorder):
         return self._run.claim(block) if self._apart else True
 
     def in_flight(
-        self, groups: Sequence[Group], problem: Problem, make_task: Callable[[Group, int], Task]
+        self, groups: Sequence[Group], problem: FitProblem, make_task: Callable[[Group, int], Task]
     ) -> tuple[list[Task], list[Outcome]]:
         return self._saved.of(groups, problem, make_task)
 

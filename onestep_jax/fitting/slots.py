@@ -89,7 +89,7 @@ class Harvest(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class FitProblem:
     """What stays the same over a fit: the frozen model's functions, the arrangement, the optimiser, the budget.
 
     Equal problems share compiled programs (`placement.Placement.map`).
@@ -115,7 +115,7 @@ class Problem:
     record: bool = False
 
 
-def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, start: Leaves | None = None) -> Slot:
+def fresh(problem: FitProblem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, start: Leaves | None = None) -> Slot:
     """A running slot at its start vectors, which are drawn from the texts' identities unless given."""
     chex.assert_shape(tokens_GT, (problem.scheme.group, None))
     chex.assert_shape(ids_G4, (problem.scheme.group, 4))
@@ -136,7 +136,7 @@ def fresh(problem: Problem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, s
     )
 
 
-def shapes(problem: Problem, positions: int) -> Slot:
+def shapes(problem: FitProblem, positions: int) -> Slot:
     """A slot for texts padded to `positions` tokens, as `jax.ShapeDtypeStruct`s."""
     G = problem.scheme.group
     tokens_GT, lengths_G = jax.ShapeDtypeStruct((G, positions), jnp.int32), jax.ShapeDtypeStruct((G,), jnp.int32)
@@ -144,13 +144,13 @@ def shapes(problem: Problem, positions: int) -> Slot:
     return jax.eval_shape(functools.partial(fresh, problem), tokens_GT, lengths_G, ids_G4)
 
 
-def idle(problem: Problem, positions: int, lead: tuple[int, ...]) -> Slot:
+def idle(problem: FitProblem, positions: int, lead: tuple[int, ...]) -> Slot:
     """Empty slots, as host arrays with these leading axes."""
     zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), shapes(problem, positions))
     return zeros._replace(status=np.full(lead, IDLE, np.int32))
 
 
-def step(problem: Problem, params: Params, slot: Slot) -> tuple[Slot, Info]:
+def step(problem: FitProblem, params: Params, slot: Slot) -> tuple[Slot, Info]:
     """Score, keep, update: one gradient evaluation of one group; a slot that is not running stays as it is."""
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
@@ -200,7 +200,7 @@ def _keep_if_best(slot: Slot, loss: Array, accuracy: Array) -> Slot:
     )
 
 
-def _status_after(problem: Problem, slot: Slot, loss: Array, accuracy_G: Array) -> Array:
+def _status_after(problem: FitProblem, slot: Slot, loss: Array, accuracy_G: Array) -> Array:
     """Status after evaluation number `slot.steps`, counted from 0: failed before solved before given up."""
     patience = problem.steps if problem.patience is None else problem.patience
     given_up = (slot.steps + 1 >= problem.steps) | (slot.steps - slot.improved_step >= patience)
@@ -209,7 +209,7 @@ def _status_after(problem: Problem, slot: Slot, loss: Array, accuracy_G: Array) 
     return jnp.where(jnp.isfinite(loss), status, FAILED).astype(jnp.int32)
 
 
-def chunk(problem: Problem, length: int, params: Params, slots: Slot) -> tuple[Slot, Info]:
+def chunk(problem: FitProblem, length: int, params: Params, slots: Slot) -> tuple[Slot, Info]:
     """Up to `length` steps of all slots, fewer once none is running; the info is of each slot's last step."""
 
     def unfinished(carry: tuple[Array, Slot, Info]) -> Array:
@@ -230,7 +230,7 @@ def chunk(problem: Problem, length: int, params: Params, slots: Slot) -> tuple[S
     return slots, info
 
 
-def harvest(problem: Problem, params: Params, slots: Slot, which_K: Array) -> tuple[Slot, Harvest]:
+def harvest(problem: FitProblem, params: Params, slots: Slot, which_K: Array) -> tuple[Slot, Harvest]:
     """Decode the best vectors of some slots; a solved slot that the decode program refutes runs on.
 
     In float32 the decode program always confirms. In bfloat16 the winning margin can be smaller than the difference in
@@ -281,7 +281,7 @@ class Offer(NamedTuple):
     start: Any = None
 
 
-def refill(problem: Problem, _params: Params, slots: Slot, offer: Offer) -> tuple[Slot, Array]:
+def refill(problem: FitProblem, _params: Params, slots: Slot, offer: Offer) -> tuple[Slot, Array]:
     """Begin the offered groups in slots that are not running; returns the slots, and which of them took their group."""
     new = jax.vmap(functools.partial(fresh, problem))(offer.tokens_GT, offer.lengths_G, offer.ids_G4, offer.start)
     return restore(_params, slots, offer.offered, new)

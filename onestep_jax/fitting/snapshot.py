@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from onestep_jax.fitting import slots
-from onestep_jax.fitting.slots import Problem
+from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.tasks import Outcome, Task
 from onestep_jax.fitting.work_queue import Group
 from onestep_jax.store.saved_states import reached
@@ -54,7 +54,7 @@ def _outcome_record(outcome: Outcome) -> dict[str, Any]:
 def unpack(
     arrays: Mapping[str, np.ndarray],
     record: Any,
-    problem: Problem,
+    problem: FitProblem,
     make_task: Callable[[Group, int], Task],
     wanted: Collection[Group],
 ) -> tuple[list[Task], list[Outcome]]:
@@ -131,7 +131,7 @@ class SavedWork:
                     self._furthest[group] = Furthest(seed=seed, steps=steps, state=name)
 
     def of(
-        self, groups: Sequence[Group], problem: Problem, make_task: Callable[[Group, int], Task]
+        self, groups: Sequence[Group], problem: FitProblem, make_task: Callable[[Group, int], Task]
     ) -> tuple[list[Task], list[Outcome]]:
         """Tasks to resume and outcomes of seeds already tried, of these groups; the arrays of a state are read once.
 

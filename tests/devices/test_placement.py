@@ -19,7 +19,7 @@ from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together, Wante
 from onestep_jax.fitting import sizing, slots
 from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.fitting.sizing import choose_placement
-from onestep_jax.fitting.slots import Problem
+from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.model import fused_attention as fused
 from onestep_jax.store.status import read_status
 
@@ -101,11 +101,11 @@ def test_a_run_goes_on_elsewhere_with_the_same_vectors(tiny, token_lists, one_de
         assert distance(run.vectors[leaf], alone.vectors[leaf]) <= 1e-3
 
 
-def problem_of(model: Model, **changes: Any) -> Problem:
-    return Problem(model.network, OneStep(**changes), PRESETS["paper"].optimizer.build(), 1.0, 100)
+def problem_of(model: Model, **changes: Any) -> FitProblem:
+    return FitProblem(model.network, OneStep(**changes), PRESETS["paper"].optimizer.build(), 1.0, 100)
 
 
-def filled(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> tuple[Any, Any]:
+def filled(placement: Placement, model: Model, problem: FitProblem, token_lists: Any) -> tuple[Any, Any]:
     """Weights and state on the devices, eight texts from their start vectors."""
     group = problem.scheme.group
     lead = (placement.rows, 8 // group // placement.rows)
@@ -120,7 +120,7 @@ def filled(placement: Placement, model: Model, problem: Problem, token_lists: An
     return params, state
 
 
-def gradients(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> dict[str, np.ndarray]:
+def gradients(placement: Placement, model: Model, problem: FitProblem, token_lists: Any) -> dict[str, np.ndarray]:
     """Gradients of the first step, as AdamW's first moment holds them, one row a group."""
     params, state = filled(placement, model, problem, token_lists)
     state, _ = placement.map(slots.chunk, problem, 1, donate=1)(params, state)
@@ -204,7 +204,7 @@ def test_a_program_for_an_accelerator_may_have_the_kernel(tiny, token_lists, mon
     assert set(re.findall(heads, calls)) == ({"2", "1"} if name in ("4x2", "shared") else {"4", "2"})
 
 
-def compiled_chunk(placement: Placement, model: Model, problem: Problem, token_lists: Any) -> str:
+def compiled_chunk(placement: Placement, model: Model, problem: FitProblem, token_lists: Any) -> str:
     params, state = filled(placement, model, problem, token_lists)
     return placement.lower(slots.chunk, params, state, static=(problem, 3), donate=1).compile().as_text()
 

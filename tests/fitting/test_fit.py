@@ -190,7 +190,7 @@ def test_lengths_share_a_run(tiny, token_lists, one_device):
 
 
 def test_refuted_solution_goes_on(tiny, token_lists):
-    problem = slots.Problem(tiny, OneStep(), optax.adam(0.01), 1.0, 100)
+    problem = slots.FitProblem(tiny, OneStep(), optax.adam(0.01), 1.0, 100)
     tokens, lengths = jnp.asarray(token_lists[0])[None], jnp.array([8])
     slot = slots.fresh(problem, tokens, lengths, jnp.asarray(id_words("0123456789abcdef", 0))[None])
     slot = slot._replace(status=jnp.int32(slots.SOLVED), best_accuracy=jnp.float32(1), steps=jnp.int32(7))
@@ -267,7 +267,7 @@ def test_every_optimizer_by_name_treats_slots_apart(tiny, monkeypatch, name):
         return Score(nats_G, jnp.zeros(tokens_GT.shape, bool), tokens_GT)
 
     monkeypatch.setattr(slots, "score_group", bowl)
-    problem = slots.Problem(tiny, OneStep(), Optimizer(name, arguments).build(), 1.0, 100)
+    problem = slots.FitProblem(tiny, OneStep(), Optimizer(name, arguments).build(), 1.0, 100)
     ids = jnp.stack([id_words("0123456789abcdef", 0), id_words("fedcba9876543210", 0)])[:, None]
     tokens, lengths = jnp.zeros((2, 1, 4), jnp.int32), jnp.full((2, 1), 4)
     begin = jax.vmap(functools.partial(slots.fresh, problem))

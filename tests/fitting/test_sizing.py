@@ -16,7 +16,7 @@ from onestep_jax.fitting import memory as footprint
 from onestep_jax.fitting import sizing, throughput
 from onestep_jax.fitting.memory import Memory
 from onestep_jax.fitting.sizing import Sizing, size_fit
-from onestep_jax.fitting.slots import Problem
+from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.throughput import seconds_of_block as original_seconds
 from onestep_jax.model.decoder import Network
 from onestep_jax.prototokens.schemes import Scheme
@@ -153,7 +153,10 @@ class Noting(Pmap):
     """Notes what the programs of a fit are made of."""
 
     def map(self, function: Any, *static: Any, donate: int | None = None) -> Any:
-        self.noted = [*getattr(self, "noted", []), *(one.network.remat for one in static if isinstance(one, Problem))]
+        self.noted = [
+            *getattr(self, "noted", []),
+            *(one.network.remat for one in static if isinstance(one, FitProblem)),
+        ]
         return super().map(function, *static, donate=donate)
 
 
