@@ -72,14 +72,7 @@ def compiled_step(
     """
     placement, params = placement or Pmap(jax.local_devices()[:1]), abstract_params(network.config, dtype)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
-    problem = FitProblem(
-        network=network,
-        scheme=scheme or OneStep(),
-        optimizer=preset.optimizer.build(),
-        scale=1.0,
-        steps=preset.steps,
-        temperature=preset.temperature,
-    )
+    problem = _problem(network, scheme or OneStep(), preset)
 
     def stacked(leaf: Any) -> Any:
         whole = jax.ShapeDtypeStruct((placement.rows, slots, *leaf.shape), leaf.dtype)
@@ -88,6 +81,18 @@ def compiled_step(
     state = jax.tree.map(stacked, programs.shapes(problem, length))
     lowered = placement.lower(programs.chunk, params, state, static=(problem, 1), donate=1)
     return params, state, lowered.compile()
+
+
+def _problem(network: Network, scheme: Scheme, preset: Preset) -> FitProblem:
+    """A fit by a preset; the scale of its start vectors is left at 1, as memory does not depend on it."""
+    return FitProblem(
+        network=network,
+        scheme=scheme,
+        optimizer=preset.optimizer.build(),
+        scale=1.0,
+        steps=preset.steps,
+        temperature=preset.temperature,
+    )
 
 
 def _placed(leaf: Any, sharding: Any) -> Any:
