@@ -3,7 +3,7 @@
     python experiments/studies/scaling.py
     python experiments/studies/scaling.py --record runs/accelerator/step-1b-256.json --evaluations 900
 
-Nothing here is measured on these machines. Operations of a step are `footprint.step_flops`; speed and memory of a chip
+Nothing here is measured on these machines. Operations of a step are `cost.step_flops`; speed and memory of a chip
 are the vendors' (`CHIPS`); the share of that speed which a step reaches is assumed, 20, 35 and 50 %, unless a record of
 `onestep bench step` on the same chip, model and length says it. Evaluations a text are those of
 `results/preset_fast/judge.csv`, measured on the packaged model at its longest length there, and the whole budget of
@@ -20,6 +20,7 @@ import json
 import math
 import random
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,20 +290,21 @@ def report(args: argparse.Namespace) -> str:
     memory_head = ["weights, GB", "a copy on", "texts at a time of a copy", "tokens at a time"]
     ridges = ", ".join(f"{chip.flops / chip.bandwidth:.0f} ({name})" for name, chip in CHIPS.items())
     fits_note = (
-        f"Weights are in bfloat16 and split where they take more than {WEIGHTS_SHARE:.0%} of what XLA may use; "
-        "activations are an estimate. A step is bound by arithmetic, not by reading the weights, from "
-        f"{ridges} tokens at a time on. The last two columns are the state of all slots, and what writing it every "
-        f"{args.save_every:g} s asks of a disk."
+        f"Weights are in bfloat16. They are split where they take more than {WEIGHTS_SHARE:.0%} of what XLA may use. "
+        f"Activations are an estimate. From {ridges} tokens at a time on, a step is bound by arithmetic and not by "
+        "reading the weights. The last two columns are the state of all slots, and the speed at which a disk must take "
+        f"it every {args.save_every:g} s."
     )
     speeds_note = (
-        f"A text-step is of one copy of the weights, {args.overhead:.0%} for the host included, and, where a copy lies "
-        "on several chips, the sums over them, as if nothing hid them."
+        f"A text-step is one step of one text on one copy of the weights. It includes {args.overhead:.0%} for the "
+        "host. Where a copy lies on several chips, it also includes the sums over them, as if nothing else ran "
+        "meanwhile."
     )
     sweeps_note = (
-        f"A start takes {args.restart:g} s until the first step, the first one and each after a stop: "
-        f"{with_notice:.1%} of the time; without notice half of --save-every is lost as well, {without:.1%}. Time "
-        "without a machine is not counted. Texts differ as much as in the study. That the engine gives up idle slots "
-        "in the tail is left out."
+        f"Each start, the first one and one after each stop, takes {args.restart:g} s until its first step: "
+        f"{with_notice:.1%} of the time. A stop without notice loses half of --save-every as well: {without:.1%} in "
+        "all. Time without a machine is not counted. Texts differ as much as in the study. The engine gives up idle "
+        "slots in the tail; this is left out."
     )
     parts = [
         ("What fits", [*head, *memory_head, "state in flight, GB", "saved, MB/s"], fits, fits_note),
@@ -319,7 +321,9 @@ def report(args: argparse.Namespace) -> str:
             sweeps_note,
         ),
     ]
-    return "\n\n".join(f"**{title}**\n\n{table(names, rows)}\n\n{note}" for title, names, rows, note in parts)
+    return "\n\n".join(
+        f"**{title}**\n\n{table(names, rows)}\n\n{textwrap.fill(note, 120)}" for title, names, rows, note in parts
+    )
 
 
 def main() -> int:

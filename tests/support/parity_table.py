@@ -21,18 +21,21 @@ from parity import POSITIONS, STD, TEXTS, Errors, build, measure, save
 TABLE = Path(__file__).parents[2] / "docs" / "parity.md"
 INTRO = f"""# Parity with transformers
 
-Each row is one tiny checkpoint with random weights (standard deviation {STD}, norm scales about 1), made by
+Each row is one tiny checkpoint with random weights (standard deviation {STD}, norm scales about 1). It is made by
 transformers, saved, and loaded here. Both then run forward and backward over the same {TEXTS} texts of {POSITIONS}
-random input vectors on a CPU. Errors are relative, ‖a − b‖ / ‖b‖, where b is transformers in float32:
+random input vectors, on a CPU. Errors are relative, ‖a − b‖ / ‖b‖, where b is transformers in float32:
 
-* **embed**: of the input vectors of all token ids, in float32 and in bfloat16; "exact" where equal bit for bit.
-* **logits**, **hidden**, **gradient**: in float32; logits, hidden states (the worst layer) and the gradient of a random
-  combination of the logits with respect to the input vectors; the worst text. The tests allow {TOLERANCE:.0e}.
-* **bf16**: in bfloat16; here and, for comparison, in transformers itself ("theirs"); the median text.
+* **embed**: error of the input vectors of all token ids, in float32 and in bfloat16; "exact" where all are equal bit
+  for bit.
+* **logits**, **hidden**, **gradient**: errors in float32, of the worst text. They are of the logits, of the hidden
+  states (the worst layer), and of the gradient of a random combination of the logits with respect to the input
+  vectors. The tests allow {TOLERANCE:.0e}.
+* **bf16**: errors in bfloat16, of the median text. They are given for this package and, for comparison, for
+  transformers itself ("theirs").
 
 torch {torch.__version__.split("+")[0]}, transformers {transformers.__version__}, jax {jax.__version__}. Written by
-`python tests/support/parity_table.py`; `tests/model/test_families_parity.py` checks the same numbers. The options are
-those of `tests/support/family_cases.py`.
+`python tests/support/parity_table.py`, which takes about four minutes. `tests/model/test_families_parity.py` checks the
+same numbers. The options are those of `tests/support/family_cases.py`.
 """
 HEADER = """\
 | Family | Option | embed | logits | hidden | gradient | bf16 logits | theirs | bf16 gradient | theirs |
