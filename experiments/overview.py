@@ -1,7 +1,7 @@
 """Make experiments/README.md from the recorded results: every card, its command, its hours, the paper's finding, ours.
 
-    python experiments/overview.py runs/experiments    (first copies new results from there to experiments/results)
     python experiments/overview.py
+    python experiments/overview.py runs/experiments    (first copies new results from there to experiments/results)
 
 A result is a folder experiments/results/NAME with the tables, figures and config.json of one run of the card. Hours at
 the paper's size are computed: fits times the paper's own seconds a text on one A100 or H100 (Table 4, Llama-3.2-1B;
@@ -27,21 +27,28 @@ HERE = Path(__file__).parent
 SECONDS = {32: 11.0, 64: 15.0, 128: 27.0, 256: 87.0}
 HEAD = """# Experiments
 
-One file is one table or figure of the paper, of its predecessor, or a question of its successors: a *recipe card* whose
-docstring says what is done and what the paper found. [How to run them](../docs/reproducing.md). This page is made by
-`python experiments/overview.py` from the tables in [`results/`](results).
+Each file in [`cards/`](cards) is a *recipe card*: one table or figure of the paper, of its predecessor, or a question
+of its successors. Its docstring says what is done and what the paper found. [How to run
+them](../docs/reproducing.md). This page is made by `python experiments/overview.py` from the tables in [`results/`](results).
 
-"Ours" is the packaged model, 6.56 million parameters, on two cores of a CPU, with the command beside it; n is small
-everywhere. Minutes are wall-clock as measured, beside other work on the same machine. "Paper's size" is computed from
-the paper's own seconds a text on one A100 or H100, not measured.
+* **Ours** is measured with the packaged model, 6.56 million parameters, on two cores of a CPU, by the command beside
+  it. The number of texts is small everywhere. Minutes are wall-clock as measured, beside other work on the same machine.
+* **Paper's size** is computed from the paper's own seconds a text on one A100 or H100. It is not measured.
+* **Texts.** `books/validation.jsonl.xz` in the commands holds the 15 public-domain books that were held out when the
+  packaged model was trained. It is not in the repository. `--texts excerpts:FILE` takes any file of long texts. Without
+  `--texts`, `--packaged` uses texts that the package makes, and the numbers differ.
+
+The measurements about the package itself are in [`studies/`](studies), and what made the packaged model and its list of
+words is in [`packaged/`](packaged).
 """
 
 VERDICTS = """## What holds on the packaged model
 
-Judged from the same tables by [`findings.py`](findings.py). The packaged model is a thousand times smaller than the
-largest of the paper, its texts have 4 to 90 tokens instead of 4 to 1,448, and its fits stop after 500 to 2,000
-evaluations, autoregressive ones as well, of the preset that was `fast` then: AdamW, which needs more than twice as many
-as today's ([why](results/preset_fast/README.md)). What does not hold here may hold there, and the other way round.
+[`findings.py`](findings.py) judges this from the same tables. The packaged model is a thousand times smaller than the
+largest of the paper, and its texts have 4 to 90 tokens instead of 4 to 1,448. All fits, autoregressive ones as well,
+stop after 500 to 2,000 evaluations. They use the preset that was named `fast` then: AdamW, which needs more than twice
+as many evaluations as today's `fast` ([why](results/preset_fast/README.md)). What does not hold here may hold for
+larger models, and what holds here may not.
 """
 
 Fits = Iterable[tuple[int, int]]

@@ -1,6 +1,5 @@
-"""The pages of docs/ and the README: links lead somewhere, commands parse, Python runs."""
+"""The pages of docs/ and the README: links lead somewhere, commands parse, Python runs, files and functions exist."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from onestep_jax.cli.parser import build_parser
 from onestep_jax.errors import check_known
 from onestep_jax.experiment import cards as experiment
+from onestep_jax.texts import corpora
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,7 +76,43 @@ def test_optimizer_commands_run(tmp_path, monkeypatch):
     from onestep_jax.cli.parser import main
 
     monkeypatch.chdir(tmp_path)
-    text = "The fog came down over the two roads and stayed until noon."
-    (tmp_path / "books.jsonl").write_text(json.dumps({"text": text}) + "\n")
     for words in commands(ROOT / "docs" / "optimizers.md"):
         assert main([*words, "--steps", "20"]) == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_text_is_at_hand(page):
+    """Commands of shell blocks read no file: named sources that need none, or data sets of the hub."""
+    for words in commands(page):
+        _, given, rest = " ".join(words).partition("--texts ")
+        for source in rest.partition(" --")[0].split() if given else []:
+            assert source in corpora.names() or source.startswith("hf:"), (page.name, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_prose_is_wrapped_at_one_width(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for line in text.splitlines():
+        assert len(line) <= 120 or line.startswith("|") or len(line.split()) == 1, (page.name, line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_named_with_their_folder_exist(page):
+    for name in re.findall(r"`((?!jax/)(?:\w+/)+\w+\.py)`", page.read_text(encoding="utf-8")):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "onestep_jax")), f"{page.name} names {name}"
+
+
+def test_equations_live_where_the_method_says():
+    """In the table of docs/method.md every function named after a file is defined in that file."""
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "](" in line]
+    assert len(rows) >= 15
+    for row in rows:
+        source = ""
+        for file, name in re.findall(r"\]\(\.\./([\w/]+\.py)\)|`([\w.]+)`", row):
+            if file:
+                source = (ROOT / file).read_text(encoding="utf-8")
+            elif source and not name.endswith(".py"):
+                name = name.rpartition(".")[2]
+                defined = rf"^ *(?:def|class) {name}\b|\b{name}\b.* = |\"{name}\"|\b{name}: "
+                assert re.search(defined, source, flags=re.MULTILINE), row

@@ -12,12 +12,13 @@ architecture whose weights are
 
 each untrained kind for several weight seeds. Norm scales are treated like any tensor unless keep_norms is given.
 
-What differs between kinds besides the weights. The preset `paper` draws e and m from N(0, 1) for all of them. `fast`
-starts at 0.2 of the standard deviation of the model's own input embeddings, which is that of the trained model for
-"permuted" (exactly) and "matched" (nearly), and 0.02 for "init"; its learning rate is absolute, so on "init" a step is
-longer beside the start vectors; and all of it was chosen on the packaged trained model. control_untrained_models.csv
-gives both standard deviations. H_LM (Eq. 3) is under the model that emits: an untrained one finds every text ln V nats
-a token or more, so equal tokens are not equal nats; the nats of the same tokens under the trained model stand beside.
+What differs between kinds besides the weights. The presets `paper` and `fast` draw e and m from N(0, 1) for all kinds,
+but `fast` was chosen on the packaged trained model. The recorded results are of an older `fast`: AdamW, with start
+vectors at 0.2 of the standard deviation of the model's own input embeddings. For "permuted" (exactly) and "matched"
+(nearly) this standard deviation is that of the trained model; for "init" it is 0.02. The learning rate was absolute, so
+on "init" a step was longer beside the start vectors. control_untrained_models.csv gives both standard deviations. H_LM
+(Eq. 3) is under the model that emits. An untrained model finds ln V nats or more in every token, so equal tokens are
+not equal nats. The nats of the same tokens under the trained model are given beside them.
 
 The paper has no such control: its capacity of Llama-3.2-1B on PG-19, m not shared (Table 3), is 362 tokens.
 

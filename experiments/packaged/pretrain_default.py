@@ -1,16 +1,22 @@
 """Pretrain the packaged default model: a byte-level BPE tokenizer and a small Llama, from any texts.
 
-The training texts of the packaged model are public-domain books up to 1918. The recipe: Muon on the matrices inside the
-blocks and AdamW on the rest, one warm-up and cosine decay, next-token cross-entropy on windows cut from the
-concatenated books at random places. The result is a folder in Hugging Face format (bf16) that both
-`onestep_jax.load_model` and `transformers.AutoModelForCausalLM.from_pretrained` read, with a model card that states
-data, recipe and losses.
+The recipe: Muon on the matrices inside the blocks and AdamW on the rest, one warm-up and cosine decay, next-token
+cross-entropy on windows cut from the concatenated texts at random places. The result is a folder in Hugging Face format
+(bf16) that both `onestep_jax.load_model` and `transformers.AutoModelForCausalLM.from_pretrained` read. Its model card
+states data, recipe and losses.
+
+    python experiments/packaged/pretrain_default.py --train TEXTS --validation OTHERS --out runs/my-model
+
+TEXTS and OTHERS are each a folder of .txt files, or a .jsonl or .jsonl.xz with one text a line in the column "text".
+`onestep fit --model runs/my-model` uses the result. The packaged model was made by
 
     python experiments/packaged/pretrain_default.py \
         --train books/train.jsonl.xz --validation books/validation.jsonl.xz \
         --about "public-domain books published up to 1918" --work runs/pretrain --out onestep_jax/data/default
 
-Stop it whenever you like and run the same command again: it goes on from the last saved step.
+with 157 public-domain books to train on and 15 others to measure the loss. They are not in the repository.
+
+It can be stopped at any time; the same command continues from the last saved step.
 """
 
 from __future__ import annotations

@@ -3,12 +3,15 @@
 The source `random` of `onestep_jax.texts.corpora` draws from it. The paper draws from the 100,000 most frequent words
 of GloVe, which `random:glove.6B.50d.txt` reads; the packaged list is for machines that have no such file.
 
-    python experiments/packaged/word_list.py --texts books/train.jsonl.xz --out onestep_jax/data/words.txt
+    python experiments/packaged/word_list.py --texts FILE --out words.txt
 
-A word is a run of letters with its apostrophes, lower-cased; only those of the letters a to z are counted, so that
-"don't" is left out whole rather than counted as "don" and "t". On the training texts of the packaged model (the
-public-domain books of its card) it takes 15 seconds on one core: 10,000 of 92,732 words, 94.9 % of the 15,128,400
-counted, the last of them 83 times.
+FILE is any source of `onestep fit`, such as a .jsonl with one text a line in the column "text". The packaged list,
+`onestep_jax/data/words.txt`, was made from books/train.jsonl.xz: the 157 public-domain books on which the packaged
+model was trained. They are not in the repository.
+
+A word is a run of letters with its apostrophes, lower-cased. Only words of the letters a to z are counted, so "don't"
+is left out whole and not counted as "don" and "t". On those books this takes 15 seconds on one core. The list has
+10,000 of 92,732 words, which are 94.9 % of the 15,128,400 counted. The last of them occurs 83 times.
 """
 
 from __future__ import annotations

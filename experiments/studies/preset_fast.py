@@ -1,20 +1,24 @@
 """Why the preset `fast` is what it is: work per solved text, in five parts.
 
-    python experiments/studies/preset_fast.py --texts books/validation.jsonl.xz --out runs/preset_fast
+    python experiments/studies/preset_fast.py --texts FILE --out runs/preset_fast
+
+FILE holds at least two long texts, such as books: a .jsonl with one text a line in the column "text", or any other
+source of `onestep fit`. The package brings no text that is long enough.
 
     choose      one change at a time of what the choosing started from; other optimisers on half of the texts
-    curriculum  a text fitted at once, against its beginning first and the vectors gone on with (prefixes are nested)
+    curriculum  a text fitted at once, against its beginning first and then the whole from there (prefixes are nested)
     seeds       the same texts from several seeds: what giving a seed up after so many evaluations would cost
     bfloat16    `fast` where weights and activations are rounded
     judge       `fast`, what the choosing started from (`base`) and `paper` on texts that nothing was chosen on, at 24
                 tokens; then longer prefixes of what is solved, for `paper` shorter ones of what is not
 
-The tables of `experiments/results/preset_fast` were recorded with these commands' defaults on two cores of a CPU.
+The tables of `experiments/results/preset_fast` were recorded on two cores of a CPU, with the defaults of this command.
+FILE was books/validation.jsonl.xz: the 15 public-domain books that were held out when the packaged model was trained.
 
 Texts are pieces of the books at evenly spaced places: the first half of the books for choosing, the second half for
 judging. Work is counted in gradient evaluations times tokens, which no machine changes; an unsolved text counts with
-its whole budget. Every part adds its rows to a CSV as they are made and goes on from what is there; the tables of
-README.md beside them are made from the CSVs.
+its whole budget. Every part adds its rows to a CSV as they are made. The same command continues from what is there.
+The tables of README.md beside the CSVs are made from them.
 """
 
 from __future__ import annotations

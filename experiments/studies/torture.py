@@ -3,7 +3,7 @@
     python experiments/studies/torture.py --rounds 20 --out runs/torture
 
 A run of 60 texts in several processes (gloo on localhost, virtual CPU devices) is ended at random moments, by `kill -9`
-or SIGTERM, and gone on with each time by another number of processes and devices. At the end every text must be there
+or SIGTERM, and resumed each time by another number of processes and devices. At the end every text must be there
 once, `onestep verify` must find nothing, and accuracies must be those of a run that was never touched. rounds.csv says
 what was done to it and what was recorded after each round.
 """
