@@ -28,11 +28,12 @@ SECONDS = {32: 11.0, 64: 15.0, 128: 27.0, 256: 87.0}
 HEAD = """# Experiments
 
 Each file in [`cards/`](cards) is a *recipe card*: one table or figure of the paper, of its predecessor, or a question
-of its successors. Its docstring says what is done and what the paper found. [How to run
-them](../docs/reproducing.md). This page is made by `python experiments/overview.py` from the tables in [`results/`](results).
+of its successors. Its docstring says what is done and what the paper found. [How to run them](../docs/reproducing.md).
+This page is made by `python experiments/overview.py` from the tables in [`results/`](results).
 
 * **Ours** is measured with the packaged model, 6.56 million parameters, on two cores of a CPU, by the command beside
-  it. The number of texts is small everywhere. Minutes are wall-clock as measured, beside other work on the same machine.
+  it. The number of texts is small everywhere. Minutes are wall-clock as measured, beside other work on the same
+  machine.
 * **Paper's size** is computed from the paper's own seconds a text on one A100 or H100. It is not measured.
 * **Texts.** `books/validation.jsonl.xz` in the commands holds the 15 public-domain books that were held out when the
   packaged model was trained. It is not in the repository. `--texts excerpts:FILE` takes any file of long texts. Without

@@ -4,9 +4,9 @@
 
 Texts are random token ids of the packaged model, two tokens long unless told otherwise, fitted by `fast` into a run
 directory. A line is kept for each thousandth part of it: seconds, texts finished, resident memory, files in the
-directory. After nine tenths it is stopped by SIGTERM and resumed. The resume is timed, with
-the model loaded and the programs compiled, until its first chunk of steps is done. curve.csv and curve.png show the
-run, summary.json has the answers.
+directory. After nine tenths it is stopped by SIGTERM and resumed. The resume is timed, with the model loaded and the
+programs compiled, until its first chunk of steps is done. curve.csv and curve.png show the run, summary.json has the
+answers.
 """
 
 from __future__ import annotations
