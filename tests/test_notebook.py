@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "tour.ipynb"
@@ -18,6 +19,7 @@ def printed(notebook) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_notebook(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONWARNINGS", "ignore")
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -171,6 +171,7 @@ KERNEL_PLACEMENTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KERNEL_PLACEMENTS)
 def test_a_fused_kernel_gives_the_same_gradients(tiny, token_lists, one_device, monkeypatch, name):
     make, shared = KERNEL_PLACEMENTS[name]
@@ -182,6 +183,7 @@ def test_a_fused_kernel_gives_the_same_gradients(tiny, token_lists, one_device, 
         assert distance(found[leaf], expected[leaf]) <= 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kernel", "platform"), [("splash", "tpu"), ("cudnn", "cuda")])
 @pytest.mark.parametrize("name", [name for name in KERNEL_PLACEMENTS if name != "pmap"])
 def test_a_program_for_an_accelerator_may_have_the_kernel(tiny, token_lists, monkeypatch, name, kernel, platform):

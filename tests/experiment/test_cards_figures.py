@@ -11,6 +11,8 @@ from onestep_jax.errors import UserError
 from onestep_jax.store.reading import read_results
 from onestep_jax.texts.corpora import load_tokens
 
+pytestmark = pytest.mark.long
+
 
 def test_figure3(tmp_path):
     tables = smoke("figure3_information", tmp_path)

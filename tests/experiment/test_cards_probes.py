@@ -19,6 +19,8 @@ from onestep_jax.experiment.cards import load_card
 from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.texts.corpora import contexts, continuations, load_tokens
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def packaged() -> Model:

@@ -14,7 +14,7 @@ from onestep_jax.experiment.study import Study
 from onestep_jax.store.reading import read_config
 from onestep_jax.texts.corpora import load_tokens
 
-pytestmark = pytest.mark.eight_devices
+pytestmark = [pytest.mark.eight_devices, pytest.mark.long]
 
 ROUNDING = 1e-4  # in logits, of float32 at different positions
 

@@ -255,6 +255,7 @@ def test_it_does_not_matter_how_many_are_harvested_together(tiny, token_lists, o
         np.testing.assert_array_equal(found.vectors[leaf], expected.vectors[leaf])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(optimizer_names()))
 def test_every_optimizer_by_name_treats_slots_apart(tiny, monkeypatch, name):
     parameters = inspect.signature(optimizer_names()[name]).parameters

@@ -39,6 +39,7 @@ def succeed(job: Job) -> None:
         assert code == 0, words
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
 def test_results_do_not_depend_on_processes(tiny_folder, lines, tmp_path, one_device, processes, devices):
     paper = arguments(tiny_folder, lines, tmp_path / "paper", "--preset", "paper", "--steps", "50")
@@ -53,6 +54,7 @@ def test_results_do_not_depend_on_processes(tiny_folder, lines, tmp_path, one_de
         assert difference <= 1e-3 * np.linalg.norm(alone.vectors[leaf])
 
 
+@pytest.mark.long
 def test_every_process_records_and_all_texts_are_solved(tiny_folder, lines, tmp_path):
     succeed(Job(arguments(tiny_folder, lines, tmp_path / "run", "--steps", "2000"), 2, 2))
     found = read_results(tmp_path / "run")
@@ -61,6 +63,7 @@ def test_every_process_records_and_all_texts_are_solved(tiny_folder, lines, tmp_
     assert writers == {"0000", "0001"}
 
 
+@pytest.mark.long
 def test_a_group_is_shared_by_all_processes(tiny_folder, lines, tmp_path, one_device):
     """Sixteen texts and one `m`, over 2 × 4 devices in lockstep."""
     more = ["--share", "m", "--group", "all", "--preset", "paper", "--steps", "50", "--chunk", "5"]
@@ -75,6 +78,7 @@ def test_a_group_is_shared_by_all_processes(tiny_folder, lines, tmp_path, one_de
         assert difference <= 1e-3 * np.linalg.norm(alone.vectors[leaf])
 
 
+@pytest.mark.long
 def test_a_run_survives_being_ended_over_and_over(tiny_folder, lines, tmp_path):
     options = ["--split", "lines", "--length", "8", "--slots", "2", "--steps", "4000"]
     found = torture(str(tiny_folder), str(lines), tmp_path, rounds=3, options=options)
@@ -87,6 +91,7 @@ def test_a_run_survives_being_ended_over_and_over(tiny_folder, lines, tmp_path):
     }
 
 
+@pytest.mark.long
 def test_one_that_is_asked_to_stop_leaves_the_rest_for_another_call(tiny_folder, lines, tmp_path):
     """Its peer goes on to the end of what it can get, and says what is missing."""
     run = tmp_path / "run"
@@ -104,6 +109,7 @@ def test_one_that_is_asked_to_stop_leaves_the_rest_for_another_call(tiny_folder,
     assert len(read_results(run)) == COUNT
 
 
+@pytest.mark.long
 def test_every_process_says_why_a_run_cannot_be_opened(tiny_folder, lines, tmp_path):
     succeed(Job([*arguments(tiny_folder, lines, tmp_path / "run", "--steps", "1")], 1, 1))
     (first, said), (second, also) = Job(arguments(tiny_folder, lines, tmp_path / "run", "--steps", "2"), 2, 1).wait()

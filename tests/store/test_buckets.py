@@ -149,6 +149,7 @@ def test_what_was_committed_too_late_is_taken_back(bucket, quick):
     assert entries(folder) == []
 
 
+@pytest.mark.long
 def test_a_killed_job_in_a_bucket_is_gone_on_with(bucket, tiny_folder, tmp_path, quick, capsys):
     texts, address = tmp_path / "lines.txt", f"{bucket}/killed"
     rows = np.random.default_rng(7).integers(60, size=(16, 8))
