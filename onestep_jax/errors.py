@@ -41,3 +41,14 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
             raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+
+
+def check_least(least: int, **numbers: int) -> None:
+    """Refuse the first number that is smaller than `least`.
+
+    Raises:
+      UserError: naming it.
+    """
+    for name, number in numbers.items():
+        if number < least:
+            raise UserError(f"{name} = {number}: expected at least {least}")

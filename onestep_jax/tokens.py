@@ -1,4 +1,4 @@
-"""Token ids: from strings, checked, their identities, and the padded lengths that they share.
+"""Token ids: from strings, checked, identified, and put into batches of equal padded length.
 
 May import `errors`.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,17 +58,30 @@ def text_ids(tokens: Sequence[np.ndarray]) -> list[str]:
     return ids
 
 
+def plain_id(text_id: str) -> str:
+    """The hash in a text's identity, without the number of a repeat: equal for texts with equal tokens."""
+    return text_id.partition("-")[0]
+
+
 def id_words(text_id: str, seed: int) -> np.ndarray:
-    """(4,) uint32: the halves of the hash, the number of the duplicate, the seed; what a text's randomness hangs on."""
-    digest, _, duplicate = text_id.partition("-")
-    return np.array([int(digest[:8], 16), int(digest[8:], 16), int(duplicate or 0), seed], np.uint32)
+    """(4,) uint32: the halves of the hash, the number of the repeat and the seed. Random numbers of a text follow."""
+    digest, _, repeat = text_id.partition("-")
+    return np.array([int(digest[:8], 16), int(digest[8:], 16), int(repeat or 0), seed], np.uint32)
 
 
-def buckets(lengths: Sequence[int], boundary: int | None = None, extra: int = 0) -> list[int]:
-    """Padded length of each text: the least of 8, 16, …, then steps of an eighth, that holds it.
+# --- batches ---
 
-    Never more than the longest text, so that texts of one length are not padded at all; and padding does not lead over
-    `boundary` (`ModelConfig.boundary`), where the model itself changes, counting the `extra` inputs of a text.
+
+def padded_lengths(lengths: Sequence[int], boundary: int | None = None, extra: int = 0) -> list[int]:
+    """Padded length of each text: the least of 8, 16, …, 64, then steps of an eighth of an octave, that holds it.
+
+    It is never more than the longest text, so texts of one length are not padded at all. A model may change its rotary
+    positions beyond `boundary` inputs (`ModelConfig.boundary`); padding never leads a text across it.
+
+    Args:
+      lengths: tokens of each text.
+      boundary: inputs up to which rotary positions are the same; None if they never change.
+      extra: inputs that a text has beside its tokens.
     """
     longest = max(lengths, default=1)
     ladder = list(range(8, 64, 8))
@@ -79,3 +92,57 @@ def buckets(lengths: Sequence[int], boundary: int | None = None, extra: int = 0)
     if boundary is not None and boundary > extra:
         ladder = sorted([*ladder, boundary - extra])
     return [min(longest, next(rung for rung in ladder if rung >= length)) for length in lengths]
+
+
+class Batch(NamedTuple):
+    """Texts of one padded length that go through a program together.
+
+    Attributes:
+      rows: (B,) int, index of the text in each row. Where there are too few texts, they are repeated.
+      used: rows before the repeats.
+      positions: padded length (T).
+      lengths: (B,) int32, tokens of the text in each row.
+    """
+
+    rows: np.ndarray
+    used: int
+    positions: int
+    lengths: np.ndarray
+
+    @property
+    def texts(self) -> list[int]:
+        """Indices of the texts, each once: (used,)."""
+        return self.rows[: self.used].tolist()
+
+    def pad(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """Arrays (length, …) of all texts → (B, T, …), those of the batch with zeros behind."""
+        first = arrays[self.rows[0]]
+        padded = np.zeros((len(self.rows), self.positions, *first.shape[1:]), first.dtype)
+        for row, i in zip(padded, self.rows, strict=True):
+            row[: len(arrays[i])] = arrays[i]
+        return padded
+
+
+def batches(
+    lengths: Sequence[int], size: int, *, boundary: int | None = None, extra: int = 0, full: bool = False
+) -> Iterator[Batch]:
+    """Batches of texts by padded length, shortest first, texts of one length in their order.
+
+    All batches of one padded length have the same number of rows, so that a program is compiled once for each length.
+    That number is `size`, or the number of texts where these are fewer.
+
+    Args:
+      lengths: tokens of each text.
+      size: rows of a batch at most.
+      boundary, extra: see `padded_lengths`.
+      full: give every batch `size` rows, so that later calls with more texts need no other program.
+    """
+    all_lengths = np.array(lengths, np.int32)
+    padded = np.array(padded_lengths(lengths, boundary, extra), int)
+    for positions in np.unique(padded).tolist():
+        members = np.flatnonzero(padded == positions)
+        width = size if full else min(size, len(members))
+        for first in range(0, len(members), size):
+            chosen = members[first : first + size]
+            rows = np.resize(chosen, width)
+            yield Batch(rows=rows, used=len(chosen), positions=positions, lengths=all_lengths[rows])

@@ -1,8 +1,8 @@
-"""What each further token of a text costs: steps to absorb it, against its surprisal.
+"""Gradient evaluations that each further token of a text takes, against its surprisal.
 
-A text grows by one token at a time. The vectors go on from those that emit the prefix before, so the evaluations spent
-between one prefix and the next are the price of the token between them (compare *Progressive Cramming*,
-D. Tarasov et al.).
+A text grows by one token at a time. Training for a prefix continues from the vectors that give the prefix before it, so
+the evaluations between two prefixes are the cost of the token between them (compare *Progressive Cramming*, D. Tarasov
+et al.).
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from onestep_jax.analysis.failures import spearman
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.analysis.ranks import spearman
+from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
 from onestep_jax.model.decoder import Model, Params, input_scale
 from onestep_jax.model.likelihood import beginning, text_nats
 from onestep_jax.prototokens.objective import score_text
 from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, draw
-from onestep_jax.tokens import check_tokens, id_words, text_ids
+from onestep_jax.tokens import batches, check_tokens, id_words, text_ids
 
 BATCH = 32
 CONSTANT = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})
 
 
 class Absorbed(NamedTuple):
-    """The price of each token of each text; arrays are (texts, T), T tokens in the longest.
+    """The cost of each token of each text; arrays are (texts, T), where the longest text has T tokens.
 
     Attributes:
-      evaluations: gradient evaluations, each with an update, between the first vectors that gave the prefix before
-        exactly and the first that gave the prefix up to this token; 0 for a token that came of itself. A token that was
-        given up has its budget here. −1 for those after it, those before `first`, and beyond a text's end.
-      solved: whether the prefix up to this token became exact.
-      nats: −ln P(t_i | t_<i) under the model run autoregressively; NaN beyond a text's end, and for the first token
-        where the tokenizer has no BOS.
+      evaluations: int32, gradient evaluations, each with an update, between the first vectors that gave the prefix
+        before this token exactly and the first that gave the prefix up to this token. It is 0 where the same vectors
+        gave both, and the whole budget for a token that was given up. It is −1 for the tokens after that one, for those
+        before `first`, and beyond a text's end.
+      solved: bool, whether the prefix up to this token became exact.
+      nats: float32, −ln P(t_i | t_<i) under the model run autoregressively; NaN beyond a text's end, and for the first
+        token where the tokenizer has no BOS.
       lengths: (texts,) tokens of each text.
     """
 
@@ -60,8 +61,8 @@ class Correlations(NamedTuple):
 
     Attributes:
       pooled: over the tokens of all texts.
-      partial: the same after what goes with the token's position is taken off both (partial rank correlation): later
-        tokens cost more for a reason of their own.
+      partial: over the same tokens, controlled for position (partial rank correlation): later tokens cost more
+        whatever their nats.
       within: mean over the texts of the correlation within one.
       position: of evaluations with position, pooled.
       tokens: how many tokens.
@@ -75,14 +76,14 @@ class Correlations(NamedTuple):
 
 
 class _State(NamedTuple):
-    """One growing text; every field gains a leading text axis.
+    """One growing text; under `vmap` every field has a leading text axis.
 
     Attributes:
       leaves: leaf → (D,).
       opt_state: of this text alone.
-      target: () int32, tokens asked for now.
-      spent: () int32, updates made for the token asked for now.
-      running: () bool.
+      target: () int32, length of the prefix that is trained now.
+      spent: () int32, updates made for its last token.
+      running: () bool, whether there is a token left to try.
       evaluations_T: (T,) int32, see `Absorbed`.
       solved_T: (T,) bool.
     """
@@ -98,7 +99,7 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Growth:
-    """What stays the same while texts grow: see `absorb`."""
+    """Settings of a run, see `absorb`; `scale` is the standard deviation of the start vectors."""
 
     model: Model
     optimizer: optax.GradientTransformation
@@ -123,36 +124,28 @@ def absorb(
     chunk: int = 50,
     batch: int = BATCH,
 ) -> Absorbed:
-    """Count the gradient evaluations that each further token of each text takes, with vectors `e` and `m` of its own.
+    """Count the gradient evaluations that each further token takes; every text has its own `e` and `m`.
 
-    The learning rate is constant by default: a schedule would give each token another rate. Padded to one length, all
-    texts and prefixes run in one compiled program.
+    The learning rate is constant by default: a schedule would give each token another rate. All texts are padded to one
+    length, so that one compiled program serves all texts and prefixes.
 
     Args:
       model: the frozen model.
       tokens: token ids of each text, without special tokens.
-      first: length of the first prefix that is asked for.
-      last: length of the last one; None for the whole text.
-      steps: budget of one token (of the first prefix, too), in gradient evaluations; a text whose budget is spent ends.
+      first: tokens of the first prefix.
+      last: tokens of the last prefix; None for the whole text.
+      steps: budget of one token, and of the first prefix, in gradient evaluations; a text ends when one is used up.
       preset: gives the scale of the start vectors and the temperature of the loss.
       optimizer: any optax optimiser, or `Optimizer` for one by name.
-      restart: begin each token with a fresh state of the optimiser instead of going on with the state there is.
+      restart: initialise the optimiser's state again for each token, instead of keeping it.
       seed: of the start vectors.
-      chunk: steps between looks of the host.
+      chunk: steps between two checks whether any text is still running.
       batch: texts at a time.
 
     Raises:
-      UserError: for texts that the model cannot have, or lengths and numbers out of range.
+      UserError: for token ids that the model does not have, texts that are too long, or numbers out of range.
     """
-    for name, value in (
-        ("steps", steps),
-        ("chunk", chunk),
-        ("batch", batch),
-        ("first", first),
-        ("last", first if last is None else last),
-    ):
-        if value < 1:
-            raise UserError(f"{name} = {value}: expected at least 1")
+    check_least(1, steps=steps, chunk=chunk, batch=batch, first=first, last=first if last is None else last)
     texts = [ids[:last] for ids in check_tokens(tokens, model.config.vocab_size, None)]
     check_tokens(texts, None, model.config.context)
     if isinstance(preset, str):
@@ -160,35 +153,41 @@ def absorb(
         preset = PRESETS[preset]
     if first > min(map(len, texts)):
         raise UserError(f"first = {first}: the shortest text has {min(map(len, texts))} tokens; give a smaller one")
-    built = optimizer.build() if isinstance(optimizer, Optimizer) else optimizer
-    scale = preset.scale * (1.0 if preset.start == "normal" else input_scale(model))
-    growth = _Growth(model, built, scale, preset.temperature, steps, first, restart)
-    ids = np.stack([id_words(name, seed) for name in text_ids(texts)])
+    growth = _Growth(
+        model=model,
+        optimizer=optimizer.build() if isinstance(optimizer, Optimizer) else optimizer,
+        scale=preset.scale * (1.0 if preset.start == "normal" else input_scale(model)),
+        temperature=preset.temperature,
+        steps=steps,
+        first=first,
+        restart=restart,
+    )
+    evaluations, solved = _grow(growth, texts, seed, chunk, batch)
     lengths = np.array([len(text) for text in texts], np.int32)
-    padded = np.stack([np.pad(text, (0, lengths.max() - len(text))) for text in texts])
-    evaluations, solved = _grow(growth, padded, lengths, ids, chunk, batch)
-    return Absorbed(evaluations, solved, _nats(model, texts, padded.shape[1]), lengths)
+    return Absorbed(evaluations=evaluations, solved=solved, nats=_nats(model, texts), lengths=lengths)
 
 
 def _grow(
-    growth: _Growth, padded: np.ndarray, lengths: np.ndarray, ids: np.ndarray, chunk: int, batch: int
+    growth: _Growth, texts: Sequence[np.ndarray], seed: int, chunk: int, batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluations and whether solved, (texts, T) each, batch by batch."""
+    """Evaluations and whether solved, (texts, T) each."""
     advance = jax.jit(jax.vmap(partial(_chunk, growth, chunk), in_axes=(None, 0, 0, 0)))
+    ids = np.stack([id_words(name, seed) for name in text_ids(texts)])
+    lengths = np.array([len(text) for text in texts], np.int32)
+    longest = int(lengths.max())
     parts = []
-    for start in range(0, len(padded), batch):
-        chosen = np.arange(len(padded))[start : start + batch]
-        rows = np.resize(chosen, min(batch, len(padded)))
-        state = jax.vmap(partial(_begin, growth, padded.shape[1]))(jnp.asarray(ids[rows]))
+    for chosen in batches([longest] * len(texts), batch):  # one padded length, and so one program
+        tokens_BT = chosen.pad(texts)
+        state = jax.vmap(partial(_begin, growth, longest))(jnp.asarray(ids[chosen.rows]))
         while np.any(jax.device_get(state.running)):
-            state = advance(growth.model.params, state, padded[rows], lengths[rows])
-        parts.append([np.asarray(array)[: len(chosen)] for array in (state.evaluations_T, state.solved_T)])
-    evaluations, solved = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return evaluations, solved
+            state = advance(growth.model.params, state, tokens_BT, lengths[chosen.rows])
+        evaluations_BT, solved_BT = np.asarray(state.evaluations_T), np.asarray(state.solved_T)
+        parts.append((evaluations_BT[: chosen.used], solved_BT[: chosen.used]))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def correlations(absorbed: Absorbed) -> Correlations:
-    """How evaluations go with nats over the tokens that were asked for one by one; the first prefix is left out.
+    """Correlate evaluations with nats, over all tokens after the first prefix.
 
     Args:
       absorbed: see `absorb`.
@@ -197,23 +196,27 @@ def correlations(absorbed: Absorbed) -> Correlations:
     started = np.argmax(absorbed.evaluations >= 0, axis=1)
     position = np.broadcast_to(np.arange(tried.shape[1])[None], tried.shape)
     tried &= position > started[:, None]
-    columns = absorbed.evaluations[tried], absorbed.nats[tried], position[tried]
-    cost_nats, cost_position, nats_position = (spearman(columns[a], columns[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-    left = (1 - cost_position**2) * (1 - nats_position**2)
-    partial_ = (cost_nats - cost_position * nats_position) / np.sqrt(left) if left > 0 else float("nan")
+    cost, nats, place = absorbed.evaluations[tried], absorbed.nats[tried], position[tried]
+    cost_nats, cost_place, nats_place = spearman(cost, nats), spearman(cost, place), spearman(nats, place)
+    # Partial correlation: (ρ_cn − ρ_cp ρ_np) / √((1 − ρ_cp²) (1 − ρ_np²)), for cost c, nats n and position p.
+    left = (1 - cost_place**2) * (1 - nats_place**2)
     by_text = [
         spearman(e[rows], n[rows]) for e, n, rows in zip(absorbed.evaluations, absorbed.nats, tried, strict=True)
     ]
     known = [rho for rho in by_text if not np.isnan(rho)]
-    within = float(np.mean(known)) if known else float("nan")
-    return Correlations(cost_nats, float(partial_), within, cost_position, int(tried.sum()))
+    return Correlations(
+        pooled=cost_nats,
+        partial=float((cost_nats - cost_place * nats_place) / np.sqrt(left)) if left > 0 else float("nan"),
+        within=float(np.mean(known)) if known else float("nan"),
+        position=cost_place,
+        tokens=int(tried.sum()),
+    )
 
 
 def _begin(growth: _Growth, positions: int, id_4: Array) -> _State:
-    """A text at its start vectors, asked for its first prefix."""
-    leaves = {
-        name: leaf[0] for name, leaf in draw(OneStep(), id_4[None], growth.model.embed_width, growth.scale).items()
-    }
+    """A text at its start vectors, about to be trained for its first prefix."""
+    drawn = draw(OneStep(), id_4[None], growth.model.embed_width, growth.scale)
+    leaves = {name: leaf[0] for name, leaf in drawn.items()}
     return _State(
         leaves=leaves,
         opt_state=growth.optimizer.init(leaves),
@@ -230,10 +233,10 @@ def _chunk(growth: _Growth, count: int, params: Params, state: _State, tokens_T:
 
 
 def _step(growth: _Growth, params: Params, state: _State, tokens_T: Array, length: Array) -> _State:
-    """Score, note the prefixes that are exact, ask for the next token, update.
+    """Score, note which prefixes are exact, move on to the next token if the target is reached, else update.
 
-    The forward pass gives the hits of all positions. Once the prefix asked for is exact its gradient is of no more
-    use: the vectors stay, and the next step asks for the first token that they do not give.
+    One forward pass tells for all positions whether they are right. When the target prefix is exact, this step keeps
+    the vectors, and the next step trains them for the first token that they do not give.
     """
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
@@ -254,9 +257,9 @@ def _step(growth: _Growth, params: Params, state: _State, tokens_T: Array, lengt
     leaves, opt_state = jax.tree.map(
         lambda moved, stayed: jnp.where(reached, stayed, moved), (leaves, opt_state), (state.leaves, rest)
     )
-    asked_T = place_T == state.target - 1
+    tried_T = place_T == state.target - 1
     for_free_T = (place_T >= state.target) & (place_T < exact)
-    noted_T = jnp.where((reached | given_up) & asked_T, state.spent, state.evaluations_T)
+    noted_T = jnp.where((reached | given_up) & tried_T, state.spent, state.evaluations_T)
     after = _State(
         leaves=leaves,
         opt_state=opt_state,
@@ -264,14 +267,14 @@ def _step(growth: _Growth, params: Params, state: _State, tokens_T: Array, lengt
         spent=jnp.where(reached, 0, state.spent + 1),
         running=~given_up & ~(exact >= length),
         evaluations_T=jnp.where(reached & for_free_T, 0, noted_T),
-        solved_T=state.solved_T | (reached & (asked_T | for_free_T)),
+        solved_T=state.solved_T | (reached & (tried_T | for_free_T)),
     )
     return jax.tree.map(lambda new, old: jnp.where(state.running, new, old), after, state)
 
 
-def _nats(model: Model, texts: Sequence[np.ndarray], positions: int) -> np.ndarray:
-    """(texts, positions) nats of each token, NaN where there are none."""
-    table = np.full((len(texts), positions), np.nan, np.float32)
+def _nats(model: Model, texts: Sequence[np.ndarray]) -> np.ndarray:
+    """(texts, T) nats of each token, NaN where there are none."""
+    table = np.full((len(texts), max(map(len, texts))), np.nan, np.float32)
     skipped = 0 if beginning(model) is not None else 1
     for row, one in zip(table, text_nats(model, texts), strict=True):
         row[skipped : skipped + len(one.nats)] = one.nats

@@ -1,6 +1,6 @@
-"""How much each layer and head attends to `e`, and what becomes of a text when `e` or `m` is replaced.
+"""How much each layer and head attends to `e`, and how much of a text is left when `e` or `m` is replaced.
 
-The m positions have no content of their own: what tells them apart comes from `e` and from each other's positions.
+All m positions have the same input vector. They differ only by their position and by what they attend to.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, Params
-from onestep_jax.prototokens.reconstruction import decode
+from onestep_jax.prototokens.reconstruction import check_model, decode
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, from_description
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.tokens import buckets
+from onestep_jax.tokens import batches, plain_id
 
 BATCH = 4
 ABLATIONS = ("e=m", "e=0", "e=mean", "e=other", "m=e", "m=0", "m=mean", "m=other")
@@ -28,10 +28,13 @@ ABLATIONS = ("e=m", "e=0", "e=mean", "e=other", "m=e", "m=0", "m=mean", "m=other
 class Shares(NamedTuple):
     """Attention weights of the m positions of each text, by what they go to; the three sum to one.
 
+    Each is the mean over the query positions 1 … P − 1, where P is the number of input positions of the text. A text of
+    one position has no m, and so NaN.
+
     Attributes:
-      e: (G, L, H) weight on `e`, mean over the query positions 1 … P − 1; NaN for a text without one.
-      itself: (G, L, H) weight of a position on itself.
-      others: (G, L, H) weight on the m positions before it.
+      e: (texts, L, H) weight on `e`.
+      itself: (texts, L, H) weight of a position on itself.
+      others: (texts, L, H) weight on the m positions before it.
     """
 
     e: np.ndarray
@@ -40,12 +43,12 @@ class Shares(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Where fitted texts attend while they are emitted.
+    """Attention weights in the one forward pass that gives the texts.
 
     Attributes:
       shares: of each text.
-      uniform: what attention spread evenly over all visible positions would give; `e` is mean 1/(t + 1) where a layer
-        has no window.
+      uniform: the same for attention spread evenly over all visible positions, (texts, L, 1) each. In a layer without
+        a window its weight on `e` at position t is 1/(t + 1).
       e_LHT: weight on `e` by query position, mean over the texts that reach it; NaN at position 0, which is `e`.
       uniform_LT: the same for evenly spread attention.
       texts_T: number of texts that reach each position.
@@ -59,12 +62,12 @@ class Attention(NamedTuple):
 
 
 class Ablation(NamedTuple):
-    """What one pass gives after a vector was replaced.
+    """Accuracy of one forward pass after a vector was replaced.
 
     Attributes:
       own: (texts,) accuracy on the text whose other vector was kept.
-      donor: (texts,) accuracy on the text that the vector was taken from, over their common positions; NaN where it
-        came from no single text.
+      donor: (texts,) accuracy on the text that the new vector was taken from, over the positions that both have; NaN
+        where the new vector is not that of one other text.
     """
 
     own: np.ndarray
@@ -77,46 +80,48 @@ def attention(model: Model, results: Results, *, batch: int = BATCH) -> Attentio
     Args:
       model: the model that the vectors were fitted on.
       results: of an arrangement with one `e` in front ("one-step" or "unguided-e").
-      batch: texts at a time; each holds (L, H, T, T) float32 weights.
+      batch: texts in a forward pass; the (L, H, T, T) float32 weights of each are in memory.
 
     Raises:
       UserError: for another model or arrangement, or texts that all have one position only.
     """
     scheme = check_belongs(model, results)
     texts = list(results)
-    counts = np.array([positions_of(scheme, text) for text in texts])
-    if counts.max() < 2:
+    counts = [len(text.tokens) + scheme.extra for text in texts]
+    if max(counts) < 2:
         raise UserError("attention: every text has one position, which is e itself; expected texts of 2 tokens or more")
     rows: dict[int, tuple[np.ndarray, ...]] = {}
-    padded = np.array(buckets(counts.tolist(), model.config.boundary))
-    for positions in np.unique(padded):
-        members = np.flatnonzero(padded == positions)
-        for first in range(0, len(members), batch):
-            chosen = members[first : first + batch]
-            inputs = np.stack([input_vectors(scheme, texts[i], positions) for i in np.resize(chosen, batch)])
-            weights = jax.device_get(_weights(model.config, model.params, inputs.astype(model.dtype)))
-            rows |= {int(i): tuple(w[place] for w in weights) for place, i in enumerate(chosen)}
-    measured = [tuple(w[:, :, : counts[i]] for w in rows[i]) for i in range(len(texts))]
+    for chosen in batches(counts, batch, boundary=model.config.boundary, full=True):
+        x_GTD = np.stack([_input_vectors(scheme, texts[i], chosen.positions) for i in chosen.rows])
+        weights = jax.device_get(_weights(model.config, model.params, x_GTD.astype(model.dtype)))
+        rows |= {i: tuple(w_GLHT[place] for w_GLHT in weights) for place, i in enumerate(chosen.texts)}
+    measured = [tuple(w_LHT[:, :, :count] for w_LHT in rows[i]) for i, count in enumerate(counts)]
     even = [_uniform(model.config, count) for count in counts]
     curve_LHT, texts_T = _curve([e_LHT for e_LHT, _ in measured])
     uniform_L1T, _ = _curve([e_L1T for e_L1T, _ in even])
-    return Attention(_shares(measured), _shares(even), curve_LHT, uniform_L1T[:, 0], texts_T)
+    return Attention(
+        shares=_shares(measured),
+        uniform=_shares(even),
+        e_LHT=curve_LHT,
+        uniform_LT=uniform_L1T[:, 0],
+        texts_T=texts_T,
+    )
 
 
 def ablate(model: Model, results: Results, *, kinds: tuple[str, ...] = ABLATIONS) -> dict[str, Ablation]:
-    """Replace `e` or `m` of each fitted text and decode: which of the two carries the text?
+    """Replace `e` or `m` of each fitted text, decode, and compare: which of the two carries the text?
 
     Args:
       model: the model that the vectors were fitted on.
       results: with the leaves `e` and `m`.
-      kinds: "e=m" (the text's own m in the place of e), "e=0", "e=mean" (over all texts), "e=other" (the e of the
-        next text with other tokens); and the same for m.
+      kinds: "e=m" (e is replaced by the text's own m), "e=0", "e=mean" (by the mean over all texts), "e=other" (by the
+        e of the next text with other tokens); and the same for m.
 
     Returns:
       kind → accuracies, and under "kept" those of the vectors as fitted.
 
     Raises:
-      UserError: for another model, an unknown kind, other leaves, or "other" without a second text.
+      UserError: for another model or arrangement, an unknown kind, or "other" without a second text.
     """
     check_known("ablation", kinds, ABLATIONS)
     check_belongs(model, results)
@@ -131,25 +136,26 @@ def ablate(model: Model, results: Results, *, kinds: tuple[str, ...] = ABLATIONS
         return dataclasses.replace(text, vectors={**text.vectors, leaf: vector})
 
     changed = [replaced(kind, text, other) for kind in kinds for text, other in zip(texts, others, strict=True)]
-    # one call, and so one compilation, for all of them
+    # One call for all kinds, so that the program is compiled once.
     out = decode(model, dataclasses.replace(results, texts=(*texts, *changed)))
-    found = {"kept": Ablation(np.array([one.accuracy for one in out[: len(texts)]]), np.full(len(texts), np.nan))}
+    own = np.array([one.accuracy for one in out]).reshape(-1, len(texts))
+    nobody = np.full(len(texts), np.nan)
+    found = {"kept": Ablation(own=own[0], donor=nobody)}
     for place, kind in enumerate(kinds, 1):
         part = out[place * len(texts) : (place + 1) * len(texts)]
-        donor = np.full(len(texts), np.nan)
-        if kind.endswith("other"):
-            donor = np.array([_agreement(one.tokens, other.tokens) for one, other in zip(part, others, strict=True)])
-        found[kind] = Ablation(np.array([one.accuracy for one in part]), donor)
+        pairs = zip(part, others, strict=True)
+        donor = np.array([_agreement(one.tokens, other.tokens) for one, other in pairs])
+        found[kind] = Ablation(own=own[place], donor=donor if kind.endswith("other") else nobody)
     return found
 
 
 def next_texts(texts: list[TextResult]) -> list[TextResult]:
-    """For each text the next one, in a circle, whose tokens are others.
+    """For each text the next one with other tokens; after the last text comes the first.
 
     Raises:
-      UserError: if all have the same tokens.
+      UserError: if all texts have the same tokens.
     """
-    names = [text.text_id.partition("-")[0] for text in texts]
+    names = [plain_id(text.text_id) for text in texts]
     if len(set(names)) < 2:
         raise UserError("only one text (or copies of one): expected at least two different ones to compare")
     turns = (range(i + 1, i + len(texts)) for i in range(len(texts)))
@@ -161,13 +167,9 @@ def check_belongs(model: Model, results: Results) -> Scheme:
     """The arrangement of results, which must be of this model and have one `e` in front of copies of `m`.
 
     Raises:
-      UserError: if it is not so.
+      UserError: for another model or arrangement, or no results.
     """
-    if results.model != model.fingerprint:
-        raise UserError(
-            f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "
-            f"({model.fingerprint}); load the model they were fitted on"
-        )
+    check_model(model, results)
     arrangement = results.scheme.get("arrangement")
     if arrangement not in ("one-step", "unguided-e"):
         raise UserError(f"arrangement {arrangement!r}: expected 'one-step' or 'unguided-e', one e before copies of m")
@@ -176,13 +178,8 @@ def check_belongs(model: Model, results: Results) -> Scheme:
     return from_description(results.scheme)
 
 
-def positions_of(scheme: Scheme, text: TextResult) -> int:
-    """Input positions of a text (P)."""
-    return len(text.tokens) + scheme.extra
-
-
-def input_vectors(scheme: Scheme, text: TextResult, positions: int) -> np.ndarray:
-    """What the model eats when it emits a text, (positions, D), padded behind."""
+def _input_vectors(scheme: Scheme, text: TextResult, positions: int) -> np.ndarray:
+    """Input vectors of the one forward pass of a text, (positions, D), padded behind."""
     leaves: Leaves = {name: jnp.asarray(vector) for name, vector in text.vectors.items()}
     T, width = positions - scheme.extra, len(text.vectors["e"])
     return np.asarray(scheme.inputs(leaves, jnp.zeros((T, width)), jnp.int32(len(text.tokens))))
@@ -200,7 +197,7 @@ def _weights(config: ModelConfig, params: Params, x_GTD: Array) -> tuple[Array, 
 
 
 def _uniform(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_weights` for attention spread evenly over the positions that a layer sees, (L, 1, P) each."""
+    """As `_weights`, for attention spread evenly over the positions that a layer sees: (L, 1, P) each."""
     at_T = np.arange(positions)
     windows = [config.layer(i).window for i in range(config.layers)]
     seen_LT = np.stack([np.minimum(at_T + 1, positions if window is None else window) for window in windows])
@@ -215,7 +212,7 @@ def _shares(measured: list[Any]) -> Shares:
         return kept_LHT.mean(-1) if kept_LHT.shape[-1] else np.full(kept_LHT.shape[:-1], np.nan)
 
     e_GLH, itself_GLH = (np.stack([mean(weights) for weights in column]) for column in zip(*measured, strict=True))
-    return Shares(e_GLH, itself_GLH, 1 - e_GLH - itself_GLH)
+    return Shares(e=e_GLH, itself=itself_GLH, others=1 - e_GLH - itself_GLH)
 
 
 def _curve(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -231,5 +228,6 @@ def _curve(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _agreement(tokens: np.ndarray, others: np.ndarray) -> float:
+    """Share of equal tokens at the positions that both have."""
     common = min(len(tokens), len(others))
     return float(np.mean(tokens[:common] == others[:common]))

@@ -1,34 +1,36 @@
 """Are two solutions of one text connected? Straight lines and trained curves between them (Figure 7, Eq. 4 and 5).
 
-Between the solutions of a text runs a quadratic Bézier curve whose control point is trained until the text is
-reconstructed all along it. `bezier` has the mathematics of one; this module runs it over many pairs.
+A quadratic Bézier curve joins two solutions of a text. Its control point is trained so that every point of the curve
+gives the text. `bezier` has the mathematics of one curve; this module runs it over many pairs.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
-from onestep_jax.analysis import bezier as curves
-from onestep_jax.analysis.bezier import Method, Problem, curve_length, line_length
-from onestep_jax.errors import UserError
+from onestep_jax.analysis import bezier
+from onestep_jax.errors import UserError, check_least
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import Scheme
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.tokens import buckets, check_tokens, id_words
+from onestep_jax.tokens import Batch, batches, check_tokens, id_words
 
-# Chosen on one pair of solutions of 16 tokens of the packaged model. On two other pairs the
-# accuracy along the curve has the mean 0.53 and 0.60 with temperature 1, 0.90 and 0.89 with 0.25, 0.98 and 0.95
-# with 0.1, and the minimum 0.44 and 0.38, 0.75 and 0.63, 0.81 and 0.50, at a constant learning rate of 0.01 and two τ a
-# step; with 0.1 and what follows, and four τ a step, the mean is 0.998 and 0.991.
-LEARNING_RATE = 0.02  # at the start, decaying to zero as a cosine
+# Chosen on one pair of solutions of 16 tokens of the packaged model. On two other pairs, with a constant learning rate
+# of 0.01 and two τ in a step, the accuracy along the curve was
+#   temperature   mean          minimum
+#   1             0.53, 0.60    0.44, 0.38
+#   0.25          0.90, 0.89    0.75, 0.63
+#   0.1           0.98, 0.95    0.81, 0.50
+# With temperature 0.1, a cosine from 0.02 and four τ in a step, the mean was 0.998 and 0.991.
 TEMPERATURE = 0.1
+LEARNING_RATE = 0.02
 
 
 class Pair(NamedTuple):
@@ -37,8 +39,8 @@ class Pair(NamedTuple):
     Attributes:
       tokens: (N,) int32 target ids.
       first, second: leaf → array, the ends of the curve.
-      names: what the two are called: text_id and seed of each.
-      words: (8,) uint32, their identities (`tokens.id_words`), which the random numbers hang on.
+      names: "text_id:seed" of each.
+      words: (8,) uint32, their identities (`tokens.id_words`); the random numbers follow from them.
     """
 
     tokens: np.ndarray
@@ -49,7 +51,7 @@ class Pair(NamedTuple):
 
 
 class Connection(NamedTuple):
-    """What lies between two solutions.
+    """Accuracy and loss between two solutions.
 
     Attributes:
       names: of the pair.
@@ -74,20 +76,20 @@ class Connection(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Length of the curve in lengths of the straight line, at least 1."""
+        """Length of the curve over the length of the straight line, at least 1."""
         return self.curve_length / self.line_length
 
     def row(self) -> dict[str, Any]:
-        """One row of a table: least, mean and greatest accuracy along the line and the curve, lengths."""
+        """One row of a table: least, mean and greatest accuracy along the line and the curve, and lengths."""
         row: dict[str, Any] = {"first": self.names[0], "second": self.names[1]}
         for way, accuracy in (("line", self.line_accuracy), ("curve", self.curve_accuracy)):
             extremes = {"min": accuracy.min(), "mean": accuracy.mean(), "max": accuracy.max()}
             row |= {f"{way}_accuracy_{name}": float(value) for name, value in extremes.items()}
-        lengths = {"line_length": self.line_length, "curve_length": self.curve_length, "ratio": self.ratio}
-        return row | lengths | {"best_step": self.best_step}
+        row |= {"line_length": self.line_length, "curve_length": self.curve_length, "ratio": self.ratio}
+        return row | {"best_step": self.best_step}
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a point of the grid: τ, accuracies and losses."""
+        """One row for each τ: accuracies and losses."""
         columns = ("tau", "line_accuracy", "curve_accuracy", "line_loss", "curve_loss")
         values = zip(*(getattr(self, name).tolist() for name in columns), strict=True)
         names = {"first": self.names[0], "second": self.names[1]}
@@ -98,9 +100,9 @@ class Progress(NamedTuple):
     """How far `connect` is.
 
     Attributes:
-      pairs_done, pairs: of all.
-      step, steps: of the batch of pairs at work.
-      loss: nats per token along its kept curves, mean over the batch.
+      pairs_done, pairs: numbers of pairs that are finished, and of all.
+      step, steps: updates made of the current batch of pairs, and planned.
+      loss: nats per token along its best curves so far, mean over the batch.
     """
 
     pairs_done: int
@@ -114,11 +116,11 @@ class Progress(NamedTuple):
 
 
 def solution_pairs(results: Results | Iterable[TextResult], *, accuracy: float = 1.0) -> list[Pair]:
-    """All unordered pairs of solutions of the same text.
+    """Form all unordered pairs of solutions of the same text.
 
     Args:
-      results: with several rows a text, of `fit(…, copies=R)` or of fits with different seeds put together.
-      accuracy: what a solution reaches; the others are left out.
+      results: with several rows for a text, of `fit(…, copies=R)` or of several fits with different seeds.
+      accuracy: rows with a lower accuracy are left out.
     """
     by_tokens: dict[bytes, list[TextResult]] = {}
     for text in results:
@@ -128,17 +130,20 @@ def solution_pairs(results: Results | Iterable[TextResult], *, accuracy: float =
 
 
 def pair_of(first: TextResult, second: TextResult) -> Pair:
-    """Two results of one text as a pair.
+    """Make a pair of two results of one text.
 
     Raises:
       UserError: if they are of different texts.
     """
     if not np.array_equal(first.tokens, second.tokens):
         raise UserError(f"texts {first.text_id} and {second.text_id} differ; a curve joins solutions of the same text")
-    ends = (first, second)
-    names = (f"{first.text_id}:{first.seed}", f"{second.text_id}:{second.seed}")
-    words = np.concatenate([id_words(text.text_id, text.seed) for text in ends])
-    return Pair(np.asarray(first.tokens, np.int32), first.vectors, second.vectors, names, words)
+    return Pair(
+        tokens=np.asarray(first.tokens, np.int32),
+        first=first.vectors,
+        second=second.vectors,
+        names=(f"{first.text_id}:{first.seed}", f"{second.text_id}:{second.seed}"),
+        words=np.concatenate([id_words(text.text_id, text.seed) for text in (first, second)]),
+    )
 
 
 def connect(
@@ -156,12 +161,12 @@ def connect(
     chunk: int = 50,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Connection]:
-    """Train a Bézier curve between the two solutions of each pair and look along it and along the straight line.
+    """Train a Bézier curve between the two solutions of each pair, and score the curve and the straight line.
 
-    The control point starts on the middle of the line and follows Adam on the expected loss over τ ~ U[0, 1] (Eq. 5),
-    estimated each step from one τ in each of `samples` equal parts of [0, 1]. The one kept is that of the least mean
-    loss at the middles between the points that are reported, looked at every `chunk` steps. A pair's curve depends on
-    its two solutions and the seed, not on the pairs that share its batch.
+    The control point starts at the middle of the line. Adam minimises the expected loss over τ ~ U[0, 1] (Eq. 5), which
+    each step estimates from one τ in each of `samples` equal parts of [0, 1]. Every `chunk` steps the mean loss at the
+    middles between the reported points is computed, and the control point with the least is returned. A pair's curve
+    depends on its two solutions and the seed, not on the other pairs of its batch.
 
     Args:
       model: the frozen model that the solutions belong to.
@@ -170,50 +175,48 @@ def connect(
       steps: updates of each control point.
       learning_rate: of Adam, or an optax schedule; by default a cosine from `LEARNING_RATE` to zero.
       samples: values of τ in a gradient.
-      points: values of τ that are reported, the ends among them.
-      temperature: of the softmax in the training loss; Eq. 5 is 1. Reported losses are at 1.
+      points: values of τ that are reported, both ends included.
+      temperature: of the softmax in the training loss; Eq. 5 has 1. Reported losses have 1.
       seed: of the values of τ.
       batch: pairs at a time; `batch · samples` forward and backward passes share the device's memory.
-      chunk: steps between looks of the host.
+      chunk: steps between two computations of the loss at the middles.
       progress: called after each chunk.
 
     Returns:
-      One connection a pair, in order.
+      One connection for each pair, in order.
 
     Raises:
       UserError: for settings out of range, or a pair whose solutions are the same point.
     """
-    sizes = {"samples": (samples, 1), "points": (points, 2), "batch": (batch, 1), "chunk": (chunk, 1)}
-    _check_settings(temperature, steps=(steps, 0), **sizes)
+    check_least(0, steps=steps)
+    check_least(1, samples=samples, batch=batch, chunk=chunk)
+    check_least(2, points=points)
+    if not temperature > 0:
+        raise UserError(f"temperature = {temperature}: expected more than 0")
     _check_pairs(model, pairs)
     if learning_rate is None:
         learning_rate = optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1))
-    method = Method(model, scheme, optax.adam(learning_rate), samples, points, temperature)
-    start = jax.jit(jax.vmap(functools.partial(curves.start, method), in_axes=(None, 0)))
-    train = jax.jit(jax.vmap(functools.partial(curves.train, method), in_axes=(None, 0, 0, None, None)))
-    look = jax.jit(jax.vmap(functools.partial(curves.look, method), in_axes=(None, 0, 0)))
+    method = bezier.Method(model, scheme, optax.adam(learning_rate), samples, points, temperature)
+    start = jax.jit(jax.vmap(functools.partial(bezier.start, method), in_axes=(None, 0)))
+    train = jax.jit(jax.vmap(functools.partial(bezier.train, method), in_axes=(None, 0, 0, None, None)))
+    look = jax.jit(jax.vmap(functools.partial(bezier.look, method), in_axes=(None, 0, 0)))
     found: dict[int, Connection] = {}
-    for positions, chosen, places in _batches(model, scheme, pairs, batch):
-        problem = _stack([pairs[i] for i in places], positions)
-        state = start(model.params, problem)
+    lengths = [len(pair.tokens) for pair in pairs]
+    for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=scheme.extra):
+        padded = _padded(pairs, chosen)
+        state = start(model.params, padded)
         for step in range(0, steps, chunk):
-            state = train(model.params, problem, state, min(chunk, steps - step), seed)
+            count = min(chunk, steps - step)
+            state = train(model.params, padded, state, count, seed)
             if progress is not None:
-                loss = float(np.mean(np.asarray(state.kept_loss)[: len(chosen)]))
-                progress(Progress(len(found), len(pairs), min(step + chunk, steps), steps, loss))
-        seen = jax.device_get((state.kept, state.kept_step, *look(model.params, problem, state.kept)))
-        for place, i in enumerate(chosen):
-            found[i] = _connection(pairs[i], points, *jax.tree.map(lambda x, place=place: x[place], seen))
+                loss = float(np.mean(np.asarray(state.kept_loss)[: chosen.used]))
+                done = Progress(pairs_done=len(found), pairs=len(pairs), step=step + count, steps=steps, loss=loss)
+                progress(done)
+        looked = jax.device_get((state.kept, state.kept_step, look(model.params, padded, state.kept)))
+        for place, i in enumerate(chosen.texts):
+            kept, kept_step, scores = jax.tree.map(lambda x, place=place: x[place], looked)
+            found[i] = _connection(pairs[i], kept, kept_step, scores)
     return [found[i] for i in range(len(pairs))]
-
-
-def _check_settings(temperature: float, **numbers: tuple[int, int]) -> None:
-    """Refuse numbers given as (value, least) below their least."""
-    for name, (value, least) in numbers.items():
-        if value < least:
-            raise UserError(f"{name} = {value}: expected at least {least}")
-    if not temperature > 0:
-        raise UserError(f"temperature = {temperature}: expected more than 0")
 
 
 def _check_pairs(model: Model, pairs: Sequence[Pair]) -> None:
@@ -226,47 +229,37 @@ def _check_pairs(model: Model, pairs: Sequence[Pair]) -> None:
                     f"pair {pair.names}: leaf {name!r} has shapes {shapes[0]} and {shapes[1]}; expected equal ones of "
                     f"width {model.embed_width}"
                 )
-        if line_length(pair.first, pair.second) == 0:
+        if bezier.line_length(pair.first, pair.second) == 0:
             raise UserError(f"pair {pair.names}: both solutions are the same point; give solutions of different seeds")
 
 
-def _batches(
-    model: Model, scheme: Scheme, pairs: Sequence[Pair], batch: int
-) -> Iterator[tuple[int, list[int], list[int]]]:
-    """(padded length, pairs, the same filled up by repeats) of each batch; all of one padded length are of one size."""
-    lengths = [len(pair.tokens) for pair in pairs]
-    padded = np.array(buckets(lengths, model.config.boundary, scheme.extra), int)
-    for positions in np.unique(padded).tolist():
-        members = np.flatnonzero(padded == positions)
-        for first in range(0, len(members), batch):
-            chosen = members[first : first + batch]
-            yield positions, chosen.tolist(), np.resize(chosen, min(batch, len(members))).tolist()
+def _padded(pairs: Sequence[Pair], chosen: Batch) -> bezier.PaddedPair:
+    """The pairs of a batch as arrays with a leading pair axis."""
+    rows = [pairs[i] for i in chosen.rows]
 
-
-def _stack(pairs: Sequence[Pair], positions: int) -> Problem:
-    """Pairs as arrays that lead with the pair, tokens padded to `positions`."""
-    tokens_BT = np.stack([np.pad(pair.tokens, (0, positions - len(pair.tokens))) for pair in pairs])
-    lengths_B = np.array([len(pair.tokens) for pair in pairs], np.int32)
-
-    def ends(which: str) -> dict[str, np.ndarray]:
-        points = [getattr(pair, which) for pair in pairs]
+    def stacked(points: Sequence[Mapping[str, np.ndarray]]) -> Any:
         return {name: np.stack([np.asarray(point[name], np.float32) for point in points]) for name in points[0]}
 
-    words_B8 = np.stack([pair.words for pair in pairs])
-    return Problem(tokens_BT, lengths_B, ends("first"), ends("second"), words_B8)  # pyright: ignore[reportArgumentType]
+    return bezier.PaddedPair(
+        tokens_T=chosen.pad([pair.tokens for pair in pairs]),  # pyright: ignore[reportArgumentType]
+        length=chosen.lengths,  # pyright: ignore[reportArgumentType]
+        first=stacked([pair.first for pair in rows]),
+        second=stacked([pair.second for pair in rows]),
+        words=np.stack([pair.words for pair in rows]),  # pyright: ignore[reportArgumentType]
+    )
 
 
-def _connection(pair: Pair, points: int, control: Any, step: Any, line: Any, curve: Any) -> Connection:
-    line_loss, line_accuracy, curve_loss, curve_accuracy = (np.asarray(x, np.float64) for x in (*line, *curve))
+def _connection(pair: Pair, control: dict[str, np.ndarray], step: np.ndarray, looked: bezier.Look) -> Connection:
+    line_accuracy = np.asarray(looked.line_accuracy, np.float64)
     return Connection(
-        pair.names,
-        np.linspace(0.0, 1.0, points),
-        line_accuracy,
-        curve_accuracy,
-        line_loss,
-        curve_loss,
-        control,
-        int(step),
-        line_length(pair.first, pair.second),
-        curve_length(pair.first, control, pair.second),
+        names=pair.names,
+        tau=np.linspace(0.0, 1.0, len(line_accuracy)),
+        line_accuracy=line_accuracy,
+        curve_accuracy=np.asarray(looked.curve_accuracy, np.float64),
+        line_loss=np.asarray(looked.line_loss, np.float64),
+        curve_loss=np.asarray(looked.curve_loss, np.float64),
+        control=control,
+        best_step=int(step),
+        line_length=bezier.line_length(pair.first, pair.second),
+        curve_length=bezier.curve_length(pair.first, control, pair.second),
     )

@@ -19,7 +19,7 @@ from onestep_jax.fitting.tasks import Outcome, Task
 from onestep_jax.fitting.trials import Trials
 from onestep_jax.fitting.work_queue import WorkBlock, WorkQueue, claim_order, cut
 from onestep_jax.model.cost import step_flops
-from onestep_jax.tokens import buckets
+from onestep_jax.tokens import padded_lengths
 
 AHEAD = 256  # texts whose nats are counted together with those of a group that is about to be fitted
 
@@ -55,7 +55,7 @@ class Sweep:
         plan, share = self.plan, self.recorder.share
         params = plan.placement.place(plan.model.params, plan.model.config.kv_heads)
         longest = [max(len(plan.tokens[i]) for i in group) for group in plan.groups]
-        padded = buckets(longest, plan.model.config.boundary, plan.scheme.extra)
+        padded = padded_lengths(longest, plan.model.config.boundary, plan.scheme.extra)
         for positions, blocks in cut(plan.groups, padded, share.block or len(plan.groups)).items():
             self.queue = WorkQueue(claim_order(blocks, share.process, share.processes), self._tasks_of)
             left = sum(group not in self._recorded for block in blocks for group in block.groups)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, check_least
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Decoder, Model, Network, Params
 from onestep_jax.model.token_losses import argmax
-from onestep_jax.tokens import buckets, check_tokens
+from onestep_jax.tokens import batches, check_tokens
 
 BATCH = 16
 
@@ -31,13 +31,25 @@ class Generated(NamedTuple):
     stopped: bool
 
 
+class _Draw(NamedTuple):
+    """How tokens are drawn.
+
+    Attributes:
+      key: of all random numbers of a call.
+      temperature: () of the softmax.
+    """
+
+    key: Array
+    temperature: Array | float
+
+
 class _Loop(NamedTuple):
     """State of the loop over new tokens.
 
     Attributes:
-      step: () tokens generated so far.
-      tokens_GN: (G, count) the new ids, zero beyond `step`.
-      last_G: (G,) the newest ids.
+      step: () int32, tokens generated so far.
+      tokens_GN: (G, count) int32, the new ids, zero beyond `step`.
+      last_G: (G,) int32, the newest ids.
       done_G: (G,) whether a stop token has come.
       cache: block → attention → "k", "v": (G, K, S, C).
     """
@@ -61,44 +73,37 @@ def generate(
 ) -> list[Generated]:
     """Continue each prompt by up to `count` tokens.
 
-    A text's tokens depend on its prompt, its place in `prompts` and the seed, not on the batch it shares.
+    The new tokens depend on the prompt, its place in `prompts` and the seed, not on the other prompts of a batch.
 
     Args:
       model: the frozen model.
-      prompts: strings (tokenised as the tokenizer does by itself, special tokens included), lists of token ids, or
-        input vectors, arrays (T, D) of floats.
+      prompts: strings (tokenised with the tokenizer's special tokens), lists of token ids, or input vectors, arrays
+        (T, D) of floats.
       count: how many tokens at most.
-      temperature: 0 for the likeliest token each time (greedy), else of the softmax that tokens are drawn from.
+      temperature: of the softmax that tokens are drawn from; 0 takes the likeliest token each time (greedy).
       seed: of the drawing.
       stop: ids that end a text; None for the model's own, () for none.
-      batch: texts at a time.
+      batch: prompts in a forward pass at most.
 
     Raises:
-      UserError: for a prompt that is empty, of a wrong shape, or with `count` beyond the model's context.
+      UserError: for a prompt that is empty, has a wrong shape, or leaves no room for `count` tokens in the model's
+        context.
     """
-    if count < 1 or batch < 1:
-        raise UserError(f"count = {count}, batch = {batch}: expected at least 1")
+    check_least(1, count=count, batch=batch)
     if not temperature >= 0:
         raise UserError(f"temperature = {temperature}: expected at least 0")
     inputs = [_input_vectors(model, i, prompt) for i, prompt in enumerate(prompts)]
     lengths = [len(x_TD) for x_TD in inputs]
     _check_room(model.config, lengths, count)
     stops = np.asarray(sorted(model.stop_tokens if stop is None else set(stop)), np.int32)
-    padded = np.array(buckets(lengths, model.config.boundary), int)
+    draw = _Draw(jax.random.key(seed), temperature) if temperature > 0 else None
     found: dict[int, Generated] = {}
-    for positions in np.unique(padded):
-        members = np.flatnonzero(padded == positions)
-        width = min(batch, len(members))
-        for first in range(0, len(members), batch):
-            rows = np.resize(members[first : first + batch], width)
-            x_GTD = np.stack([np.pad(inputs[i], ((0, positions - lengths[i]), (0, 0))) for i in rows])
-            lengths_G, texts_G = np.array([lengths[i] for i in rows], np.int32), rows.astype(np.uint32)
-            key = jax.random.key(seed)
-            settings = (model.config, count, temperature > 0)
-            tokens_GN, done_G = _continue(*settings, model.params, x_GTD, lengths_G, texts_G, key, temperature, stops)
-            for i, tokens, done in zip(rows, np.asarray(tokens_GN), np.asarray(done_G), strict=True):
-                ends = np.flatnonzero(np.isin(tokens, stops)) if done else [count]
-                found[int(i)] = Generated(tokens[: ends[0]], bool(done))
+    for chosen in batches(lengths, batch, boundary=model.config.boundary):
+        x_GTD, texts_G = chosen.pad(inputs), chosen.rows.astype(np.uint32)
+        tokens_GN, done_G = _continue(model.config, count, model.params, x_GTD, chosen.lengths, texts_G, draw, stops)
+        for i, tokens, done in zip(chosen.texts, np.asarray(tokens_GN), np.asarray(done_G), strict=False):
+            ends = np.flatnonzero(np.isin(tokens, stops)) if done else [count]
+            found[i] = Generated(tokens=tokens[: ends[0]], stopped=bool(done))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -106,7 +111,7 @@ def _input_vectors(model: Model, i: int, prompt: Any) -> np.ndarray:
     """(T, D) input vectors of a prompt, in the dtype of the weights."""
     if isinstance(prompt, str):
         if model.tokenizer is None:
-            raise UserError(f"model {model.source!r} has no tokenizer: give token ids or input vectors, no strings")
+            raise UserError(f"model {model.source!r} has no tokenizer: give token ids or input vectors")
         prompt = model.tokenizer(prompt)["input_ids"]
     array = np.asarray(prompt)
     if array.ndim == 2:
@@ -122,7 +127,7 @@ def _input_vectors(model: Model, i: int, prompt: Any) -> np.ndarray:
 
 
 def _check_room(config: ModelConfig, lengths: Sequence[int], count: int) -> None:
-    """Refuse prompts whose continuation does not fit."""
+    """Refuse prompts whose continuation does not fit into the context."""
     for i, length in enumerate(lengths):
         if length + count > config.context:
             need = f"{length} positions and {count} new tokens"
@@ -138,59 +143,63 @@ def _embed(config: ModelConfig, params: Params, tokens_T: Array) -> Array:
     return Network(config).embed(params, tokens_T)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _continue(
     config: ModelConfig,
     count: int,
-    drawn: bool,
     params: Params,
     x_GTD: Array,
     lengths_G: Array,
     texts_G: Array,
-    key: Array,
-    temperature: Array,
+    draw: _Draw | None,
     stops: Array,
 ) -> tuple[Array, Array]:
     """New ids (G, count) and whether a stop token is among them (G,), from padded input vectors.
 
-    Padding follows a prompt. Its keys and values come to lie where those of the new tokens go, and each is overwritten
-    before a position that could see it is reached.
+    Padding follows a prompt, and the keys and values of the new tokens are written over its keys and values. A padded
+    position is overwritten before any query can attend to it.
     """
-    model, T = Network(config), x_GTD.shape[1]
-    # The longest cache that a text of this batch may need; on one side of a change of rotary positions as a whole.
+    T = x_GTD.shape[1]
+    # The longest cache that a text of this batch may need. Where rotary positions change, it stays on one side.
     room = T + count if config.boundary is None or config.boundary < T else min(T + count, config.boundary)
 
-    def forward(cache: Any, x_TD: Array, start: Array | int) -> tuple[Array, Any]:
-        variables = {"params": params, "cache": cache}
-        hidden, changed = Decoder(config).apply(variables, x_TD, start, method="hidden", mutable=["cache"])
-        return hidden, changed["cache"]  # pyright: ignore[reportReturnType]
-
-    def choose(h_D: Array, text: Array, position: Array) -> Array:
-        logits_V = model.head(params, h_D[None])[0].astype(jnp.float32)
-        if not drawn:
-            return argmax(logits_V)
-        own = jax.random.fold_in(jax.random.fold_in(key, text), position)
-        return jax.random.categorical(own, logits_V / temperature).astype(jnp.int32)
-
     def first(x_TD: Array, length: Array, text: Array) -> tuple[Array, Any]:
-        hidden_TD, cache = forward(empty_cache(config, room, x_TD.dtype), x_TD, 0)
-        return choose(hidden_TD[length - 1], text, length), cache
+        hidden_TD, cache = _forward(config, params, empty_cache(config, room, x_TD.dtype), x_TD, 0)
+        return _choose(config, params, hidden_TD[length - 1], draw, text, length), cache
 
     def following(cache: Any, last: Array, position: Array, text: Array) -> tuple[Array, Any]:
-        hidden_TD, cache = forward(cache, model.embed(params, last[None]), position)
-        return choose(hidden_TD[0], text, position + 1), cache
+        hidden_TD, cache = _forward(config, params, cache, Network(config).embed(params, last[None]), position)
+        return _choose(config, params, hidden_TD[0], draw, text, position + 1), cache
 
     def advance(loop: _Loop) -> _Loop:
         position_G = lengths_G + loop.step - 1
         last_G, cache = jax.vmap(following)(loop.cache, loop.last_G, position_G, texts_G)
         tokens_GN = loop.tokens_GN.at[:, loop.step].set(last_G)
-        return _Loop(loop.step + 1, tokens_GN, last_G, loop.done_G | jnp.isin(last_G, stops), cache)
+        done_G = loop.done_G | jnp.isin(last_G, stops)
+        return _Loop(step=loop.step + 1, tokens_GN=tokens_GN, last_G=last_G, done_G=done_G, cache=cache)
 
     last_G, cache = jax.vmap(first)(x_GTD, lengths_G, texts_G)
     tokens_GN = jnp.zeros((len(texts_G), count), jnp.int32).at[:, 0].set(last_G)
-    loop = _Loop(jnp.int32(1), tokens_GN, last_G, jnp.isin(last_G, stops), cache)
+    done_G = jnp.isin(last_G, stops)
+    loop = _Loop(step=jnp.int32(1), tokens_GN=tokens_GN, last_G=last_G, done_G=done_G, cache=cache)
     loop = jax.lax.while_loop(lambda loop: (loop.step < count) & ~loop.done_G.all(), advance, loop)
     return loop.tokens_GN, loop.done_G
+
+
+def _forward(config: ModelConfig, params: Params, cache: Any, x_TD: Array, start: Array | int) -> tuple[Array, Any]:
+    """Hidden states (T, D) of input vectors at the positions from `start` on, and the cache with theirs added."""
+    variables = {"params": params, "cache": cache}
+    hidden_TD, changed = Decoder(config).apply(variables, x_TD, start, method="hidden", mutable=["cache"])
+    return hidden_TD, changed["cache"]  # pyright: ignore[reportReturnType]
+
+
+def _choose(config: ModelConfig, params: Params, h_D: Array, draw: _Draw | None, text: Array, position: Array) -> Array:
+    """The next token id, (), after a hidden state: the likeliest, or one drawn by the text and the position."""
+    logits_V = Network(config).head(params, h_D[None])[0].astype(jnp.float32)
+    if draw is None:
+        return argmax(logits_V)
+    key = jax.random.fold_in(jax.random.fold_in(draw.key, text), position)
+    return jax.random.categorical(key, logits_V / draw.temperature).astype(jnp.int32)
 
 
 def empty_cache(config: ModelConfig, positions: int, dtype: Any) -> Any:

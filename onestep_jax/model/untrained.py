@@ -1,4 +1,4 @@
-"""Models of the same architecture whose weights know no language: does the capacity come from training at all?"""
+"""Models of the same architecture with random weights: does the capacity come from training at all?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Array, Decoder, Model
 
@@ -19,25 +19,25 @@ PREFIX = "untrained:"
 
 
 def untrained(model: Model, seed: int = 0, *, kind: str = "permuted", keep_norms: bool = False) -> Model:
-    """Put random weights in the place of a model's trained ones.
+    """Replace a model's trained weights by random ones.
 
-    The result has a source ("untrained:KIND:SEED:SOURCE", read by `load_untrained`) and a fingerprint of its own, a
-    function of the model's, the kind, the seed and `keep_norms`; so runs on it are told from runs on the model.
+    The result has its own source, "untrained:KIND:SEED:SOURCE", which `load_untrained` reads. It also has its own
+    fingerprint, a function of the model's fingerprint, the kind, the seed and `keep_norms`, so that a run on it is not
+    taken for a run on the trained model.
 
     Args:
-      model: gives the architecture, the tokenizer and, by kind, the statistics.
+      model: gives the architecture and the tokenizer, and for two of the kinds the statistics of its weights.
       seed: the same seed gives the same weights.
-      kind: "init", fresh ones by the decoder's own initialisers (normal with standard deviation 0.02, norms 1, biases
-        0); "matched", normal with the mean and the standard deviation of each trained tensor; "permuted", the
-        entries of each trained tensor in random order, which keeps their whole distribution.
-      keep_norms: leave the scales and biases of the norms as trained; otherwise they are treated like any tensor.
+      kind: "init", drawn by the decoder's own initialisers (normal with standard deviation 0.02, norms 1, biases 0);
+        "matched", normal with the mean and the standard deviation of each trained tensor; "permuted", the entries of
+        each trained tensor in random order, which keeps their whole distribution.
+      keep_norms: leave the scales and biases of the norms as trained; otherwise they are replaced like any tensor.
 
     Raises:
       UserError: for an unknown kind or a negative seed.
     """
     check_known("kind of untrained weights", [kind], KINDS)
-    if seed < 0:
-        raise UserError(f"seed = {seed}: expected at least 0")
+    check_least(0, seed=seed)
     trained: dict[str, Any] = flatten_dict(model.params, sep="/")
     initial: dict[str, Any] = _initial(model, seed) if kind == "init" else {}
     weights = {}
@@ -47,7 +47,7 @@ def untrained(model: Model, seed: int = 0, *, kind: str = "permuted", keep_norms
         elif kind == "init":
             weights[path] = initial[path]
         else:
-            # A key of its own for each path: a tensor does not depend on which others there are.
+            # The key follows from the path, so a tensor does not depend on which other tensors there are.
             word = int(hashlib.sha256(path.encode()).hexdigest()[:8], 16)
             draw = _matched if kind == "matched" else _permuted
             drawn = draw(jax.random.fold_in(jax.random.key(seed), word), weight)
@@ -60,14 +60,14 @@ def untrained(model: Model, seed: int = 0, *, kind: str = "permuted", keep_norms
 
 
 def load_untrained(source: str, **options: Any) -> Model:
-    """Load a model by the source of an untrained one, "untrained:KIND:SEED:SOURCE".
+    """Load a model and replace its weights, as its source "untrained:KIND:SEED:SOURCE" says.
 
     Args:
-      source: as `untrained` names it, such as "untrained:permuted:0:default".
+      source: see `untrained`; for example "untrained:permuted:0:default".
       options: see `load_model`.
 
     Raises:
-      UserError: if it has another form, or SOURCE cannot be loaded.
+      UserError: if `source` has another form, or SOURCE cannot be loaded.
     """
     kind, _, rest = source.removeprefix(PREFIX).partition(":")
     number, _, inner = rest.partition(":")
@@ -79,14 +79,14 @@ def load_untrained(source: str, **options: Any) -> Model:
 
 
 def _initial(model: Model, seed: int) -> dict[str, Any]:
-    """Weights by the decoder's initialisers, by path, in the dtype and place of the trained ones."""
+    """Path → weight by the decoder's initialisers, with the dtype and the placement of the trained one."""
     decoder = Decoder(model.config)
 
-    def all_parts(decoder: Decoder, tokens_T: Array) -> Array:
+    def embed_and_decode(decoder: Decoder, tokens_T: Array) -> Array:
         return decoder(decoder.embed(tokens_T))
 
     def init(key: Array) -> Any:
-        made = decoder.init(key, jnp.zeros(1, jnp.int32), method=all_parts)["params"]
+        made = decoder.init(key, jnp.zeros(1, jnp.int32), method=embed_and_decode)["params"]
         return jax.tree.map(lambda new, old: new.astype(old.dtype), made, shapes)
 
     shapes = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, weight.dtype), model.params)

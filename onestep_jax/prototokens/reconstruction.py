@@ -1,4 +1,4 @@
-"""Reconstruction: the text of given vectors from one forward pass, or token by token from the vectors alone."""
+"""Reconstruction of texts from their vectors: in one forward pass, or token by token from the vectors alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from onestep_jax.prototokens.objective import score_text
 from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, Scheme, axes, from_description
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.verify import Decoding
-from onestep_jax.tokens import buckets
+from onestep_jax.tokens import batches
 
 BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrong:
-    """A token that came out wrong.
+    """A token that differs from the target.
 
     Attributes:
       position: counted from 0.
-      expected, got: token ids.
+      expected: token id of the target.
+      got: token id that came out.
     """
 
     position: int
@@ -38,15 +39,15 @@ class Wrong:
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """What came out for one text.
+    """The reconstruction of one text.
 
     Attributes:
-      text_id: whose vectors they were.
+      text_id: of the text.
       tokens: (N,) int32, the argmax ids.
-      text: decoded string, or None without a tokenizer.
-      expected: decoded target string, or None without a tokenizer.
+      text: their string, or None without a tokenizer.
+      expected: string of the target, or None without a tokenizer.
       accuracy: share of tokens equal to the target (Eq. 2).
-      wrong: the others.
+      wrong: the tokens that differ from it.
     """
 
     text_id: str
@@ -67,40 +68,35 @@ def decode(
 ) -> list[Decoded]:
     """Reconstruct every text of `results` from its vectors, one forward pass per batch.
 
-    Texts of the scheme `Cramming` are decoded with teacher forcing, as their accuracy is defined; see `regenerate`.
+    The accuracy of the scheme `Cramming` is defined with teacher forcing: each token is predicted after the true tokens
+    before it. See `regenerate` for generation without them.
 
     Args:
       model: the model that the vectors were fitted on.
       results: of `fit`, or read from a run directory.
-      scheme: the arrangement, where it is none of the package's own; by default what `results` say.
-      batch: texts at a time.
-      progress: called with the texts done and those there are, after each batch.
+      scheme: the arrangement; by default the one that `results` name, which must then be one of the package's own.
+      batch: texts in a forward pass.
+      progress: called after each batch with the numbers of texts done and in all.
 
     Raises:
       UserError: if the vectors belong to another model.
     """
     if isinstance(results, Results):
-        _check_model(model, results)
+        check_model(model, results)
         scheme = scheme or from_description(results.scheme)
     scheme = scheme or OneStep()
     texts = list(results)
-    predicted: dict[int, np.ndarray] = {}
-    padded = np.array(buckets([len(text.tokens) for text in texts], model.config.boundary, scheme.extra), int)
-    for positions in np.unique(padded):
-        members = np.flatnonzero(padded == positions)
-        for first in range(0, len(members), batch):
-            chosen = members[first : first + batch]
-            rows = np.resize(chosen, batch)
-            leaves = {name: np.stack([texts[i].vectors[name] for i in rows]) for name in axes(scheme)}
-            tokens = np.zeros((batch, positions), np.int32)
-            for place, i in enumerate(rows):
-                tokens[place, : len(texts[i].tokens)] = texts[i].tokens
-            lengths = np.array([len(texts[i].tokens) for i in rows], np.int32)
-            out = np.asarray(_predict(model.network, scheme, model.params, leaves, tokens, lengths))
-            predicted |= {int(i): out[place, : len(texts[i].tokens)] for place, i in enumerate(chosen)}
-            if progress is not None:
-                progress(len(predicted), len(texts))
-    return [_compare(model, text, predicted[i]) for i, text in enumerate(texts)]
+    targets = [text.tokens for text in texts]
+    lengths = [len(ids) for ids in targets]
+    made: dict[int, np.ndarray] = {}
+    for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=scheme.extra, full=True):
+        leaves = {name: np.stack([texts[i].vectors[name] for i in chosen.rows]) for name in axes(scheme)}
+        tokens_BT = chosen.pad(targets)
+        predicted_BT = np.asarray(_predict(model.network, scheme, model.params, leaves, tokens_BT, chosen.lengths))
+        made |= {i: ids_T[: lengths[i]] for i, ids_T in zip(chosen.texts, predicted_BT, strict=False)}
+        if progress is not None:
+            progress(len(made), len(texts))
+    return [_compare(model, text, made[i]) for i, text in enumerate(texts)]
 
 
 def decoding_of(model: Model) -> Decoding:
@@ -109,23 +105,23 @@ def decoding_of(model: Model) -> Decoding:
 
 
 def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[Decoded]:
-    """Generate every text of a `Cramming` run greedily from its `mem` vectors alone (Kuratov et al.).
+    """Generate every text of a `Cramming` run greedily from its `mem` vectors alone (Kuratov et al., arXiv:2502.13063).
 
-    An error early in a text derails what follows, which teacher-forced accuracy does not show: report both.
+    One wrong token changes all that follow, which the teacher-forced accuracy of `decode` does not show. Report both.
 
     Args:
       model: the model that the vectors were fitted on.
       results: of `fit`, or read from a run directory.
-      batch: texts at a time.
+      batch: texts in a forward pass at most.
 
     Raises:
       UserError: if the vectors belong to another model or another scheme.
     """
-    _check_model(model, results)
+    check_model(model, results)
     scheme = from_description(results.scheme)
     if not scheme.teacher_forced:
         raise UserError(
-            f"{scheme.notation} is no autoregressive scheme: its vectors give the text in one pass (decode)"
+            f"{scheme.notation} is not autoregressive; its vectors give the text in one forward pass, see decode"
         )
     lengths = np.array([len(text.tokens) for text in results], int)
     made: dict[int, np.ndarray] = {}
@@ -137,7 +133,12 @@ def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[De
     return [_compare(model, text, made[i]) for i, text in enumerate(results)]
 
 
-def _check_model(model: Model, results: Results) -> None:
+def check_model(model: Model, results: Results) -> None:
+    """Refuse results of another model.
+
+    Raises:
+      UserError: naming both models.
+    """
     if results.model != model.fingerprint:
         raise UserError(
             f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "
@@ -149,7 +150,7 @@ def _check_model(model: Model, results: Results) -> None:
 def _predict(
     network: Network, scheme: Scheme, params: Params, leaves: Leaves, tokens_BT: Array, lengths_B: Array
 ) -> Array:
-    """Argmax ids (B, T) of texts from their leaves."""
+    """Argmax ids (B, T) of texts from their leaves; padded positions have no meaning."""
 
     def one(leaves: Leaves, tokens_T: Array, length: Array) -> Array:
         return score_text(network, scheme, params, leaves, tokens_T, length).predicted_T
@@ -159,14 +160,17 @@ def _predict(
 
 def _compare(model: Model, text: TextResult, predicted: np.ndarray) -> Decoded:
     places = np.flatnonzero(predicted != text.tokens)
-    wrong = tuple(Wrong(int(i), int(text.tokens[i]), int(predicted[i])) for i in places)
-    got, expected = None, None
-    if model.tokenizer is not None:
-        got, expected = as_text(model.tokenizer, predicted), as_text(model.tokenizer, text.tokens)
-    accuracy = (len(text.tokens) - len(wrong)) / len(text.tokens)
-    return Decoded(text.text_id, predicted, got, expected, accuracy, wrong)
+    strings = model.tokenizer is not None
+    return Decoded(
+        text_id=text.text_id,
+        tokens=predicted,
+        text=as_text(model.tokenizer, predicted) if strings else None,
+        expected=as_text(model.tokenizer, text.tokens) if strings else None,
+        accuracy=(len(text.tokens) - len(places)) / len(text.tokens),
+        wrong=tuple(Wrong(position=int(i), expected=int(text.tokens[i]), got=int(predicted[i])) for i in places),
+    )
 
 
 def as_text(tokenizer: Any, ids: Iterable[int]) -> str:
-    """String of token ids, special tokens shown and spaces untouched."""
+    """String of token ids, with special tokens shown and spaces as they are."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)

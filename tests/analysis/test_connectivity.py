@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from onestep_jax import Model, UserError, fit
-from onestep_jax.analysis import bezier as curves
-from onestep_jax.analysis.bezier import bezier, curve_length, line_length, segment
+from onestep_jax.analysis import bezier
+from onestep_jax.analysis.bezier import curve_length, line_length, quadratic, segment
 from onestep_jax.analysis.connectivity import Connection, Pair, Progress, connect, pair_of, solution_pairs
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.prototokens.objective import score_text
@@ -67,7 +67,7 @@ def same(one: Connection, other: Connection) -> None:
 def test_curves_end_exactly_at_the_solutions(pair: Pair):
     rng = np.random.default_rng(0)
     control = {name: rng.normal(size=vector.shape).astype(np.float32) for name, vector in pair.first.items()}
-    for way in (lambda tau: bezier(pair.first, control, pair.second, tau), lambda tau: segment(*pair[1:3], tau)):
+    for way in (lambda tau: quadratic(pair.first, control, pair.second, tau), lambda tau: segment(*pair[1:3], tau)):
         for tau, end in ((0.0, pair.first), (1.0, pair.second)):
             for name, vector in way(jnp.float32(tau)).items():
                 np.testing.assert_array_equal(vector, end[name])
@@ -75,9 +75,9 @@ def test_curves_end_exactly_at_the_solutions(pair: Pair):
 
 def test_a_bezier_curve_leaves_towards_the_control_point():
     first, control, second = ({"e": np.array(point)} for point in ([0.0, 0], [1.0, 2], [4.0, 0]))
-    np.testing.assert_allclose(bezier(first, control, second, 0.5)["e"], [1.5, 1.0])
+    np.testing.assert_allclose(quadratic(first, control, second, 0.5)["e"], [1.5, 1.0])
     step = 1e-6
-    np.testing.assert_allclose(bezier(first, control, second, step)["e"] / step, [2, 4], rtol=1e-5)
+    np.testing.assert_allclose(quadratic(first, control, second, step)["e"] / step, [2, 4], rtol=1e-5)
 
 
 def test_length_of_a_curve():
@@ -88,7 +88,7 @@ def test_length_of_a_curve():
     rng = np.random.default_rng(1)
     control = {"e": rng.normal(size=2) * 3, "m": rng.normal(size=1) * 3}
     tau = np.linspace(0, 1, 20001)[:, None]
-    walk = np.concatenate(list(bezier(first, control, second, tau).values()), axis=1)
+    walk = np.concatenate(list(quadratic(first, control, second, tau).values()), axis=1)
     np.testing.assert_allclose(
         curve_length(first, control, second), np.linalg.norm(np.diff(walk, axis=0), axis=1).sum(), rtol=1e-8
     )
@@ -114,7 +114,7 @@ def test_reported_numbers_are_those_of_one_forward_pass_each(tiny: Model, pair: 
     loss, accuracy = scores(tiny, pair, [segment(pair.first, pair.second, tau) for tau in taus])
     np.testing.assert_array_equal(found.line_accuracy, accuracy)
     np.testing.assert_allclose(found.line_loss, loss, atol=1e-5)
-    loss, accuracy = scores(tiny, pair, [bezier(pair.first, found.control, pair.second, tau) for tau in taus])
+    loss, accuracy = scores(tiny, pair, [quadratic(pair.first, found.control, pair.second, tau) for tau in taus])
     np.testing.assert_array_equal(found.curve_accuracy, accuracy)
     np.testing.assert_allclose(found.curve_loss, loss, atol=1e-5)
     assert found.curve_accuracy[0] == found.curve_accuracy[-1] == 1
@@ -127,7 +127,7 @@ def test_training_lowers_the_expected_loss(tiny: Model, pair: Pair, found: Conne
 
     def expected_loss(control) -> float:
         """Eq. 5 at the temperature of training, at other τ than it saw."""
-        at = jax.vmap(lambda tau: bezier(pair.first, control, pair.second, tau))(taus)
+        at = jax.vmap(lambda tau: quadratic(pair.first, control, pair.second, tau))(taus)
         score = lambda point: score_text(tiny, ONE, tiny.params, point, pair.tokens, 8, 0.25)[0]  # noqa: E731
         return float(jnp.mean(jax.vmap(score)(at)))
 
@@ -190,7 +190,7 @@ def test_all_pairs_of_a_padded_length_share_three_programs(tiny: Model, pair: Pa
         assert isinstance(params["embed"]["embedding"], jax.core.Tracer), "weights would be constants of the program"
         return score_text(model, scheme, params, leaves, tokens_T, *rest)
 
-    monkeypatch.setattr(curves, "score_text", counting)
+    monkeypatch.setattr(bezier, "score_text", counting)
     seen: list[Progress] = []
     connect(tiny, ONE, [pair], **SETTINGS | {"steps": 1})
     once = len(traced)

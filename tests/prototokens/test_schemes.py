@@ -159,7 +159,7 @@ def test_an_early_error_derails_generation(tiny, token_lists):
         first = min([8, *(wrong.position for wrong in one.wrong)])
         np.testing.assert_array_equal(one.tokens[: first + 1], other.tokens[: first + 1])
     assert sum(one.accuracy for one in generated) < sum(one.accuracy for one in forced)
-    with pytest.raises(UserError, match="no autoregressive scheme"):
+    with pytest.raises(UserError, match="is not autoregressive"):
         regenerate(tiny, fit(tiny, token_lists[:1], steps=1))
 
 

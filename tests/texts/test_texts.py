@@ -1,17 +1,14 @@
-"""Sources, tokens, identities and buckets."""
+"""Texts from files and from the hub."""
 
 import gzip
-import hashlib
 import json
 import lzma
 
 import datasets
-import numpy as np
 import pytest
 
 from onestep_jax import UserError
 from onestep_jax.texts.files import read_source
-from onestep_jax.tokens import buckets, check_tokens, id_words, text_ids, tokenise
 
 TWO = ["one text\nof two lines", "zwei Übungen"]
 
@@ -90,32 +87,3 @@ def test_bad_sources(tmp_path, name, content, message):
 def test_unknown_split_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"unknown value of --split 'line'.*did you mean 'lines'"):
         read_source("a.txt", split="line")
-
-
-def test_tokens_are_cut_and_have_no_special_ones():
-    class Tokenizer:
-        def __call__(self, texts, add_special_tokens, verbose):
-            assert add_special_tokens is False
-            return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
-
-    assert [ids.tolist() for ids in tokenise(Tokenizer(), ["a bb ccc", "dddd"], 2)] == [[1, 2], [4]]
-    with pytest.raises(UserError, match="text 1: empty text"):
-        tokenise(Tokenizer(), ["a", " "], None)
-
-
-def test_identity_is_the_hash_of_the_tokens():
-    tokens = check_tokens([[1, 2], [3], [1, 2], [1, 2]], None, None)
-    ids = text_ids(tokens)
-    digest = hashlib.sha256(np.array([1, 2], "<i4").tobytes()).hexdigest()[:16]
-    assert ids == [digest, ids[1], f"{digest}-1", f"{digest}-2"]
-    assert id_words(ids[2], 5).tolist() == [int(digest[:8], 16), int(digest[8:], 16), 1, 5]
-
-
-def test_buckets_pad_little():
-    lengths = list(range(1, 700))
-    padded = buckets(lengths)
-    assert all(length <= bucket <= max(lengths) for length, bucket in zip(lengths, padded, strict=True))
-    assert sum(padded) / sum(lengths) < 1.08
-    assert max(bucket / length for length, bucket in zip(lengths, padded, strict=True) if length > 56) < 1.15
-    assert len(set(padded)) < 40
-    assert buckets([45, 45, 45]) == [45, 45, 45]
