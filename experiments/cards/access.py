@@ -36,12 +36,6 @@ from onestep_jax.texts.corpora import contexts, continuations
 
 PAPER = "nothing related"
 ONE_PASS = "one pass"
-COMPARE = {
-    "exact": analysis.exact,
-    "prefix": analysis.common_prefix,
-    "substring": analysis.common_substring,
-    "overlap": analysis.overlap,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,31 +89,33 @@ def run(config: Config, study: Study) -> None:
     emitted = np.stack([one.tokens for one in decode(model, results)])
     fitted = np.stack([text.tokens for text in results])
     rest = np.stack([ids[config.length :] for ids in whole])
-    rows = [_row("fitted", one) for one in relate((ONE_PASS, 0.0), emitted, fitted, tuple(COMPARE), config)]
+    rows = [_row("fitted", one) for one in relate(ONE_PASS, 0.0, emitted, fitted, tuple(analysis.MEASURES), config)]
     rows += [_row("fitted", one) for one in found.rows]
-    for case, out in found.generated.items():
-        rows += [_row("rest", one) for one in relate(case, out, rest, ("substring", "overlap"), config)]
+    for (start, temperature), out in found.generated.items():
+        related = relate(start, temperature, out, rest, ("substring", "overlap"), config)
+        rows += [_row("rest", one) for one in related]
     study.table("access", rows)
     study.table("access_texts", list(_texts(model, results, found)))
     _draw(study, rows, [ONE_PASS, *starts], config.temperatures[0])
 
 
 def relate(
-    case: tuple[str, float], out: np.ndarray, wanted: np.ndarray, measures: Sequence[str], config: Config
+    start: str, temperature: float, out: np.ndarray, wanted: np.ndarray, measures: Sequence[str], config: Config
 ) -> list[Relatedness]:
     """Compare tokens (texts, T) with those wanted of the same text and of the next few texts, as `access` does."""
     tokens = min(out.shape[1], wanted.shape[1])
-    out, wanted = out[:, :tokens], wanted[:, :tokens]
-    columns = range(1 + min(config.others, config.count - 1))
-    rows = []
-    for measure in measures:
-        compare = COMPARE[measure]
-        scores = [[compare(one, wanted[(i + j) % len(wanted)]) for j in columns] for i, one in enumerate(out)]
-        scores = np.array(scores, float)
-        own, other = float(scores[:, 0].mean()), float(scores[:, 1:].mean())
-        p = analysis.permutation_p(scores, config.permutations, np.random.default_rng((config.seed, 2)))
-        rows.append(Relatedness(*case, measure, own, other, own - other, p, *out.shape))
-    return rows
+    columns = np.arange(1 + min(config.others, config.count - 1))
+    choice = (np.arange(len(out))[:, None] + columns[None]) % len(wanted)
+    return analysis.relatedness(
+        start,
+        temperature,
+        out[:, :tokens],
+        wanted[:, :tokens],
+        choice,
+        measures=measures,
+        permutations=config.permutations,
+        seed=(config.seed, 2),
+    )
 
 
 def _row(compared: str, found: Relatedness) -> dict[str, Any]:

@@ -28,7 +28,8 @@ import numpy as np
 
 from onestep_jax import OneStep, generate
 from onestep_jax.analysis.capacity import grid, search
-from onestep_jax.analysis.metrics import Capacity, horizon
+from onestep_jax.analysis.metrics import horizon
+from onestep_jax.analysis.text_capacity import Capacity
 from onestep_jax.errors import check_known
 from onestep_jax.experiment.study import Study
 from onestep_jax.prototokens.schemes import Cramming, Scheme

@@ -27,10 +27,10 @@ texts and seeds ("shared"):
     PG-19 (gen) own     362;  927.3±103.4 512; 1266.6±125.9 724; 1653.1±211.4
                 shared  181;  478.7±85.7  362;  788.6±130.8 362;  771.7±143.0
 
-Read here: C_tokens is the maximum over texts and H_LM averages over texts, see `metrics.CapacitySummary`; median and
-mean of C_tokens stand beside, and so does the exact horizon, at an accuracy of 1. The paper says neither how many texts
-nor how many restarts; `--count` and `--seeds` are this project's. An own `m` is tried from so many seeds until the text
-is solved; a shared one serves every text from every seed at once, and the best copy of each text counts.
+Read here: C_tokens is the maximum over texts and H_LM averages over texts, see `text_capacity.CapacitySummary`; median
+and mean of C_tokens stand beside, and so does the exact horizon, at an accuracy of 1. The paper says neither how many
+texts nor how many restarts; `--count` and `--seeds` are this project's. An own `m` is tried from so many seeds until
+the text is solved; a shared one serves every text from every seed at once, and the best copy of each text counts.
 
 Method "grid" fits every length as the paper does, "search" as few as it takes to know (only an own `m`: texts that
 share one can only move together), "both" compares the two.
@@ -48,8 +48,8 @@ import numpy as np
 
 from onestep_jax import OneStep
 from onestep_jax.analysis.capacity import agreement, grid, search
-from onestep_jax.analysis.metrics import Capacity, summarise_capacities
-from onestep_jax.analysis.prefix_table import Table
+from onestep_jax.analysis.prefix_table import PrefixTable
+from onestep_jax.analysis.text_capacity import Capacity, summarise_capacities
 from onestep_jax.errors import check_known
 from onestep_jax.experiment.study import Study
 
@@ -158,7 +158,7 @@ def run(config: Config, study: Study) -> None:
     rows, texts, compared = [], [], []
     for source in config.texts:
         tokens = study.texts(source, config.count, max(config.lengths), config.seed)
-        tables: dict[str, Table] = {}
+        tables: dict[str, PrefixTable] = {}
         for m in config.m:
             for method in METHODS[config.method] if m == "own" else ("grid",):
                 table = _fit(config, study, source, tokens, m, method)
@@ -177,7 +177,7 @@ def run(config: Config, study: Study) -> None:
     _draw(config, study, rows)
 
 
-def _fit(config: Config, study: Study, source: str, tokens: list[np.ndarray], m: str, method: str) -> Table:
+def _fit(config: Config, study: Study, source: str, tokens: list[np.ndarray], m: str, method: str) -> PrefixTable:
     """Fits of the prefixes of all texts of a kind; with a shared `m`, of as many copies of them as there are seeds."""
     name = "-".join([str(config.texts.index(source)), source.partition(":")[0], m, method])
     options = {"preset": config.preset, "steps": config.steps, "seed": config.seed, "progress": study.progress}
@@ -194,7 +194,7 @@ def _best_copies(capacities: list[Capacity], count: int) -> list[Capacity]:
     return [max(capacities[i::count], key=lambda c: (c.tokens, c.exact_tokens, c.exact_horizon)) for i in range(count)]
 
 
-def _summary(capacities: list[Capacity], table: Table) -> dict[str, Any]:
+def _summary(capacities: list[Capacity], table: PrefixTable) -> dict[str, Any]:
     """A cell of Table 3."""
     found = summarise_capacities(capacities)
     return {
@@ -239,7 +239,7 @@ def _by_text(capacities: list[Capacity]) -> list[dict[str, Any]]:
     ]
 
 
-def _compare(full: Table, quick: Table) -> dict[str, Any]:
+def _compare(full: PrefixTable, quick: PrefixTable) -> dict[str, Any]:
     """How the search does against the grid: shares of texts, and of the grid's work."""
     found = agreement(full, quick)
     return {

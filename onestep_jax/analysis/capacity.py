@@ -1,6 +1,6 @@
-"""Capacity of many texts (Table 3): every length tried, or only as many as it takes to know.
+"""Capacities of many texts (Table 3), by fitting every length (`grid`) or as few lengths as needed (`search`).
 
-Both ways are rounds of the ordinary `fit`, each a run directory of its own, so that what was killed goes on.
+Both work in rounds of the ordinary `fit`. Each round has its own run directory, so that a killed job is resumed.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.analysis.metrics import THRESHOLD, capacity
-from onestep_jax.analysis.prefix_table import Table, check_nesting, create_folder, round_folder
+from onestep_jax.analysis.metrics import THRESHOLD
+from onestep_jax.analysis.prefix_table import PrefixTable, check_nesting, create_folder, round_folder
+from onestep_jax.analysis.text_capacity import capacity
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.fitting import PRESETS, fit, prepare
 from onestep_jax.model.decoder import Model
@@ -21,7 +22,9 @@ from onestep_jax.prototokens.schemes import OneStep, Scheme
 from onestep_jax.store.results import TextResult
 from onestep_jax.store.storage import locate
 
-CHEAP = 0.1  # share of the budget: doubling a length multiplies the steps by 2 to 7 (packaged model, 4 to 22 tokens)
+# Share of the budget up to which a success is cheap. Doubling a length multiplies its steps by 2 to 7 (packaged model,
+# 4 to 22 tokens), so twice the length is then likely to succeed within the budget.
+CHEAP = 0.1
 
 
 def grid(
@@ -31,18 +34,18 @@ def grid(
     *,
     run: str | Path | None = None,
     **fit_options: Any,
-) -> Table:
+) -> PrefixTable:
     """Fit every length of every text, in one `fit`, as the paper does for Table 3.
 
     Args:
       model: the frozen model.
       texts: strings or lists of token ids.
       lengths: prefix lengths to try, in tokens.
-      run: folder to record in, see `tables`; a grid that is there already is gone on with.
+      run: folder to record in, see `prefix_table`; a grid that is there already is resumed.
       fit_options: of `fit`. A scheme that shares a leaf groups texts at one length, in their order.
 
     Raises:
-      UserError: as `fit`; for a text below the shortest length; for options that a grid decides itself.
+      UserError: as `fit`; for a text below the shortest length; for options that a grid sets itself.
       Interrupted: as `fit`.
     """
     scheme = _scheme(fit_options)
@@ -64,27 +67,29 @@ def search(
     failures: int = 1,
     threshold: float = THRESHOLD,
     **fit_options: Any,
-) -> Table:
-    """Find each text's capacity from few of its lengths: climb, and stop where a length fails.
+) -> PrefixTable:
+    """Find each text's capacity from few of its lengths, in ascending order until a length fails.
 
-    A failure costs the whole budget, and more the longer it is; a success far below the capacity costs next to nothing;
-    and of a failed fit far above it only a short prefix is right, which bounds nothing. So lengths are tried in
-    ascending order, one a text and round (`next_length`). Cold fits are those that `grid` would make, up to the order
-    of float32 sums: capacities agree but for texts of which a length is reconstructed beyond `failures` that are not.
+    A failure costs the whole budget, and a long one costs more than a short one. A success far below the capacity costs
+    next to nothing. A failure far above the capacity gives no bound, since only a short prefix of it is right. Lengths
+    are therefore tried in ascending order, one for each text and round; see `next_length`.
+
+    Without `warm`, fits are those of `grid`, up to the order of float32 sums. Capacities then differ from the grid's
+    only for a text whose longer lengths succeed after `failures` lengths in a row have failed.
 
     Args:
       model: the frozen model.
       texts: strings or lists of token ids.
       lengths: prefix lengths to try, in tokens.
-      run: folder to record in, see `tables`; a search that is there already is gone on with.
-      warm: start each length at the vectors with the longest horizon so far, which may find other capacities.
-      failures: how many lengths in a row must fail before a text is given up.
+      run: folder to record in, see `prefix_table`; a search that is there already is resumed.
+      warm: start each length at the vectors with the longest horizon so far; capacities may then differ from a grid's.
+      failures: lengths in a row that must fail before a text is finished.
       threshold: accuracy from which a prefix counts as reconstructed.
       fit_options: of `fit`.
 
     Raises:
-      UserError: as `fit`; for a text below the shortest length; for options that a search decides itself; for schemes
-        that share a leaf, whose texts can only move together, or whose solutions do not nest.
+      UserError: as `fit`; for a text below the shortest length; for options that a search sets itself; for a scheme
+        that shares a leaf, whose texts must all have the same length, or whose solutions do not nest.
       Interrupted: as `fit`.
     """
     if failures < 1 or not 0 < threshold <= 1:
@@ -95,7 +100,7 @@ def search(
     folder, cheap = None if run is None else locate(run), CHEAP * _budget(fit_options)
     if folder is not None:
         create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
-    for number in range(len(table.lengths)):  # a text tries a length once
+    for number in range(len(table.lengths)):  # a text tries each length once at most
         wanted = []
         for i in range(len(table.texts)):
             length = next_length(table.row(i), table.tried(i), failures, threshold, cheap)
@@ -118,16 +123,17 @@ def next_length(
 ) -> int | None:
     """Choose the length that a search fits next, or None when the capacity is known.
 
-    That is the first untried one of the `failures` lengths above what is reconstructed. As long as none has failed and
-    a success took at most `cheap` gradient evaluations, it is the longest within double the length instead: the ones
-    between are answered by the longer solution, and gone back to if it fails.
+    That is the first length that has no fit among the `failures` lengths above the longest reconstructed one. There is
+    one exception. If no length has failed and the last success took at most `cheap` gradient evaluations, the longest
+    length up to twice as long is tried: if it succeeds, its solution counts for the lengths between; if it fails, they
+    are tried later.
 
     Args:
       fits: length → result, of one text so far.
       tried: the lengths to try, ascending.
       failures: lengths in a row that must fail.
       threshold: accuracy from which a prefix counts as reconstructed.
-      cheap: gradient evaluations of a success up to which the length is doubled.
+      cheap: gradient evaluations up to which a success allows a double length.
     """
     reached = capacity(fits.values(), lengths=tried, threshold=threshold, nested=True).tokens if fits else 0
     above = [length for length in tried if length > reached]
@@ -147,8 +153,8 @@ class Agreement(NamedTuple):
       texts: how many.
       equal: share of texts with the same capacity.
       at_least: share of texts with a capacity no smaller than the grid's.
-      evaluations: gradient evaluations of the search over those of the grid.
-      token_positions: the same, each evaluation times its length: the share of the arithmetic.
+      evaluations: gradient evaluations of the search, divided by those of the grid.
+      token_positions: the same with each evaluation times its length, the ratio of the arithmetic.
     """
 
     texts: int
@@ -158,14 +164,16 @@ class Agreement(NamedTuple):
     token_positions: float
 
 
-def agreement(grid: Table, search: Table, *, threshold: float = THRESHOLD, nested: bool = False) -> Agreement:
+def agreement(
+    grid: PrefixTable, search: PrefixTable, *, threshold: float = THRESHOLD, nested: bool = False
+) -> Agreement:
     """Compare the capacities and the work of a search with those of the full grid.
 
     Args:
       grid: of `grid`.
       search: of `search`, on the same texts and lengths.
       threshold: accuracy from which a prefix counts as reconstructed.
-      nested: let the grid's fits answer for shorter lengths too; False is the paper's reading of a grid.
+      nested: let the grid's fits count for shorter lengths too; with False a grid is read as in the paper.
 
     Raises:
       UserError: if the two are not of the same texts and lengths.
@@ -174,49 +182,58 @@ def agreement(grid: Table, search: Table, *, threshold: float = THRESHOLD, neste
         raise UserError("agreement: grid and search are of different texts or lengths; run both on the same")
     ours = np.array([found.tokens for found in search.capacities(threshold=threshold)])
     theirs = np.array([found.tokens for found in grid.capacities(threshold=threshold, nested=nested)])
-    work = (search.evaluations / grid.evaluations, search.token_positions / grid.token_positions)
-    return Agreement(len(ours), float((ours == theirs).mean()), float((ours >= theirs).mean()), *work)
+    return Agreement(
+        texts=len(ours),
+        equal=float((ours == theirs).mean()),
+        at_least=float((ours >= theirs).mean()),
+        evaluations=search.evaluations / grid.evaluations,
+        token_positions=search.token_positions / grid.token_positions,
+    )
 
 
 # --- rounds ---
 
 
 def _fit_round(
-    model: Model, table: Table, wanted: Sequence[tuple[int, int]], run: Path | None, fit_options: Mapping[str, Any]
-) -> Table:
+    model: Model,
+    table: PrefixTable,
+    wanted: Sequence[tuple[int, int]],
+    run: Path | None,
+    fit_options: Mapping[str, Any],
+) -> PrefixTable:
     """The table with fits of the wanted (text, length) prefixes."""
     prefixes = [table.texts[i][:length].tolist() for i, length in _distinct(table, wanted)]
     return table.adding(fit(model, prefixes, run=run, **fit_options))
 
 
-def _distinct(table: Table, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The wanted prefixes in their order, those with one text_id once."""
+def _distinct(table: PrefixTable, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The wanted prefixes in their order; of equal prefixes, which have one text_id, the first."""
     return list({table.ids[i][length]: (i, length) for i, length in wanted}.values())
 
 
-def _warm_start(table: Table, wanted: Sequence[tuple[int, int]], threshold: float) -> dict[str, np.ndarray]:
+def _warm_start(table: PrefixTable, wanted: Sequence[tuple[int, int]], threshold: float) -> dict[str, np.ndarray]:
     """Vectors with the longest horizon of each text, leaf → (prefixes, …), in the order in which they are fitted."""
     rows = [table.row(i).values() for i, _ in _distinct(table, wanted)]
     best = [capacity(row, threshold=threshold, nested=True).best for row in rows]
     return {name: np.stack([text.vectors[name] for text in best]) for name in best[0].vectors}
 
 
-# --- what is asked for ---
+# --- arguments ---
 
 
 def _scheme(fit_options: Mapping[str, Any]) -> Scheme:
-    """The arrangement; options that a capacity decides itself are refused."""
+    """The arrangement; options that `grid` and `search` set themselves are refused."""
     for name, default, cure in (("length", None, "lengths"), ("copies", 1, "seeds, the best of which is kept")):
         if fit_options.get(name, default) != default:
-            raise UserError(f"{name} = {fit_options[name]!r}: not an option of a capacity; give {cure}")
+            raise UserError(f"{name} = {fit_options[name]!r}: cannot be chosen for a capacity; give {cure}")
     scheme = fit_options.get("scheme") or OneStep()
     if scheme.start is not None:
         raise UserError("a capacity draws its start vectors; give a scheme without start, or search(…, warm=True)")
     return scheme
 
 
-def _empty_table(model: Model, texts: Any, lengths: Iterable[int], scheme: Scheme) -> Table:
-    """The prefixes in question, checked."""
+def _empty_table(model: Model, texts: Any, lengths: Iterable[int], scheme: Scheme) -> PrefixTable:
+    """A table of the prefixes to fit, without results, from checked arguments."""
     lengths = tuple(sorted({int(length) for length in lengths}))
     if not lengths or lengths[0] < 1:
         raise UserError(f"lengths = {lengths}: expected numbers of tokens, at least one and each at least 1")
@@ -226,23 +243,23 @@ def _empty_table(model: Model, texts: Any, lengths: Iterable[int], scheme: Schem
         if len(text) < least:
             raise UserError(f"text {i}: {len(text)} tokens, expected at least {least}; leave it out, or change lengths")
     if len(tokens) % scheme.group:
-        reason = "a group would mix lengths; give a multiple"
+        reason = "a group would hold texts of two lengths; give a multiple"
         raise UserError(f"{len(tokens)} texts in groups of {scheme.group}: {reason}")
-    return Table(tuple(tokens), lengths, scheme.describe())
+    return PrefixTable(texts=tuple(tokens), lengths=lengths, scheme=scheme.describe())
 
 
-def _check_search(model: Model, table: Table, warm: bool, fit_options: Mapping[str, Any]) -> None:
-    """Refuse what a search cannot do."""
+def _check_search(model: Model, table: PrefixTable, warm: bool, fit_options: Mapping[str, Any]) -> None:
+    """Refuse arrangements and options that a search cannot have."""
     check_nesting(table.scheme)
     group, seeds = table.scheme.get("group", 1), fit_options.get("seeds", 1)
     if group > 1:
-        raise UserError(f"search with groups of {group}: their texts can only move together; use grid")
+        raise UserError(f"search with groups of {group}: all texts of a group must have the same length; use grid")
     if warm and seeds > 1:
         raise UserError(f"seeds = {seeds} with warm: each would start at the same vectors; give seeds=1")
     first, last, boundary = table.lengths[0], table.lengths[-1], model.config.boundary
     if boundary is not None and first <= boundary < last:
-        reason = f"rotary positions change at {boundary} tokens, across which solutions do not nest"
-        raise UserError(f"lengths {first} to {last}: {reason}; search each side for itself")
+        reason = f"rotary positions change at {boundary} tokens, and solutions do not nest across that length"
+        raise UserError(f"lengths {first} to {last}: {reason}; search the two sides separately")
 
 
 def _budget(fit_options: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Which tokens come out wrong, where, and how long each took to come out right for the first time."""
+"""Which tokens are wrong, at which positions, and how many steps each took until it was first right."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.analysis.ranks import auc, spearman
+from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.store.results import TextResult
 
 KINDS = ("position", "relative", "nats", "occurrences")
 
 
 class TokenTable(NamedTuple):
-    """Tokens of many texts, one row a token; every field is (rows,).
+    """Tokens of many texts, one row for each; every field is (rows,).
 
     Attributes:
       text: index of its text among the results given.
-      position: place in the text, counted from 0.
+      position: in the text, counted from 0.
       relative: position / (N − 1), 0 for the first token and 1 for the last; 0 where N = 1.
       expected, predicted: token ids, the target's and the argmax at the kept vectors.
       nats: −ln P(t_i | t_<i) under the model run autoregressively; NaN where there is none (Eq. 3, first term).
       occurrences: how often the target token occurs in the corpus.
       right: whether predicted equals expected.
-      first_hit: gradient evaluation of the kept trial at which the token was first right, counted from 0; −1 for never,
-        and where the trial was not recorded.
+      first_hit: gradient evaluation of the best trial at which the token was first right, counted from 0; −1 if it
+        never was, or if the trial was not recorded.
     """
 
     text: np.ndarray
@@ -40,18 +41,18 @@ class TokenTable(NamedTuple):
 
     def where(self, rows: np.ndarray) -> TokenTable:
         """Some of the rows, by a mask or by indices."""
-        return TokenTable(*(column[rows] for column in self))
+        return TokenTable(**{name: column[rows] for name, column in self._asdict().items()})
 
 
 class Bins(NamedTuple):
-    """Tokens by the value of one column; every field is (bins,), empty bins left out.
+    """Tokens grouped by the value of one column; every field is (bins,), empty bins are left out.
 
     Attributes:
       low, high: the smallest and the largest value in the bin.
       tokens: how many tokens.
-      wrong: how many of them came out wrong.
+      wrong: how many of them are wrong.
       rate: wrong / tokens.
-      first_hit: median gradient evaluation at which its tokens were first right, infinite if half of them never were.
+      first_hit: median gradient evaluation at which its tokens were first right; infinite if half of them never were.
       never: share of its tokens that were never right.
     """
 
@@ -65,15 +66,15 @@ class Bins(NamedTuple):
 
 
 class Association(NamedTuple):
-    """How a column goes with coming out wrong, and with the steps until first right.
+    """Association of a column with wrong tokens, and with the steps until a token was first right.
 
     Attributes:
-      auc: chance that a wrong token has the higher value than a right one (ties half); 0.5 for no association, NaN
-        unless there are both.
-      auc_within: the same among the tokens of one text, mean over the texts that have both: what differs between
-        texts plays no part in it.
-      texts: how many texts that mean is over.
-      steps: Spearman's rank correlation with the first hit, tokens that were never right ranking last; NaN where
+      auc: probability that a wrong token has a higher value than a right one, ties counting half; 0.5 for no
+        association, NaN unless there are both wrong and right tokens.
+      auc_within: the same among the tokens of one text, mean over the texts that have both. Differences between texts
+        have no influence on it.
+      texts: number of texts in that mean.
+      steps: Spearman's rank correlation with the first hit, where tokens that were never right rank last; NaN where
         either is constant.
       tokens: rows that have a value.
     """
@@ -86,14 +87,14 @@ class Association(NamedTuple):
 
 
 def token_table(texts: Iterable[TextResult], *, corpus: Iterable[Sequence[int]] | None = None) -> TokenTable:
-    """Lay out every token of fitted texts.
+    """Make a table of all tokens of fitted texts.
 
     Args:
       texts: `Results` of one fit, or some of its texts.
       corpus: token lists in which occurrences are counted; the targets themselves by default.
 
     Raises:
-      UserError: without a text.
+      UserError: if there is no text.
     """
     texts = list(texts)
     if not texts:
@@ -117,28 +118,30 @@ def token_table(texts: Iterable[TextResult], *, corpus: Iterable[Sequence[int]] 
 
 
 def _first_hit(text: TextResult) -> np.ndarray:
-    """(N,) of the trial whose vectors were kept."""
-    kept = [trial.first_hit for trial in text.trials if trial.seed == text.seed]
-    return kept[0] if kept else np.full(len(text.tokens), -1, np.int32)
+    """(N,) first hits of the best trial."""
+    trial = text.best_trial
+    return np.full(len(text.tokens), -1, np.int32) if trial is None else trial.first_hit
 
 
 def failing(table: TokenTable) -> TokenTable:
-    """The tokens of the texts that have at least one wrong: where right and wrong can be compared."""
+    """The tokens of the texts with at least one wrong token, so that right and wrong ones can be compared."""
     return table.where(np.isin(table.text, table.text[~table.right]))
 
 
 def binned(table: TokenTable, by: str, *, bins: int = 10) -> Bins:
-    """Error rate and steps until first right, by position, relative position, nats or occurrences.
+    """Measure error rate and steps until first right in bins of position, relative position, nats or occurrences.
 
     Args:
       table: see `token_table`.
-      by: "position" and "occurrences" in powers of two (0, 1, 2–3, 4–7, …), "relative" in `bins` equal parts, "nats" in
-        `bins` parts of about equally many tokens; tokens without nats are left out there.
+      by: a column of `KINDS`. "position" and "occurrences" are binned in powers of two (0, 1, 2–3, 4–7, …), "relative"
+        in `bins` equal parts, "nats" in `bins` parts with about equally many tokens, without tokens that have no nats.
       bins: see `by`.
+
+    Raises:
+      UserError: for an unknown column, or no bin.
     """
     values, table = _column(table, by)
-    if bins < 1:
-        raise UserError(f"bins = {bins}: expected at least 1")
+    check_least(1, bins=bins)
     if by in ("position", "occurrences"):
         places = np.frexp(values)[1]
     elif by == "relative":
@@ -147,20 +150,23 @@ def binned(table: TokenTable, by: str, *, bins: int = 10) -> Bins:
         inner = np.quantile(values, np.arange(1, bins) / bins) if len(values) else np.zeros(0)
         places = np.searchsorted(np.unique(inner), values, side="right")
     waits = np.where(table.first_hit < 0, np.inf, table.first_hit)
-    rows = []
-    for place in np.unique(places):
-        inside = places == place
-        wrong, tokens = int(np.sum(~table.right[inside])), int(inside.sum())
-        never = float(np.mean(np.isinf(waits[inside])))
-        # the upper of two middle values: their mean would have to average with infinity
-        middle = float(np.quantile(waits[inside], 0.5, method="higher"))
-        rows.append((values[inside].min(), values[inside].max(), tokens, wrong, wrong / tokens, middle, never))
-    columns = zip(*rows, strict=True) if rows else [()] * len(Bins._fields)
-    return Bins(*(np.array(column) for column in columns))
+    inside = [places == place for place in np.unique(places)]
+    tokens = np.array([int(mask.sum()) for mask in inside])
+    wrong = np.array([int(np.sum(~table.right[mask])) for mask in inside])
+    return Bins(
+        low=np.array([values[mask].min() for mask in inside]),
+        high=np.array([values[mask].max() for mask in inside]),
+        tokens=tokens,
+        wrong=wrong,
+        rate=wrong / tokens,
+        # The upper of two middle values: their mean could be one with infinity.
+        first_hit=np.array([float(np.quantile(waits[mask], 0.5, method="higher")) for mask in inside]),
+        never=np.array([float(np.mean(np.isinf(waits[mask]))) for mask in inside]),
+    )
 
 
 def association(table: TokenTable, by: str) -> Association:
-    """How one column goes with coming out wrong and with the steps until first right.
+    """Measure how a column is associated with wrong tokens and with the steps until first right.
 
     Args:
       table: see `token_table`; for the AUC of wrong against right usually `failing(table)`.
@@ -168,28 +174,17 @@ def association(table: TokenTable, by: str) -> Association:
     """
     values, table = _column(table, by)
     ends = np.flatnonzero(np.diff(table.text)) + 1
-    texts = zip(np.split(values, ends), np.split(~table.right, ends), strict=True)
-    within = [_auc(one, wrong) for one, wrong in texts]
-    known = [auc for auc in within if not np.isnan(auc)]
+    texts = zip(np.split(values, ends), np.split(table.right, ends), strict=True)
+    within = [auc(one[right], one[~right]) for one, right in texts]
+    known = [area for area in within if not np.isnan(area)]
     waits = np.where(table.first_hit < 0, np.inf, table.first_hit)
-    mean = float(np.mean(known)) if known else float("nan")
-    return Association(_auc(values, ~table.right), mean, len(known), spearman(values, waits), len(values))
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Rank correlation of two columns, infinities ranking last; NaN where either is constant or has no two rows."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(x), rankdata(y)
-    if len(x) < 2 or any(np.ptp(rank) == 0 for rank in ranks):
-        return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _auc(values: np.ndarray, wrong: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(wrong, values)) if wrong.any() and not wrong.all() else float("nan")
+    return Association(
+        auc=auc(values[table.right], values[~table.right]),
+        auc_within=float(np.mean(known)) if known else float("nan"),
+        texts=len(known),
+        steps=spearman(values, waits),
+        tokens=len(values),
+    )
 
 
 def _column(table: TokenTable, by: str) -> tuple[np.ndarray, TokenTable]:

@@ -1,8 +1,8 @@
-"""Fits of prefixes, texts × lengths: what capacity (Table 3) is read from, and the folder that keeps it.
+"""A table of fits, texts × prefix lengths, from which capacities (Table 3) are read, and its folder.
 
 table.json       kind, lengths and settings of the table
 texts.parquet    index, text_id and tokens of the texts, cut to the longest length
-round-000/ …     run directories of `fit`; a grid has one, a search one for each round
+round-000/ …     run directories of `fit`; a grid has one, a search has one for each round
 """
 
 from __future__ import annotations
@@ -16,26 +16,28 @@ from typing import Any
 
 import numpy as np
 
-from onestep_jax.analysis.metrics import THRESHOLD, Capacity, capacity
+from onestep_jax.analysis.metrics import THRESHOLD
+from onestep_jax.analysis.text_capacity import Capacity, capacity
 from onestep_jax.errors import UserError
 from onestep_jax.store.parquet import read_rows, write_rows
-from onestep_jax.store.reading import check_identity, read_results
+from onestep_jax.store.reading import check_identity, read_description, read_results
 from onestep_jax.store.results import TextResult
-from onestep_jax.store.storage import entries, locate, make_folder, read_text, replace, writing
+from onestep_jax.store.storage import entries, locate, make_folder, replace, writing
 from onestep_jax.tokens import text_ids
 
 FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """Which prefixes of which texts are in question, and what came of those that were fitted.
+class PrefixTable:
+    """The prefixes of texts that are to be fitted, and the results of those that are.
 
     Attributes:
       texts: (tokens,) int32 ids of each text, cut to the longest length.
-      lengths: in tokens, ascending; those beyond the end of a text are not tried on it.
+      lengths: in tokens, ascending; those longer than a text are not tried on it.
       scheme: description of the arrangement, see `schemes.from_description`.
-      found: text_id of a prefix → its result. Texts that begin alike share it, unless they are fitted in groups.
+      found: text_id of a prefix → its result. Texts that begin with the same tokens share it, unless they are fitted in
+        groups.
       ids: for each text, length → text_id of that prefix.
     """
 
@@ -49,15 +51,15 @@ class Table:
         object.__setattr__(self, "ids", _prefix_ids(self.texts, self.lengths, self.scheme.get("group", 1)))
 
     def tried(self, text: int) -> list[int]:
-        """Lengths that fit into a text, ascending."""
+        """Lengths up to that of a text, ascending."""
         return list(self.ids[text])
 
     def row(self, text: int) -> dict[int, TextResult]:
-        """Results of a text by length, as far as they are there."""
+        """Length → result of a text, for the lengths that are fitted."""
         return {length: self.found[name] for length, name in self.ids[text].items() if name in self.found}
 
-    def adding(self, results: Iterable[TextResult]) -> Table:
-        """The table with more results."""
+    def adding(self, results: Iterable[TextResult]) -> PrefixTable:
+        """A copy of the table with more results."""
         return dataclasses.replace(self, found={**self.found, **{result.text_id: result for result in results}})
 
     def capacities(self, *, threshold: float = THRESHOLD, nested: bool = True) -> list[Capacity]:
@@ -65,30 +67,32 @@ class Table:
 
         Args:
           threshold: accuracy from which a prefix counts as reconstructed.
-          nested: let the fit of a longer prefix answer for the shorter ones, see `metrics.capacity`. The table of a
-            search needs it; False is the paper's way with a grid.
+          nested: let the fit of a longer prefix count for shorter ones, see `text_capacity.capacity`. The table of a
+            search needs it; with False a grid is read as in the paper.
 
         Raises:
           UserError: if a text has no fit, or the arrangement's solutions do not nest.
         """
         if nested:
             check_nesting(self.scheme)
-        rows = enumerate(map(self.row, range(len(self.texts))))
-        return [capacity(r.values(), lengths=self.tried(i), threshold=threshold, nested=nested) for i, r in rows]
+        return [
+            capacity(self.row(i).values(), lengths=self.tried(i), threshold=threshold, nested=nested)
+            for i in range(len(self.texts))
+        ]
 
     @property
     def evaluations(self) -> int:
-        """Gradient evaluations spent on all of it."""
+        """Gradient evaluations of all fits."""
         return sum(result.steps for result in self.found.values())
 
     @property
     def token_positions(self) -> int:
-        """Gradient evaluations, each times the length it was spent on."""
+        """Gradient evaluations of all fits, each times the length of its prefix."""
         return sum(result.steps * len(result.tokens) for result in self.found.values())
 
 
 def _prefix_ids(texts: Sequence[np.ndarray], lengths: Sequence[int], group: int) -> tuple[dict[int, str], ...]:
-    """For each text, length → text_id of the prefix; in groups, equal prefixes are told apart as `fit` does."""
+    """For each text, length → text_id of the prefix; in groups, equal prefixes are numbered as `fit` does."""
     rows = [(i, length) for length in lengths for i, text in enumerate(texts) if length <= len(text)]
     prefixes = [texts[i][:length] for i, length in rows]
     names = text_ids(prefixes) if group > 1 else [text_ids([prefix])[0] for prefix in prefixes]
@@ -99,29 +103,29 @@ def _prefix_ids(texts: Sequence[np.ndarray], lengths: Sequence[int], group: int)
 
 
 def check_nesting(scheme: Mapping[str, Any]) -> None:
-    """Refuse an arrangement in which a solution of N tokens, cut short, is no solution of fewer.
+    """Refuse an arrangement in which a solution of N tokens is no solution of its shorter prefixes.
 
     Raises:
       UserError: for "halves", whose `m` begins later in a longer text.
     """
     if scheme.get("arrangement") == "halves":
-        reason = "its inputs depend on the length, so that a fit does not answer for shorter prefixes"
+        reason = "its inputs depend on the length, so that a fit does not count for shorter prefixes"
         raise UserError(f"arrangement 'halves': {reason}; use grid, and capacities(nested=False)")
 
 
 # --- the folder ---
 
 
-def create_folder(folder: Path, table: Table, settings: Mapping[str, Any]) -> None:
-    """Describe a table in its folder, or check that it is the one that was begun there.
+def create_folder(folder: Path, table: PrefixTable, settings: Mapping[str, Any]) -> None:
+    """Write a table's description into its folder, or check that the folder already has the same.
 
     Args:
       folder: made if it is not there.
       table: its texts, lengths and scheme are recorded.
-      settings: what else must not change between its sessions.
+      settings: further values that must be the same when the table is resumed.
 
     Raises:
-      UserError: if the folder holds another table or something else, or cannot be written.
+      UserError: if the folder holds another table or other files, or cannot be written.
     """
     names = text_ids(table.texts)
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
@@ -130,7 +134,8 @@ def create_folder(folder: Path, table: Table, settings: Mapping[str, Any]) -> No
         check_identity(folder, _described(folder)["identity"], identity)
         return
     if {path.name.removesuffix(".tmp") for path in entries(folder)} - {"texts.parquet"}:
-        raise UserError(f"{folder}: not empty and no table of capacities (no table.json); give another folder")
+        reason = "not empty, and no grid or search of capacities (no table.json)"
+        raise UserError(f"{folder}: {reason}; give another folder")
     with writing(folder):
         make_folder(folder)
         rows = [{"index": i, "text_id": name, "tokens": table.texts[i]} for i, name in enumerate(names)]
@@ -139,12 +144,12 @@ def create_folder(folder: Path, table: Table, settings: Mapping[str, Any]) -> No
 
 
 def round_folder(folder: Path | None, number: int) -> Path | None:
-    """Run directory of a round, counted from 0; None in memory."""
+    """Run directory of a round, counted from 0; None without a folder."""
     return None if folder is None else folder / f"round-{number:03d}"
 
 
-def read_table(folder: str | Path) -> Table:
-    """Read a grid or search from its folder, finished or not.
+def read_prefix_table(folder: str | Path) -> PrefixTable:
+    """Read the table of a grid or search from its folder, finished or not.
 
     Raises:
       UserError: if the folder holds neither, or a part of it is damaged.
@@ -153,7 +158,7 @@ def read_table(folder: str | Path) -> Table:
     identity = _described(folder)["identity"]
     rows = read_rows(folder / "texts.parquet")
     texts = tuple(np.asarray(row["tokens"], np.int32) for row in rows)
-    table = Table(texts, tuple(identity["lengths"]), identity["scheme"])
+    table = PrefixTable(texts=texts, lengths=tuple(identity["lengths"]), scheme=identity["scheme"])
     for run in entries(folder):
         if run.name.startswith("round-") and (run / "config.json").exists():
             table = table.adding(read_results(run))
@@ -161,12 +166,5 @@ def read_table(folder: str | Path) -> Table:
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    try:
-        described = json.loads(read_text(folder / "table.json"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: no grid or search of capacities (no table.json)") from error
-    except ValueError as error:
-        raise UserError(f"{folder / 'table.json'}: not valid JSON ({error})") from error
-    if described.get("format") != FORMAT:
-        raise UserError(f"{folder}: table format {described.get('format')!r}; this version reads {FORMAT}")
-    return described
+    absent = "no grid or search of capacities"
+    return read_description(folder / "table.json", kind="table", absent=absent, version=FORMAT)

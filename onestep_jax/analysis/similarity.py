@@ -1,7 +1,7 @@
-"""Distances of the texts themselves, and distances of learned vectors against them (Figure 5).
+"""Distances of texts, and distances of learned vectors against them (Figure 5).
 
-Two ways to compare texts: *token-level*, the cosine distance of TF-IDF vectors whose terms are the model's own tokens,
-and *semantic*, the cosine distance of sentence embeddings by all-MiniLM-L6-v2.
+Texts are compared in two ways: *token-level*, by the cosine distance of TF-IDF vectors whose terms are the model's own
+tokens, and *semantic*, by the cosine distance of sentence embeddings by all-MiniLM-L6-v2.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.analysis.distances import ROWS_AT_A_TIME, Relations, cosine_distances
-from onestep_jax.errors import UserError
+from onestep_jax.analysis.distances import ROWS_AT_A_TIME, Relations, cosine_distances, distinct
+from onestep_jax.errors import UserError, check_least
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-_EXPORTED = "model.onnx"  # as fastembed's own download has it
-_IN_HUB_FOLDER = "onnx/model.onnx"  # as the encoder's own repository has it
+_EXPORTED = "model.onnx"  # in fastembed's own download
+_IN_HUB_FOLDER = "onnx/model.onnx"  # in the encoder's repository on the hub
 
 
 class Bin(NamedTuple):
-    """Pairs of one relation whose texts are about equally far apart.
+    """Pairs of one relation with similar text distances.
 
     Attributes:
       relation: such as "same_context", see `distances.Relations`.
-      low, high: text distances of the bin, `high` left out except in the last.
+      low, high: text distances of the bin, without `high` except in the last bin.
       pairs: how many.
       text_distance: their mean text distance.
-      mean, std: of their vector distances.
+      mean, std: mean and standard deviation of their vector distances.
     """
 
     relation: str
@@ -43,7 +43,7 @@ class Bin(NamedTuple):
 def token_distances(tokens: Sequence[Any], pairs_P2: np.ndarray) -> np.ndarray:
     """Token-level distance of the two texts of each pair: cosine distance of TF-IDF vectors over token ids.
 
-    How rare a token is, is counted over the distinct texts, so that a text fitted with many seeds counts once.
+    Document frequencies are counted over the distinct texts, so that a text fitted with many seeds counts once.
 
     Args:
       tokens: token ids of each row.
@@ -55,9 +55,9 @@ def token_distances(tokens: Sequence[Any], pairs_P2: np.ndarray) -> np.ndarray:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     keys = [tuple(np.asarray(ids).tolist()) for ids in tokens]
-    distinct, place_N = _distinct(keys)
-    as_they_are: Any = list
-    vectors = TfidfVectorizer(analyzer=as_they_are).fit_transform(distinct).tocsr()
+    texts, place_N = distinct(keys)
+    identity: Any = list
+    vectors = TfidfVectorizer(analyzer=identity).fit_transform(texts).tocsr()
     distances = np.empty(len(pairs_P2))
     step = max(1, ROWS_AT_A_TIME // max(map(len, keys), default=1))
     for begin in range(0, len(pairs_P2), step):
@@ -78,26 +78,19 @@ def semantic_distances(texts: Sequence[str], pairs_P2: np.ndarray, *, folder: st
     Returns:
       (P,) float64 from 0 to 2.
     """
-    distinct, place_N = _distinct(texts)
-    return cosine_distances(sentence_embeddings(distinct, folder=folder), place_N[pairs_P2])
-
-
-def _distinct(values: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
-    """Distinct values in order of appearance, and the place of each row's value among them."""
-    places: dict[Any, int] = {}
-    place_N = np.array([places.setdefault(value, len(places)) for value in values], np.int64)
-    return list(places), place_N
+    strings, place_N = distinct(texts)
+    return cosine_distances(sentence_embeddings(strings, folder=folder), place_N[pairs_P2])
 
 
 def sentence_embeddings(texts: Sequence[str], *, folder: str | Path | None = None, batch: int = 64) -> np.ndarray:
-    """Embeddings of texts by all-MiniLM-L6-v2, mean-pooled and of unit length, through `fastembed`.
+    """Embeddings of texts by all-MiniLM-L6-v2, mean-pooled and of unit length, computed by `fastembed`.
 
-    Texts longer than the encoder's context are cut to it: the least of the lengths named in tokenizer_config.json.
+    Longer texts are cut to the encoder's context, the least of the lengths named in tokenizer_config.json.
 
     Args:
       texts: strings.
       folder: a local copy of the encoder with model.onnx or onnx/model.onnx beside tokenizer.json,
-        tokenizer_config.json, special_tokens_map.json and config.json; None to download fastembed's.
+        tokenizer_config.json, special_tokens_map.json and config.json; None to download fastembed's copy.
       batch: texts at a time.
 
     Returns:
@@ -113,28 +106,12 @@ def sentence_embeddings(texts: Sequence[str], *, folder: str | Path | None = Non
 def _encoder(folder: str | Path | None) -> Callable[[list[str], int], Any]:
     try:
         import fastembed
-        from fastembed.common.model_description import ModelSource, PoolingType
     except ImportError as error:
         cure = "pip install 'onestep_jax[analysis]'"
         raise UserError(f"sentence embeddings need fastembed, which is not installed: {cure}") from error
     name, arguments = ENCODER, {}
     if folder is not None:
-        path = Path(folder)
-        if not path.is_dir():
-            raise UserError(f"{path}: no such folder; give one that holds {_EXPORTED}, or none to download the encoder")
-        arguments = {"specific_model_path": str(path), "local_files_only": True}
-        if not (path / _EXPORTED).is_file():
-            if not (path / _IN_HUB_FOLDER).is_file():
-                cure = f"hf download {ENCODER} --local-dir {path}"
-                raise UserError(
-                    f"{path}: neither {_EXPORTED} nor {_IN_HUB_FOLDER} in it, which fastembed reads; {cure}"
-                )
-            name = f"{ENCODER}/{_IN_HUB_FOLDER}"
-            known = {model["model"] for model in fastembed.TextEmbedding.list_supported_models()}
-            if name not in known:
-                source = ModelSource(hf=ENCODER)
-                add = fastembed.TextEmbedding.add_custom_model
-                add(name, PoolingType.MEAN, True, source, dim=384, model_file=_IN_HUB_FOLDER)
+        name, arguments = _local_name(Path(folder)), {"specific_model_path": str(folder), "local_files_only": True}
     try:
         encoder = fastembed.TextEmbedding(name, **arguments)
     except Exception as error:
@@ -146,6 +123,26 @@ def _encoder(folder: str | Path | None) -> Callable[[list[str], int], Any]:
     return lambda texts, batch: encoder.embed(texts, batch_size=batch)
 
 
+def _local_name(folder: Path) -> str:
+    """Name by which fastembed reads a local copy of the encoder, in either of the two layouts."""
+    import fastembed
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give one with {_EXPORTED} in it, or none to download the encoder")
+    if (folder / _EXPORTED).is_file():
+        return ENCODER
+    if not (folder / _IN_HUB_FOLDER).is_file():
+        cure = f"hf download {ENCODER} --local-dir {folder}"
+        raise UserError(f"{folder}: neither {_EXPORTED} nor {_IN_HUB_FOLDER} in it, which fastembed reads; {cure}")
+    name = f"{ENCODER}/{_IN_HUB_FOLDER}"
+    if name not in {model["model"] for model in fastembed.TextEmbedding.list_supported_models()}:
+        fastembed.TextEmbedding.add_custom_model(
+            name, PoolingType.MEAN, True, ModelSource(hf=ENCODER), dim=384, model_file=_IN_HUB_FOLDER
+        )
+    return name
+
+
 # --- Figure 5 ---
 
 
@@ -155,9 +152,9 @@ def binned(
     *,
     bins: int = 20,
 ) -> list[Bin]:
-    """Vector distance against text distance, one curve a relation, over bins that the relations share (Figure 5).
+    """Bin vector distances by text distance, one curve for each relation, with the same bins for all (Figure 5).
 
-    The bins are of equal width and span the text distances of all relations; empty ones are left out.
+    The bins have equal widths and span the text distances of all relations; empty ones are left out.
 
     Args:
       text_distances: relation → (P,).
@@ -167,8 +164,7 @@ def binned(
     Raises:
       UserError: if the two are not of the same pairs.
     """
-    if bins < 1:
-        raise UserError(f"bins = {bins}: expected at least 1")
+    check_least(1, bins=bins)
     x, y = _named(text_distances), _named(vector_distances)
     if {name: len(values) for name, values in x.items()} != {name: len(values) for name, values in y.items()}:
         raise UserError("text distances and vector distances are not of the same relations and numbers of pairs")
@@ -180,17 +176,26 @@ def binned(
     for relation in x:
         place = np.clip(np.searchsorted(edges, x[relation], side="right") - 1, 0, bins - 1)
         for i in np.unique(place):
-            near, far = x[relation][place == i], y[relation][place == i]
-            ends = float(edges[i]), float(edges[i + 1])
-            found.append(Bin(relation, *ends, len(far), float(near.mean()), float(far.mean()), float(far.std())))
+            inside = y[relation][place == i]
+            found.append(
+                Bin(
+                    relation=relation,
+                    low=float(edges[i]),
+                    high=float(edges[i + 1]),
+                    pairs=len(inside),
+                    text_distance=float(x[relation][place == i].mean()),
+                    mean=float(inside.mean()),
+                    std=float(inside.std()),
+                )
+            )
     return found
 
 
 def gap(curves: Sequence[Bin], nearer: str = "same_context", farther: str = "different_contexts") -> float:
-    """How much nearer the vectors of one relation are at equal text distance; the one number of Figure 5.
+    """How much nearer the vectors of one relation are at equal text distance, Figure 5 in one number.
 
-    The mean over the bins that both relations reach, of the difference of their mean vector distances, weighted by the
-    pairs of the smaller; NaN where they share no bin.
+    It is the difference of the mean vector distances of two relations in a bin, averaged over the bins that both have,
+    weighted by the pairs of the relation that has fewer; NaN if they have no bin in common.
     """
     sides = [{bin.low: bin for bin in curves if bin.relation == name} for name in (nearer, farther)]
     shared = [(sides[0][low], sides[1][low]) for low in sides[0] if low in sides[1]]

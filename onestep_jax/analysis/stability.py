@@ -1,4 +1,4 @@
-"""How stable `e` and `m` are over seeds: which of them says what the text is, and can they be exchanged?"""
+"""How stable `e` and `m` are over seeds: which of them depends on the text, and can they be exchanged?"""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onestep_jax.analysis.metrics import THRESHOLD
+from onestep_jax.analysis.ranks import auc
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.reconstruction import decode
 from onestep_jax.store.results import Results, TextResult
-
-SOLVED = 0.99  # the paper's "reconstructed"
+from onestep_jax.tokens import plain_id
 
 
 class Stability(NamedTuple):
@@ -21,15 +22,15 @@ class Stability(NamedTuple):
     Attributes:
       within: (pairs,) cosine distances between solutions of one text.
       between: (pairs,) cosine distances between solutions of different texts.
-      auc: chance that a pair of different texts is farther apart than a pair of one text; 0.5 if the leaf says nothing
-        about the text.
-      nearest: share of solutions whose nearest other one is of the same text.
-      nearest_chance: the same, expected of vectors that know no text.
+      auc: probability that a pair of different texts is farther apart than a pair of one text; 0.5 if the leaf does not
+        depend on the text.
+      nearest: share of solutions whose nearest other solution has the same text.
+      nearest_chance: its expectation for vectors that do not depend on the text.
       norms: (solutions,) Euclidean norms.
       share: share of the variance (summed over components) that lies between texts.
-      share_chance: the same, expected of vectors that know no text.
-      icc: intraclass correlation ICC(1): 1 if solutions of a text are equal, about 0 if they are as unlike as those of
-        different texts.
+      share_chance: its expectation for vectors that do not depend on the text.
+      icc: intraclass correlation ICC(1): 1 if the solutions of a text are equal, about 0 if they differ as much as
+        those of different texts.
       texts, solutions: how many.
     """
 
@@ -47,10 +48,10 @@ class Stability(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """Accuracy of `e` of one solution with `m` of another one of the same text; every field is (pairs,).
+    """Accuracy of the `e` of one solution with the `m` of another one of the same text; every field is (pairs,).
 
     Attributes:
-      e, m: indices among the results of the solutions that gave them; equal for the solutions as they are.
+      e, m: indices, among the results, of the solutions that the vectors come from; equal for unchanged solutions.
       accuracy: share of exact tokens.
     """
 
@@ -60,7 +61,7 @@ class Exchange(NamedTuple):
 
     @property
     def kept(self) -> float:
-        """Mean accuracy of the solutions as they are."""
+        """Mean accuracy of the unchanged solutions."""
         return float(self.accuracy[self.e == self.m].mean())
 
     @property
@@ -69,18 +70,18 @@ class Exchange(NamedTuple):
         return float(self.accuracy[self.e != self.m].mean())
 
 
-def stability(results: Results, *, least: float = SOLVED) -> dict[str, Stability]:
+def stability(results: Results, *, least: float = THRESHOLD) -> dict[str, Stability]:
     """Compare solutions of the same texts with solutions of different texts, leaf by leaf (the question of Figure 6).
 
     Args:
       results: of a fit with copies (`fit(…, copies=R)`).
-      least: accuracy that a solution must have to count.
+      least: solutions of a lower accuracy are left out.
 
     Returns:
-      leaf → numbers. A leaf of several vectors, (K, D), is taken as one of K · D components.
+      leaf → numbers. A leaf of several vectors, (K, D), is treated as one vector of K · D components.
 
     Raises:
-      UserError: without two texts that have two such solutions each.
+      UserError: unless two texts have two such solutions each.
     """
     groups = solutions_by_text(results, least)
     owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
@@ -89,16 +90,16 @@ def stability(results: Results, *, least: float = SOLVED) -> dict[str, Stability
     return {name: _stability(x_SD.astype(float), owner) for name, x_SD in leaves.items()}
 
 
-def exchange(model: Model, results: Results, *, least: float = SOLVED) -> Exchange:
-    """Put `e` of one solution before `m` of every other solution of the same text and decode.
+def exchange(model: Model, results: Results, *, least: float = THRESHOLD) -> Exchange:
+    """Combine the `e` of each solution with the `m` of every other solution of the same text, and decode.
 
     Args:
       model: the model that the vectors were fitted on.
       results: of a fit with copies, with the leaves `e` and `m`.
-      least: accuracy that a solution must have to count.
+      least: solutions of a lower accuracy are left out.
 
     Raises:
-      UserError: for another model, other leaves, or without two texts that have two such solutions each.
+      UserError: for another model or other leaves, or unless two texts have two such solutions each.
     """
     if set(results.vectors) != {"e", "m"}:
         raise UserError(f"exchange of e and m: the leaves are {', '.join(results.vectors) or 'none'}; expected e and m")
@@ -110,15 +111,15 @@ def exchange(model: Model, results: Results, *, least: float = SOLVED) -> Exchan
 
 
 def solutions_by_text(results: Results, least: float) -> list[list[int]]:
-    """Indices of the sufficient solutions of each text that has two of them.
+    """Indices of the solutions of accuracy `least` or better, for each text that has two of them.
 
     Raises:
-      UserError: if fewer than two texts have.
+      UserError: if there are fewer than two such texts.
     """
     groups: dict[str, list[int]] = {}
     for i, text in enumerate(results):
         if text.accuracy >= least:
-            groups.setdefault(text.text_id.partition("-")[0], []).append(i)
+            groups.setdefault(plain_id(text.text_id), []).append(i)
     repeated = [group for group in groups.values() if len(group) > 1]
     if len(repeated) < 2:
         reason = f"{len(repeated)} texts have two or more solutions of accuracy {least} or better; expected at least 2"
@@ -140,39 +141,34 @@ def _stability(x_SD: np.ndarray, owner: np.ndarray) -> Stability:
     within, between = distances_SS[same_SS & upper], distances_SS[~same_SS & upper]
     np.fill_diagonal(distances_SS, np.inf)
     counts = np.bincount(owner)
+    share, icc = _variance(x_SD, owner, counts)
     return Stability(
-        within,
-        between,
-        auc=_exceeds(between, within),
+        within=within,
+        between=between,
+        auc=auc(within, between),
         nearest=float(np.mean(owner[distances_SS.argmin(-1)] == owner)),
         nearest_chance=float(np.mean((counts[owner] - 1) / (len(owner) - 1))),
         norms=norms,
-        **_variance(x_SD, owner, counts),
+        share=share,
+        share_chance=(len(counts) - 1) / (len(owner) - 1),
+        icc=icc,
         texts=len(counts),
         solutions=len(owner),
     )
 
 
-def _variance(x_SD: np.ndarray, owner: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """One-way analysis of variance, sums of squares added up over the components."""
+def _variance(x_SD: np.ndarray, owner: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Share of the variance between texts, and ICC(1), by a one-way analysis of variance.
+
+    Sums of squares are added up over the components.
+    """
     S, texts = len(owner), len(counts)
     means = np.stack([x_SD[owner == i].mean(0) for i in range(texts)])
     between = float(np.sum(counts[:, None] * (means - x_SD.mean(0)[None]) ** 2))
     within = float(np.sum((x_SD - means[owner]) ** 2))
-    # solutions of a text, corrected for texts that have more of them than others
+    # Mean squares; `size` is the number of solutions of a text, corrected for unequal numbers.
     size = (S - np.sum(counts**2) / S) / (texts - 1)
     among, inside = between / (texts - 1), within / (S - texts)
     spread, variance = between + within, among + (size - 1) * inside
-    return {
-        "share": between / spread if spread else float("nan"),
-        "share_chance": (texts - 1) / (S - 1),
-        "icc": (among - inside) / variance if variance else float("nan"),
-    }
-
-
-def _exceeds(high: np.ndarray, low: np.ndarray) -> float:
-    """Chance that a number of `high` exceeds one of `low`, ties half."""
-    from sklearn.metrics import roc_auc_score
-
-    labels = np.repeat([1, 0], [len(high), len(low)])
-    return float(roc_auc_score(labels, np.concatenate([high, low])))
+    share = between / spread if spread else float("nan")
+    return share, (among - inside) / variance if variance else float("nan")

@@ -1,7 +1,7 @@
-"""Paths of the optimisation: in the plane where they vary most, and how far they went for how near they came.
+"""Paths of the optimisation: in the plane where they vary most, and their length against their displacement.
 
-A path is what `Trial.path` holds: leaf → (points, D), the vectors at each point of the trial's trace. Several trials of
-one text, or of several, are looked at in one plane.
+A path is a `Trial.path`: leaf → (points, D), the vectors at each point of the trial's trace. Trials of one text or of
+several are shown in one plane.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Path = Mapping[str, np.ndarray]
 
 
 class Plane(NamedTuple):
-    """Principal axes of paths and the paths in them.
+    """Principal axes of paths, and the coordinates of the paths.
 
     Attributes:
-      centre: (D,) float64, the mean of all points; leaves are put end to end in the order of `leaves`.
+      centre: (D,) float64, the mean of all points; leaves are concatenated in the order of `leaves`.
       axes: (dims, D) float64, orthonormal, the largest component of each positive.
       variance_ratio: (dims,) float64, each axis's share of the variance of the points.
       coordinates: (points, dims) float64 for each path.
-      leaves: names of the leaves looked at.
+      leaves: names of the leaves that the points consist of.
     """
 
     centre: np.ndarray
@@ -35,7 +35,7 @@ class Plane(NamedTuple):
 
 
 class Travel(NamedTuple):
-    """How a path went, in Euclidean lengths.
+    """Length and extent of a path, Euclidean.
 
     Attributes:
       length: sum of its steps between recorded points.
@@ -49,32 +49,32 @@ class Travel(NamedTuple):
 
     @property
     def straightness(self) -> float:
-        """Displacement in lengths of the path: 1 for a straight one; NaN for one that never moved."""
+        """Displacement divided by length: 1 for a straight path; NaN for one that never moved."""
         return self.displacement / self.length if self.length else float("nan")
 
 
 def flatten(path: Path, leaves: Sequence[str] | None = None) -> np.ndarray:
-    """(points, D) float64, leaves end to end in alphabetical order, or in the order given.
+    """Points of a path as vectors, (points, D) float64; leaves are concatenated alphabetically or in the order given.
 
     Raises:
-      UserError: for a leaf that the path does not have, leaves of different numbers of points, or none at all.
+      UserError: for a leaf that the path does not have, leaves with different numbers of points, or no leaf.
     """
     names = sorted(path) if leaves is None else list(leaves)
     check_known("leaf", names, path)
     counts = {name: len(path[name]) for name in names}
     if len(set(counts.values())) != 1:
-        raise UserError(f"a path whose leaves have {counts or 'no'} points; expected as many of each, at least one")
+        raise UserError(f"a path whose leaves have {counts or 'no'} points; expected equally many, at least one")
     return np.concatenate([np.asarray(path[name], np.float64).reshape(counts[name], -1) for name in names], axis=1)
 
 
 def principal_plane(paths: Sequence[Path], *, leaves: Sequence[str] | None = None, dims: int = 2) -> Plane:
-    """Principal component analysis of all points of all paths together, each point counting once.
+    """Find the principal components of all points of all paths, each point counting once.
 
-    A longer path has more points and so more say; give every second point of it to change that.
+    A path with more points has more weight; to change that, give every second point of it.
 
     Args:
       paths: leaf → (points, D) each, such as `[trial.path for trial in text.trials]`.
-      leaves: which to look at, put end to end; None for all.
+      leaves: which to use; None for all.
       dims: number of axes.
 
     Raises:
@@ -89,7 +89,7 @@ def principal_plane(paths: Sequence[Path], *, leaves: Sequence[str] | None = Non
         limit = f"at least 1, at most the width and one less than the points, {points_PD.shape[::-1]}"
         raise UserError(f"dims = {dims}: expected {limit}")
     if not np.isfinite(points_PD).all():
-        raise UserError("a path with a value that is not finite; leave failed trials out")
+        raise UserError("a value of a path is not finite; leave failed trials out")
     centre = points_PD.mean(axis=0)
     _, singular, axes = np.linalg.svd(points_PD - centre, full_matrices=False)
     axes = axes[:dims]
@@ -98,23 +98,24 @@ def principal_plane(paths: Sequence[Path], *, leaves: Sequence[str] | None = Non
     total = np.square(singular).sum()
     ratio = np.square(singular[:dims]) / total if total else np.zeros(dims)
     names = tuple(sorted(paths[0]) if leaves is None else leaves)
-    return Plane(centre, axes, ratio, tuple((points - centre) @ axes.T for points in given), names)
-
-
-def project(plane: Plane, path: Path) -> np.ndarray:
-    """Coordinates (points, dims) of another path, or of single points, in a plane."""
-    return (flatten(path, plane.leaves) - plane.centre) @ plane.axes.T
+    return Plane(
+        centre=centre,
+        axes=axes,
+        variance_ratio=ratio,
+        coordinates=tuple((points - centre) @ axes.T for points in given),
+        leaves=names,
+    )
 
 
 def travel(path: Path, *, leaves: Sequence[str] | None = None) -> Travel:
-    """Length, displacement and reach of one path, leaves put end to end."""
+    """Measure length, displacement and reach of one path, leaves concatenated."""
     points = flatten(path, leaves)
     steps, away = np.linalg.norm(np.diff(points, axis=0), axis=1), np.linalg.norm(points - points[0], axis=1)
-    return Travel(float(steps.sum()), float(away[-1]), float(away.max()))
+    return Travel(length=float(steps.sum()), displacement=float(away[-1]), reach=float(away.max()))
 
 
 def rows(plane: Plane, traces: Sequence[np.ndarray], names: Sequence[Any] | None = None) -> list[dict[str, Any]]:
-    """One row a recorded point: where it lies in the plane, beside steps, loss and accuracy there.
+    """One row for each recorded point: its coordinates in the plane, and steps, loss and accuracy there.
 
     Args:
       plane: of `principal_plane`.
@@ -122,7 +123,7 @@ def rows(plane: Plane, traces: Sequence[np.ndarray], names: Sequence[Any] | None
       names: of the paths, such as seeds; by default their numbers.
 
     Raises:
-      UserError: if a trace has not the points of its path.
+      UserError: if a trace and its path have different numbers of points.
     """
     if names is None:
         names = range(len(traces))

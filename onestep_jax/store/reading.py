@@ -42,18 +42,33 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: if there is none, or one that this version cannot read.
     """
+    return read_description(folder / "config.json", kind="run", absent="no run directory", version=FORMAT)
+
+
+def read_description(path: Path, *, kind: str, absent: str, version: int) -> dict[str, Any]:
+    """A JSON object that describes a folder.
+
+    Args:
+      path: of the file in that folder.
+      kind: what it describes, for messages.
+      absent: what the folder is without the file, for messages.
+      version: the number under "format" that this version reads.
+
+    Raises:
+      UserError: if the file is missing, is not valid JSON, or has another format.
+    """
     try:
-        config = json.loads(patiently(folder / "config.json", read_text))
+        described = json.loads(patiently(path, read_text))
     except Unreadable:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: no run directory (no config.json)") from error
+        raise UserError(f"{path.parent}: {absent} (no {path.name})") from error
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error})") from error
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{folder}: run format {found!r}; this version reads {FORMAT}")
-    return config
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    found = described.get("format") if isinstance(described, dict) else None
+    if found != version:
+        raise UserError(f"{path.parent}: {kind} format {found!r}; this version reads {version}")
+    return described
 
 
 def shared_leaf(config: Mapping[str, Any]) -> str | None:

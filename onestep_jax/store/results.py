@@ -77,6 +77,11 @@ class TextResult:
     h_lm: float
     trials: tuple[Trial, ...] = dataclasses.field(default=(), repr=False)
 
+    @property
+    def best_trial(self) -> Trial | None:
+        """The trial whose vectors were kept, or None if it was not recorded."""
+        return next((trial for trial in self.trials if trial.seed == self.seed), None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Results:

@@ -7,8 +7,8 @@ import pytest
 
 from onestep_jax.analysis import capacity as module
 from onestep_jax.analysis.capacity import agreement, grid, next_length, search
-from onestep_jax.analysis.metrics import capacity
-from onestep_jax.analysis.prefix_table import read_table
+from onestep_jax.analysis.prefix_table import read_prefix_table
+from onestep_jax.analysis.text_capacity import capacity
 from onestep_jax.errors import UserError
 from onestep_jax.fitting.optimizers import Optimizer, Preset
 from onestep_jax.prototokens.reconstruction import decode
@@ -289,7 +289,7 @@ def test_a_killed_search_goes_on(tiny, one_device, cold, tmp_path):
 
     with pytest.raises(Killed):
         search(tiny, TEXTS, LENGTHS, run=run, progress=kill, **options)
-    half = read_table(run)
+    half = read_prefix_table(run)
     assert [sorted(half.row(i)) for i in range(len(TEXTS))] == [[4]] * len(TEXTS)
     with pytest.raises(UserError, match=r"holds another run; lengths: \[4, 8, 12\] there, \[4, 8\] here"):
         search(tiny, TEXTS, LENGTHS[:2], run=run, **options)
@@ -299,7 +299,7 @@ def test_a_killed_search_goes_on(tiny, one_device, cold, tmp_path):
     first = {path: path.stat().st_mtime_ns for path in (run / "round-000" / "results").iterdir()}
     again = search(tiny, TEXTS, LENGTHS, run=run, **options)
     assert {path: path.stat().st_mtime_ns for path in (run / "round-000" / "results").iterdir()} == first
-    for table in (again, read_table(run)):
+    for table in (again, read_prefix_table(run)):
         assert set(table.found) == set(cold.found)
         assert [c.tokens for c in table.capacities()] == [c.tokens for c in cold.capacities()]
         assert table.lengths == LENGTHS
@@ -321,7 +321,7 @@ def test_warm_starts_start_there(tiny, one_device, tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="no table of capacities"):
+    with pytest.raises(UserError, match="not empty, and no grid or search of capacities"):
         grid(tiny, TEXTS, LENGTHS, run=tmp_path)
     with pytest.raises(UserError, match=r"no grid or search of capacities \(no table.json\)"):
-        read_table(tmp_path)
+        read_prefix_table(tmp_path)

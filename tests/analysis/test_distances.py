@@ -15,7 +15,6 @@ import pytest
 from onestep_jax import UserError
 from onestep_jax.analysis.distances import (
     Relations,
-    auc,
     cosine_distances,
     learned_vectors,
     plain_ids,
@@ -139,16 +138,6 @@ def test_identities_that_contradict_themselves_are_refused():
         relation_distances(np.ones((2, 3)), ["a"], ["t"])
     with pytest.raises(UserError, match="most = 0"):
         relation_pairs(["a"], ["t"], most=0)
-
-
-def test_auc_is_that_of_brute_force_with_ties():
-    rng = np.random.default_rng(5)
-    near, far = rng.integers(6, size=40) / 7, rng.integers(2, 9, size=33) / 7
-    expected = np.mean([(x < y) + (x == y) / 2 for x in near for y in far])
-    np.testing.assert_allclose(auc(near, far), expected, rtol=1e-14)
-    np.testing.assert_allclose(auc(far, near), 1 - expected, rtol=1e-14)
-    assert auc(np.zeros(3), np.ones(2)) == 1
-    assert auc(near, near) == 0.5
 
 
 def test_nearer_relations_are_told_apart():

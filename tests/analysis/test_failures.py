@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onestep_jax import UserError
-from onestep_jax.analysis.failures import KINDS, association, binned, failing, spearman, token_table
+from onestep_jax.analysis.failures import KINDS, association, binned, failing, token_table
 from onestep_jax.store.results import TextResult, Trial
 
 
@@ -173,7 +173,6 @@ def test_nothing_to_compare():
     assert alone.tokens == 0
     assert np.isnan(alone.steps)
     assert not len(binned(token_table(TEXTS[1:2]), "nats").tokens)
-    assert np.isnan(spearman(np.ones(3), np.arange(3)))
 
 
 def test_refusals():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onestep_jax import UserError
-from onestep_jax.analysis.trajectories import flatten, principal_plane, project, rows, travel
+from onestep_jax.analysis.trajectories import flatten, principal_plane, rows, travel
 
 
 def planar(points: int = 40, width: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,15 +61,8 @@ def test_leaves_are_taken_together_or_alone():
     alone = principal_plane([path], leaves=["mem"], dims=1)
     expected = np.linalg.eigvalsh(np.cov(points[:, :8].T))[::-1]
     np.testing.assert_allclose(alone.variance_ratio, expected[:1] / expected.sum())
-    np.testing.assert_allclose(project(alone, path), alone.coordinates[0])
-
-
-def test_points_outside_the_plane_are_projected_onto_it():
-    points, *_ = planar()
-    plane = principal_plane([{"e": points}])
-    normal = np.random.default_rng(3).normal(size=points.shape[1])
-    normal -= normal @ plane.axes.T @ plane.axes
-    np.testing.assert_allclose(project(plane, {"e": points + normal}), plane.coordinates[0], atol=1e-12)
+    coordinates = (flatten(path, alone.leaves) - alone.centre) @ alone.axes.T
+    np.testing.assert_allclose(coordinates, alone.coordinates[0])
 
 
 def test_paths_that_never_move_have_no_variance():
