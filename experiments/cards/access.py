@@ -32,7 +32,7 @@ from onestep_jax.model.decoder import Model
 from onestep_jax.model.likelihood import beginning
 from onestep_jax.prototokens.reconstruction import as_text, decode
 from onestep_jax.store.results import Results
-from onestep_jax.texts.corpora import contexts, continuations
+from onestep_jax.texts import contexts, continuations
 
 PAPER = "nothing related"
 ONE_PASS = "one pass"

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from onestep_jax.texts.files import read_source
+from onestep_jax.texts import read_source
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 

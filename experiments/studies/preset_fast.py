@@ -36,7 +36,7 @@ from rich.console import Console
 
 import onestep_jax
 from onestep_jax import PRESETS, OneStep, Optimizer, Preset, Schedule
-from onestep_jax.texts.files import read_source
+from onestep_jax.texts import read_source
 from onestep_jax.tokens import tokenise
 
 FAST, PAPER = PRESETS["fast"], PRESETS["paper"]

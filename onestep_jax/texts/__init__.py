@@ -2,3 +2,8 @@
 
 May import `errors`, `tokens`, `model`.
 """
+
+from onestep_jax.texts.corpora import contexts, continuations, is_named, load_tokens
+from onestep_jax.texts.files import read_source
+
+__all__ = ["contexts", "continuations", "is_named", "load_tokens", "read_source"]

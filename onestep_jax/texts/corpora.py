@@ -1,4 +1,4 @@
-"""Token lists of the paper's text sources by name, their contexts, and the model's own continuations of these."""
+"""Token ids of the paper's text sources by name, contexts from them, and the model's own continuations of contexts."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from onestep_jax.errors import UserError, nearest
+from onestep_jax.errors import UserError, check_least, nearest
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.generation import BATCH, generate
 from onestep_jax.model.likelihood import beginning
 from onestep_jax.texts.named_sources import SOURCES, Passage, Request, whole
 
 GEN = "the model's own continuations of contexts of the demo texts, or of gen:SOURCE (any other source)"
-# Tokens that a continuation follows in `gen`, as in the paper's access test; the demo texts are shorter.
+# Tokens of a context in `gen`, as in the paper's access test; the demo texts are shorter.
 CONTEXT, DEMO_CONTEXT, DEMO_TEXTS = 128, 32, 8
 
 
 def names() -> dict[str, str]:
-    """Name of each source and a line on it."""
+    """Name of each source → a line about it."""
     return {name: source.about for name, source in SOURCES.items()} | {"gen": GEN}
 
 
 def is_named(source: str) -> bool:
-    """Whether it is one of the named sources, and not a file or a data set of the hub."""
+    """Whether a source is a named one, and not a file or a data set of the hub.
+
+    Raises:
+      UserError: for a name that is unknown and no file.
+    """
     return bool(_parse(source)[0])
 
 
@@ -41,28 +45,28 @@ def load_tokens(
     split: str = "file",
     per_context: int = 1,
 ) -> list[np.ndarray]:
-    """Load the first `count` texts of a source that have `length` tokens, cut to that length.
+    """Load the first `count` texts of a source that have at least `length` tokens, cut to that length.
 
-    The first k of them do not depend on `count`. A text that is too short is passed over, so another length may pick
-    other texts: to compare lengths, load at the longest and cut.
+    The first k of them do not depend on `count`. A text that is too short is skipped, so another length may give other
+    texts. To compare lengths, load texts of the greatest length and cut them.
 
     Args:
-      model: whose tokenizer is used, without special tokens; `gen` samples from it.
-      source: "random[:FILE]", "fanfics[:COPY]", "pg19[:COPY]", "excerpts:SOURCE", "gen[:SOURCE]", "demo" (see `names`),
-        or whatever `files.read_source` reads, its texts as they are.
-      count: texts.
+      model: its tokenizer is used, without special tokens; `gen` samples from the model.
+      source: "random[:FILE]", "fanfics[:COPY]", "pg19[:COPY]", "excerpts:SOURCE", "gen[:SOURCE]" or "demo" (see
+        `names`), or a file or data set that `files.read_source` reads.
+      count: number of texts.
       length: tokens of each.
-      seed: of what the source draws.
+      seed: of all that the source draws.
       column: of a table.
       split: how a .txt is read, "file" (one text) or "lines".
-      per_context: of `gen`, continuations of each context, which come one after the other.
+      per_context: for `gen`, the number of continuations of each context; they follow one another.
 
     Returns:
       `count` arrays (length,) int32.
 
     Raises:
-      UserError: for a source that is unknown or cannot be read, too few texts that are long enough, or a model without
-        a tokenizer.
+      UserError: for a source that is unknown, that cannot be read or that has too few texts of that length, or for a
+        model without a tokenizer.
     """
     name, argument = _parse(source)
     _check(model, count, length, seed, per_context)
@@ -86,16 +90,16 @@ def contexts(
     column: str = "text",
     split: str = "file",
 ) -> list[np.ndarray]:
-    """Load the first `count` contexts of a source that have `length` tokens, cut to that length.
+    """Load the first `count` contexts of a source that have at least `length` tokens, cut to that length.
 
-    The context of a text is what stands before it, and its last `length` tokens are taken: for `pg19` and `fanfics`
-    from the first half of a chunk, for `excerpts` from the book, for `random` from words of their own. Nothing stands
-    before a text of `demo` or of a file: there the context is the first `length` tokens of the text itself. With the
-    same seed the k-th context belongs to the k-th text of `load_tokens`, if none is passed over for being too short.
+    The context of a text is the last `length` tokens before it. For `pg19` and `fanfics` they come from the first half
+    of a chunk, for `excerpts` from the book, for `random` from words drawn for this. A text of `demo` or of a file has
+    no text before it; there the context is the first `length` tokens of the text itself. With the same seed the k-th
+    context belongs to the k-th text of `load_tokens`, unless one of them is skipped for being too short.
 
     Args:
-      model, source, seed, column, split: as for `load_tokens`; "gen" has no contexts but those of its source.
-      count: contexts.
+      model, source, seed, column, split: as for `load_tokens`; "gen" has no contexts of its own.
+      count: number of contexts.
       length: tokens of each.
 
     Returns:
@@ -123,30 +127,31 @@ def continuations(
 ) -> list[list[np.ndarray]]:
     """Sample the model's own continuations of each context at temperature 1, as in PG-19 (gen) of Table 3 and Figure 6.
 
-    The model reads its BOS first, where its tokenizer has one, as for H_LM; no stop token ends a continuation. If all
-    contexts are equally long, the j-th continuation of context i depends on that context, i, j and the seed alone, not
-    on how many there are of either.
+    A BOS is put first where the tokenizer has one, as for H_LM. Stop tokens end nothing. If all contexts have the same
+    length, the j-th continuation of context i depends on that context, i, j and the seed only, not on the number of
+    contexts or continuations.
 
     Args:
       model: the frozen model.
       contexts: token ids of each, without special tokens.
       length: tokens of a continuation.
-      per_context: continuations of each context.
+      per_context: number of continuations of each context.
       seed: of the drawing.
 
     Returns:
       For each context `per_context` arrays (length,) int32.
 
     Raises:
-      UserError: for a context that is too long for the model together with its continuation, or empty without a BOS.
+      UserError: for a context that is too long for the model together with its continuation, or that is empty where
+        there is no BOS.
     """
-    _check_positive(length=length, per_context=per_context)
-    _check_seed(seed)
+    check_least(1, length=length, per_context=per_context)
+    check_least(0, seed=seed)
     bos = beginning(model)
     prompts = [np.asarray([*([] if bos is None else [bos]), *ids], np.int32) for ids in contexts]
     if not prompts:
         return []
-    # A batch of another size is another program, which may round otherwise and so draw another token.
+    # A batch of another size is another program, whose rounding may differ, and then another token is drawn.
     batches = prompts + prompts[:1] * (BATCH - len(prompts))
     rounds = []
     for j in range(per_context):
@@ -163,18 +168,25 @@ def draw_seed(seed: int, j: int) -> int:
 def _generated(model: Model, request: Request, per_context: int) -> list[np.ndarray]:
     """Continuations of the contexts of another source.
 
-    The demo texts are few: unless asked otherwise, each is continued as often as it takes, in turn.
+    There are few demo texts. With `per_context` 1 each of them is continued as often as needed, in turn.
     """
     demo = request.argument == "demo"
     room = model.config.context - request.length - (beginning(model) is not None)
     if room < 1:
         need = f"a context and {request.length} new tokens are beyond the model's context of {model.config.context}"
         raise UserError(f"gen:{request.argument}: {need}; give a smaller length")
-    options = {"seed": request.seed, "column": request.column, "split": request.split}
     in_turn = demo and per_context == 1
     count = DEMO_TEXTS if in_turn else -(-request.count // per_context)
     length = min(DEMO_CONTEXT if demo else CONTEXT, room)
-    given = contexts(model, request.argument, count=count, length=length, **options)
+    given = contexts(
+        model,
+        request.argument,
+        count=count,
+        length=length,
+        seed=request.seed,
+        column=request.column,
+        split=request.split,
+    )
     times = -(-request.count // count) if in_turn else per_context
     drawn = continuations(model, given, length=request.length, per_context=times, seed=request.seed)
     order = zip(*drawn, strict=True) if in_turn else drawn
@@ -190,15 +202,16 @@ def _parse(source: str) -> tuple[str, str]:
         known = f"known: {', '.join(sorted(names()))}, and files and hf:NAME"
         raise UserError(f"unknown source of texts {name!r}{nearest(name, names())}; {known}")
     if colon and not argument:
-        raise UserError(f"{source}: nothing follows the colon; leave it out, or say what to read")
+        raise UserError(f"{source}: nothing follows the colon; remove it, or name a source after it")
     if name == "gen":
         if argument.partition(":")[0] == "gen":
             raise UserError(f"{source}: gen cannot continue what it generates; give another source")
         return name, argument or "demo"
     if argument and not SOURCES[name].open:
-        raise UserError(f"{source}: {name} takes no argument; for a file give {argument!r} alone")
+        raise UserError(f"{source}: {name} takes no argument; to read a file, give {argument!r} alone")
     if not argument and SOURCES[name].default is None:
-        raise UserError(f"{source}: of what? expected {name}:SOURCE, e.g. {name}:books.jsonl.xz or {name}:hf:NAME")
+        expected = f"expected {name}:SOURCE, such as {name}:books.jsonl.xz or {name}:hf:NAME"
+        raise UserError(f"{source}: no source is given; {expected}")
     return name, argument or str(SOURCES[name].default)
 
 
@@ -222,8 +235,8 @@ def _take(found: Iterable[np.ndarray | None], request: Request, what: str) -> li
 def _cut(tokenizer: Any, text: str, length: int, *, last: bool = False) -> np.ndarray | None:
     """The first, or last, `length` token ids of a text, (length,) int32; None if it has fewer.
 
-    A book is not tokenised whole: characters are cut first, and more of them taken until so many tokens are there that
-    those next to the cut, which it may have changed, are not among the wanted ones.
+    A book is not tokenised as a whole. A part of its characters is, and a larger one until there are 32 tokens more
+    than wanted: tokens next to the cut may differ from those of the whole text.
     """
     characters = 8 * (length + 64)
     while True:
@@ -239,21 +252,10 @@ def _cut(tokenizer: Any, text: str, length: int, *, last: bool = False) -> np.nd
 
 def _check(model: Model, count: int, length: int, seed: int, per_context: int = 1) -> None:
     if model.tokenizer is None:
-        raise UserError(f"model {model.source!r} has no tokenizer: give token ids to fit, or a folder that has one")
-    _check_positive(count=count, length=length, per_context=per_context)
-    _check_seed(seed)
+        raise UserError(f"model {model.source!r} has no tokenizer: give token ids to fit, or load a model that has one")
+    check_least(1, count=count, length=length, per_context=per_context)
+    check_least(0, seed=seed)
     if length > model.config.context:
         raise UserError(
             f"length = {length} is beyond the model's context of {model.config.context}; give a smaller one"
         )
-
-
-def _check_positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise UserError(f"{name} = {number}: expected at least 1")
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise UserError(f"seed = {seed}: expected at least 0")

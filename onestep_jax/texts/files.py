@@ -1,4 +1,4 @@
-"""Texts: from files or the hub through `datasets`, to token ids and identities."""
+"""Strings of texts from files or from the hub, read by `datasets`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 
 
 def read_source(source: str, *, split: str = "file", column: str = "text", limit: int | None = None) -> list[str]:
-    """Texts of a source, in order.
+    """Read the texts of a source, in order.
 
     Args:
-      source: a .txt, .jsonl, .csv or .parquet file (compressed or not), or "hf:NAME[:SPLIT[:COLUMN]]".
-      split: for a .txt, "file" (one text) or "lines" (one a line, blank lines skipped).
-      column: of a table; "hf:NAME:SPLIT:COLUMN" has its own.
-      limit: read only so many.
+      source: a .txt, .jsonl, .json, .csv or .parquet file, which may be compressed, or "hf:NAME[:SPLIT[:COLUMN]]".
+      split: how a .txt is read: "file" (one text) or "lines" (one text for each line that is not blank).
+      column: of a table; the COLUMN in "hf:NAME:SPLIT:COLUMN" goes before it.
+      limit: texts to read at most; None for all.
 
     Raises:
       UserError: if the source cannot be read, has no such column, or holds an empty text.
@@ -79,7 +79,7 @@ def _hub_rows(source: str, column: str) -> tuple[str, Iterator[dict[str, Any]], 
 
 
 def _stream(load: Any, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
-    """Rows of a data set; errors of opening it come with the first row, where they are explained."""
+    """Rows of a data set. It is opened at the first row, so that `read_source` explains errors of opening too."""
     yield from load(*args, **kwargs)
 
 
@@ -88,7 +88,7 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # pyright: ignore[reportAssignmentType]
         if isinstance(error, UnicodeDecodeError):
-            return f"not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; convert the file to UTF-8"
+            break
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; convert the file to UTF-8"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

@@ -1,4 +1,4 @@
-"""The named sources of the paper as strings: random words, halves of chunks, excerpts of books; no tokens yet."""
+"""The named sources of the paper as strings: random words, halves of chunks, excerpts of books."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from onestep_jax.texts.files import read_source
 
 DATA = Path(__file__).parent.parent / "data"
 LANGUAGE = "en"
-# Of GloVe, as in the paper.
-MOST_FREQUENT = 100_000
-# Successive multiples of the golden section, modulo one, lie far apart, however many there are.
+MOST_FREQUENT = 100_000  # words of GloVe, as in the paper
+# Successive multiples of the golden ratio, modulo one, are spread evenly over [0, 1) for any number of them.
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -25,8 +24,8 @@ class Passage(NamedTuple):
     """A text and its context.
 
     Attributes:
-      text: what is to be learned.
-      before: what stands before it; None where the source has nothing there.
+      text: the text itself.
+      before: the text before it; None where the source has none.
     """
 
     text: str
@@ -35,13 +34,13 @@ class Passage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a source.
+    """What a source is to give.
 
     Attributes:
-      argument: what follows the colon, or the source's own default.
-      count: texts that will be taken; a source may give more, some of them too short.
-      length: tokens of each; a source gives at least so many where it can.
-      seed: of what it draws.
+      argument: the part after the colon, or the source's own default.
+      count: texts that will be taken; a source may give more, since some are too short.
+      length: tokens of each; a source gives longer texts where it can.
+      seed: of all that the source draws.
       column, split: as for `files.read_source`.
     """
 
@@ -58,9 +57,9 @@ class Source(NamedTuple):
 
     Attributes:
       about: a line for --help.
-      passages: its passages, the same first ones for every `count`.
-      default: its argument if none is given; None if one must be.
-      open: whether another argument may be given.
+      passages: gives its passages; the first ones do not depend on `count`.
+      default: its argument if none is given; None if an argument is required.
+      open: whether an argument may be given.
     """
 
     about: str
@@ -72,8 +71,8 @@ class Source(NamedTuple):
 def random_words(request: Request) -> Iterator[Passage]:
     """Texts of independent, uniformly drawn words, joined by spaces.
 
-    The k-th text hangs on the seed and k alone, and that of a smaller length is its beginning. There are twice as many
-    words as tokens are wanted, since a token may hold more than a word.
+    The k-th text depends on the seed and k only, and a text of a smaller length is its beginning. A token may hold more
+    than one word, so twice as many words are drawn as tokens are wanted.
     """
     words = np.array(read_words(Path(request.argument)), object)
 
@@ -86,10 +85,10 @@ def random_words(request: Request) -> Iterator[Passage]:
 
 
 def read_words(path: Path) -> list[str]:
-    """The first 100,000 words of a file with a word a line, or of a GloVe file: a word a line, then its vector.
+    """The first 100,000 words of a file with one word in each line, or of a GloVe file with a word and its vector.
 
     Raises:
-      UserError: if there is no such file, or it is something else.
+      UserError: if there is no such file, or it has another form.
     """
     words: dict[str, None] = {}
     try:
@@ -97,7 +96,7 @@ def read_words(path: Path) -> list[str]:
             for number, line in enumerate(lines, 1):
                 word, space, vector = line.rstrip("\r\n").partition(" ")
                 if "\t" in line or (space and not _is_number(vector.rpartition(" ")[2])):
-                    expected = "expected one word, or a word and its GloVe vector, with spaces between"
+                    expected = "expected one word, or a word and its GloVe vector, separated by spaces"
                     raise UserError(f"{path}: line {number} is {line.strip()[:40]!r}; {expected}")
                 if word:
                     words[word] = None
@@ -121,7 +120,7 @@ def _is_number(text: str) -> bool:
 
 
 def halves(request: Request) -> Iterator[Passage]:
-    """Second halves of chunks, counted in sentences, each after the first half of its chunk.
+    """Second halves of chunks, counted in sentences; the context of each is the first half of its chunk.
 
     Sentences are joined by single spaces, as in the public code of arXiv:2502.13063; that code splits them with NLTK.
     """
@@ -132,16 +131,16 @@ def halves(request: Request) -> Iterator[Passage]:
 
 
 def excerpts(request: Request) -> Iterator[Passage]:
-    """Places in one book after the other, in an order drawn once; within a book each lies far from those before it.
+    """Places in one book after the other, in an order drawn once; in each book a place is far from earlier ones.
 
-    The first and the last tenth of a book are left alone: title pages and indexes are there, and too little of the text
-    before a place or after it.
+    The first and the last tenth of a book are not used: they hold title pages and indexes, and a place there has too
+    little text before or after it.
     """
     books = read_source(request.argument, split=request.split, column=request.column)
     generator = np.random.default_rng(request.seed)
     order, offsets = generator.permutation(len(books)), generator.random(len(books))
     seen: set[tuple[int, int]] = set()
-    # A book of C characters is asked C / length times: more often than it has excerpts that do not overlap.
+    # A book of C characters gets C / length turns, which is more than the number of its disjoint excerpts.
     for turn in range(max(map(len, books)) // request.length + 1):
         for book in order:
             text = books[book]
@@ -155,12 +154,12 @@ def excerpts(request: Request) -> Iterator[Passage]:
 
 
 def sentence_start(text: str, place: int, reach: int = 2000) -> int | None:
-    """Where the first sentence that begins at `place` or later begins; None if none does within `reach` characters."""
-    # Sentences are told apart from the beginning of the line on: quotation marks need to be seen in pairs.
+    """Start of the first sentence that begins at `place` or later; None if none does within `reach` characters."""
+    # Segmentation begins at the start of the line, so that quotation marks are seen in pairs.
     at = begin = max(text.rfind("\n", 0, place) + 1, place - reach)
     for sentence in segment(LANGUAGE, text[begin : place + reach]):
         first = at + len(sentence) - len(sentence.lstrip())
-        # What stands first may be the rest of a sentence.
+        # The first segment may be the rest of a sentence.
         if at > begin and first >= place and sentence.strip():
             return first
         at += len(sentence)
@@ -168,12 +167,12 @@ def sentence_start(text: str, place: int, reach: int = 2000) -> int | None:
 
 
 def whole(request: Request) -> Iterator[Passage]:
-    """Texts as they are."""
+    """Whole texts, without contexts."""
     return (Passage(text, None) for text in _texts(request))
 
 
 def _texts(request: Request) -> Iterator[str]:
-    """Texts of a file or of the hub, read only as far as they are wanted."""
+    """Texts of a file or of the hub; a few are read first, and more when they are wanted."""
     given, limit = 0, 4 * request.count
     while True:
         texts = read_source(request.argument, split=request.split, column=request.column, limit=limit)

@@ -247,7 +247,7 @@ def test_generated_texts_continue_the_contexts_of_their_source(
         ("pg19:missing.csv", {}, "missing.csv: no such file"),
         ("pg19:", {}, "nothing follows the colon"),
         ("excerpts", {}, "expected excerpts:SOURCE"),
-        ("demo:a.txt", {}, "demo takes no argument; for a file give 'a.txt' alone"),
+        ("demo:a.txt", {}, "demo takes no argument; to read a file, give 'a.txt' alone"),
         ("gen:gen", {}, "gen cannot continue what it generates"),
         ("gen:nothing", {}, "unknown source of texts 'nothing'"),
         ("gen:demo", {"length": 64}, "64 new tokens are beyond the model's context of 64; give a smaller length"),
