@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from onestep_jax import Cramming, Results, TextResult, UserError, regenerate
-from onestep_jax.analysis.metrics import THRESHOLD, exact_horizon
+from onestep_jax.analysis import THRESHOLD, exact_horizon
 from onestep_jax.analysis.text_capacity import Capacity, capacity
 from onestep_jax.experiment.study import Study
 

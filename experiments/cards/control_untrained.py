@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from onestep_jax.analysis.metrics import reconstructed
+from onestep_jax.analysis import reconstructed
 from onestep_jax.analysis.text_capacity import capacity
 from onestep_jax.errors import check_known
 from onestep_jax.experiment.study import Study

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from onestep_jax.analysis import reconstructed
 from onestep_jax.analysis.failures import TokenTable, association, binned, failing, token_table
-from onestep_jax.analysis.metrics import reconstructed
 from onestep_jax.experiment.study import Study
 
 COLUMNS = {

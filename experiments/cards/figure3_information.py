@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from onestep_jax import OneStep, generate
+from onestep_jax.analysis import horizon
 from onestep_jax.analysis.capacity import grid, search
-from onestep_jax.analysis.metrics import horizon
 from onestep_jax.analysis.text_capacity import Capacity
 from onestep_jax.errors import check_known
 from onestep_jax.experiment.study import Study

@@ -30,7 +30,7 @@ import jax
 import numpy as np
 
 from onestep_jax import Results
-from onestep_jax.analysis.metrics import reconstructed
+from onestep_jax.analysis import reconstructed
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.experiment.study import Study
 

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: classes instead of colours, so that the page's style sheet decides light and dark."""
+"""Charts as inline SVG. Elements have classes, not colours: the style sheet of the page sets light and dark."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.analysis.metrics import reconstructed
-from onestep_jax.report.headline import Headline, best_trial
+from onestep_jax.analysis import reconstructed
+from onestep_jax.report.headline import Headline
 from onestep_jax.report.markup import Markup, join, tag, visible
 from onestep_jax.report.wording import accuracy
 from onestep_jax.store.results import TextResult
 
-POINTS = 20_000  # of all curves of a panel together, which bounds the size of the page
+POINTS = 20_000  # of all curves of a panel together; this bounds the size of the page
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 18, 40
 
 
@@ -36,13 +36,13 @@ def text_bars(texts: Sequence[TextResult], title: str) -> Markup:
         parts.append(tag("g", tag("title", words), *bars))
     every = math.ceil(len(texts) / 24)
     for i in range(0, len(texts), every):
-        parts.append(tag("text", texts[i].index, x=_n(_LEFT + slot * (i + 0.5)), y=height - 22, class_="label"))
-    parts.append(tag("text", "text", x=_n((width + _LEFT) / 2), y=height - 4, class_="label"))
+        parts.append(_label(texts[i].index, _LEFT + slot * (i + 0.5), height - 22))
+    parts.append(_label("text", (width + _LEFT) / 2, height - 4))
     return _svg(width, height, title, parts)
 
 
 def run_bars(names: Sequence[str], numbers: Sequence[Headline], title: str) -> Markup:
-    """Three bars a run: mean C_tokens, the longest text at accuracy 0.99 or more, the longest exact one."""
+    """Three bars for each run: mean C_tokens, the longest text at accuracy 0.99 or more, the longest exact text."""
     count = len(names)
     width, height = max(960, 90 * count), 300
     heights = [(one.c_tokens / one.texts, one.longest_reconstructed, one.longest_exact) for one in numbers]
@@ -67,10 +67,10 @@ def curves(texts: Sequence[TextResult], measure: str, title: str, limit: float |
     """Thin lines of all texts and their median, against gradient evaluations.
 
     Args:
-      texts: with the traces of their best trials; a text counts on with its last value when it is finished.
+      texts: the traces of their best trials are drawn. For the median, a finished text keeps its last value.
       measure: "loss", on a logarithmic axis, or "accuracy".
-      title: what a screen reader says of it.
-      limit: gradient evaluations at the right end, the most of any text by default.
+      title: text for screen readers.
+      limit: gradient evaluations at the right end; by default the most of any text.
     """
     lines = _lines(texts, {"loss": 1, "accuracy": 2}[measure])
     if not lines:
@@ -82,10 +82,8 @@ def curves(texts: Sequence[TextResult], measure: str, title: str, limit: float |
     panel = _Panel(limit or last, low, high, measure == "loss")
     parts = [_row(panel.width, float(panel.y(tick)), f"{tick:g}") for tick in ticks]
     for step in _ticks(panel.limit):
-        place = {"x": _n(panel.x(step)), "y": panel.height - _BOTTOM + 16}
-        parts.append(tag("text", f"{step:,.0f}", **place, class_="label"))
-    place = {"x": _n((panel.width + _LEFT) / 2), "y": panel.height - 6}
-    parts.append(tag("text", "gradient evaluations", **place, class_="label"))
+        parts.append(_label(f"{step:,.0f}", panel.x(step), panel.height - _BOTTOM + 16))
+    parts.append(_label("gradient evaluations", (panel.width + _LEFT) / 2, panel.height - 6))
     kept = max(20, POINTS // len(lines))
     for line in lines:
         thin = line[np.unique(np.linspace(0, len(line) - 1, min(len(line), kept)).round().astype(int))]
@@ -98,13 +96,13 @@ def curves(texts: Sequence[TextResult], measure: str, title: str, limit: float |
 
 def _lines(texts: Sequence[TextResult], column: int) -> list[np.ndarray]:
     """(points, 2), steps and a value, of each text that has finite ones."""
-    traces = [trial.trace for text in texts if (trial := best_trial(text)) is not None]
+    traces = [trial.trace for text in texts if (trial := text.best_trial) is not None]
     lines = [trace[np.isfinite(trace).all(axis=1)][:, [0, column]] for trace in traces if len(trace)]
     return [line for line in lines if len(line)]
 
 
 class _Panel(NamedTuple):
-    """Where values lie in a panel: steps up to `limit`, values from `low` to `high`."""
+    """Scales of a panel: steps from 0 to `limit`, values from `low` to `high`."""
 
     limit: float
     low: float
@@ -124,7 +122,7 @@ class _Panel(NamedTuple):
 
 
 def nice_ceiling(value: float) -> int:
-    """A round number of tokens, at least `value`, of which a quarter is whole."""
+    """A round number of tokens, at least `value`, that is divisible by four."""
     power = 10 ** max(0, math.floor(math.log10(max(value, 1))) - 1)
     return next(k * power for k in (4, 8, 12, 16, 20, 24, 32, 40, 60, 80, 100) if k * power >= value)
 
@@ -143,10 +141,14 @@ def _row(width: int, y: float, label: str) -> Markup:
     return join([line, tag("text", label, x=_LEFT - 7, y=_n(y + 4), class_="tick")])
 
 
+def _label(words: str | int, x: float | np.ndarray, y: float) -> Markup:
+    return tag("text", words, x=_n(x), y=_n(y), class_="label")
+
+
 def _bar(x: float, width: float, value: float, top: int, height: int, kind: str) -> Markup:
     y = _y(value, top, height)
-    attributes = {"x": _n(x), "y": _n(y), "width": _n(width), "height": _n(height - _BOTTOM - y), "rx": 2}
-    return tag("rect", class_=f"bar {kind}", **attributes)
+    tall = height - _BOTTOM - y
+    return tag("rect", class_=f"bar {kind}", x=_n(x), y=_n(y), width=_n(width), height=_n(tall), rx=2)
 
 
 def _y(value: float, top: int, height: int) -> float:
@@ -159,7 +161,7 @@ def _polyline(panel: _Panel, steps: np.ndarray, values: np.ndarray, kind: str) -
 
 
 def _log_scale(values: np.ndarray) -> tuple[float, float, list[float]]:
-    """Ends and ticks of a logarithmic axis; four decades at most, what is lower lies on its lower end."""
+    """Ends and ticks of a logarithmic axis of four decades at most; lower values are drawn at its lower end."""
     positive = values[values > 0]
     high = float(positive.max()) if len(positive) else 1.0
     low = max(float(positive.min()) if len(positive) else 0.1, high * 1e-4)

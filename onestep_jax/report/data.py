@@ -1,4 +1,4 @@
-"""The texts of runs as plain values: for the page's script, and as rows of the CSV file."""
+"""The texts of runs as plain values: for the page's script, and for the rows of the CSV file."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from onestep_jax.analysis.metrics import bits, exact_horizon, horizon, reconstructed
+from onestep_jax.analysis import bits, exact_horizon, horizon, reconstructed
 from onestep_jax.prototokens.reconstruction import as_text
-from onestep_jax.report.headline import best_trial
 from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import visible
 from onestep_jax.report.token_strings import token_pieces
 from onestep_jax.store.results import TextResult
 
-TEXTS, TOKENS = 500, 60_000  # on the page, over all runs: together they bound its size
+TEXTS, TOKENS = 500, 60_000  # on the page, over all runs; they bound its size
 
 COLUMNS = """run index text_id length c_tokens accuracy exact reconstructed exact_horizon horizon h_lm_nats
 h_lm_bits loss steps best_step seconds seed status text output token_ids output_ids""".split()
+_RECORDED = "index text_id c_tokens accuracy loss steps best_step seconds seed status".split()  # fields of a TextResult
 
 
 def shown_texts(runs: Sequence[FittedRun]) -> list[tuple[TextResult, ...]]:
-    """The first texts of each run, as many as the page may hold; at least one of each."""
+    """The first texts of each run, at least one, and as many as the page may hold."""
     texts, tokens = TEXTS // max(1, len(runs)), TOKENS // max(1, len(runs))
     shown = []
     for run in runs:
@@ -35,12 +35,13 @@ def shown_texts(runs: Sequence[FittedRun]) -> list[tuple[TextResult, ...]]:
 
 
 def page_data(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextResult]]) -> dict[str, Any]:
-    """What the page's script draws texts from.
+    """The data that the page's script shows texts from.
 
     Returns:
-      "pieces", the different strings of tokens; "runs", each with its "name" and its "texts". Of a text, "tokens" are
-      the target ids, "pieces" places in the list of strings, "wrong" maps a position (from 0) to the id and string that
-      came out, "nats" are −ln P of each token (null if not known), "first" the step at which each was first right.
+      "pieces": the distinct strings of tokens. "runs": each with its "name", its "texts", and "strings", whether there
+      is a tokenizer. Of a text: "tokens" are the target ids; "pieces" are indices into the list of strings; "wrong"
+      maps a position, counted from 0, to the id that came out and the index of its string; "nats" are −ln P of each
+      token, null if not known; "first" is the step at which each token was first right.
     """
     pieces: dict[str, int] = {}
 
@@ -55,10 +56,14 @@ def page_data(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextResult]]) 
 
 
 def _text_data(text: TextResult, expected: list[int], got: list[int]) -> dict[str, Any]:
-    trial = best_trial(text)
+    trial = text.best_trial
     wrong = {int(i): [int(text.predicted[i]), got[i]] for i in np.flatnonzero(text.predicted != text.tokens)}
-    plain = {name: getattr(text, name) for name in ("index", "accuracy", "steps", "seed", "status")}
-    return plain | {
+    return {
+        "index": text.index,
+        "accuracy": text.accuracy,
+        "steps": text.steps,
+        "seed": text.seed,
+        "status": text.status,
         "id": text.text_id,
         "exact": text.c_tokens,
         "h_lm": _finite(text.h_lm),
@@ -89,23 +94,11 @@ def _words(ids: Iterable[Any]) -> str:
 
 
 def table_rows(runs: Sequence[FittedRun]) -> Iterator[dict[str, Any]]:
-    """A row of `COLUMNS` for each text of each run."""
+    """One row with the `COLUMNS` for each text of each run."""
     for run in runs:
         for text in run.results:
             target, output = text_strings(run, text)
-            same = (
-                "index",
-                "text_id",
-                "c_tokens",
-                "accuracy",
-                "loss",
-                "steps",
-                "best_step",
-                "seconds",
-                "seed",
-                "status",
-            )
-            yield {name: getattr(text, name) for name in same} | {
+            yield {name: getattr(text, name) for name in _RECORDED} | {
                 "run": run.name,
                 "length": len(text.tokens),
                 "exact": int(text.accuracy == 1),
@@ -122,7 +115,7 @@ def table_rows(runs: Sequence[FittedRun]) -> Iterator[dict[str, Any]]:
 
 
 def write_table(path: Path, runs: Sequence[FittedRun]) -> None:
-    """Write one row a text as CSV, UTF-8."""
+    """Write `table_rows` as a CSV file in UTF-8."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list[str](COLUMNS))
         writer.writeheader()

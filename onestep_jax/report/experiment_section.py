@@ -1,4 +1,4 @@
-"""The sections on experiments, and on how each run was made and how to go on with it."""
+"""The sections of the page on experiments, and on the configuration of each run and the commands that resume it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _is_number(cell: str) -> bool:
 
 
 def configuration(runs: Sequence[FittedRun]) -> Markup:
-    """Commands, settings, versions and commit of each run; those of several are folded up."""
+    """Commands, settings, versions and commit of each run; with several runs, those of each can be unfolded."""
     parts = []
     for run in runs:
         several = len(runs) > 1

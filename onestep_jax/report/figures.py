@@ -12,21 +12,20 @@ from onestep_jax.report.headline import Headline
 from onestep_jax.store.results import Results
 
 ACCENT, MIDDLE, PALE = "#0f766e", "#5fa8a1", "#cfd8d6"
-LABELLED = 12  # lines that a legend still names
+LABELLED = 12  # with more lines there is no legend
 
 
 def plot_curves(results: Results, path: Path, labels: Sequence[str]) -> None:
-    """Loss (nats per token) and accuracy against gradient evaluations, one line a text, of each text's best trial."""
+    """Plot loss (nats per token) and accuracy against gradient evaluations: one line for each text, its best trial."""
     figure = _figure((9, 3.6))
     left, right = figure.subplots(1, 2)
     named = len(labels) <= LABELLED
     for text, label in zip(results, labels, strict=True):
-        for trial in text.trials:
-            if trial.seed == text.seed:
-                steps, loss, accuracy = trial.trace.T
-                width = 1.4 if named else 0.6
-                line = left.plot(steps, loss, label=f"{label} ({text.accuracy:.0%})", linewidth=width)[0]
-                right.plot(steps, accuracy, color=line.get_color(), linewidth=width)
+        if text.best_trial is not None:
+            steps, loss, accuracy = text.best_trial.trace.T
+            width = 1.4 if named else 0.6
+            line = left.plot(steps, loss, label=f"{label} ({text.accuracy:.0%})", linewidth=width)[0]
+            right.plot(steps, accuracy, color=line.get_color(), linewidth=width)
     left.set(xlabel="gradient evaluations", ylabel="training loss (nats per token)", yscale="log")
     right.set(xlabel="gradient evaluations", ylabel="accuracy", ylim=(-0.02, 1.02))
     for axis in (left, right):
@@ -38,7 +37,7 @@ def plot_curves(results: Results, path: Path, labels: Sequence[str]) -> None:
 
 
 def plot_text_bars(results: Results, path: Path) -> None:
-    """C_tokens (Eq. 2) of each text before its length, as Figure 1 of the paper draws capacities."""
+    """Plot C_tokens (Eq. 2) of each text in front of its length, in the style of the paper's Figure 1."""
     figure = _figure((9, 3.2))
     axis = figure.subplots()
     places = np.arange(len(results))
@@ -54,7 +53,7 @@ def plot_text_bars(results: Results, path: Path) -> None:
 
 
 def plot_run_bars(names: Sequence[str], numbers: Sequence[Headline], path: Path) -> None:
-    """Of each run: mean C_tokens, and the longest texts at accuracy 0.99 or more and at 1."""
+    """Plot for each run mean C_tokens, the longest text at accuracy 0.99 or more, and the longest exact text."""
     figure = _figure((9, 3.4))
     axis = figure.subplots()
     places = np.arange(len(names))
@@ -66,9 +65,8 @@ def plot_run_bars(names: Sequence[str], numbers: Sequence[Headline], path: Path)
     for i, (label, color, heights) in enumerate(series):
         bars = axis.bar(places + (i - 1) * 0.27, heights, 0.25, color=color, label=label)
         axis.bar_label(bars, fmt="{:.3g}", fontsize="x-small")
-    axis.set_xticks(
-        places, list(names), rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center"
-    )
+    many = len(names) > 4
+    axis.set_xticks(places, list(names), rotation=30 if many else 0, ha="right" if many else "center")
     axis.set(ylabel="tokens")
     axis.legend(fontsize="x-small", frameon=False)
     _plain(axis)

@@ -1,4 +1,4 @@
-"""Numbers of a run and of a text, from their results."""
+"""Numbers of a run: what it reached, and the sizes of its texts and vectors."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.analysis.metrics import bits, reconstructed
+from onestep_jax.analysis import bits, reconstructed
 from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.report.inputs import FittedRun
-from onestep_jax.store.results import TextResult, Trial
 
-PLAIN_BITS = 32  # of a token id where the vocabulary is not known
+PLAIN_BITS = 32  # of a token id, if the vocabulary is not known
 
 
 class Headline(NamedTuple):
-    """A run in numbers.
+    """A run in numbers, over its recorded texts.
 
     Attributes:
-      texts: recorded texts.
-      planned: texts that the run was given.
+      texts: how many are recorded.
+      planned: how many the run was given.
       exact: texts at accuracy 1.
       reconstructed: texts at accuracy 0.99 or more.
       accuracy: mean over the texts.
       c_tokens: exact tokens over all texts (Eq. 2).
       tokens: tokens over all texts.
       nats: H_LM (Eq. 3) of all texts together.
-      longest_exact, longest_reconstructed: tokens of the longest text that is, 0 if none.
-      steps: median gradient evaluations of a text.
-      seconds: wall-clock of the fit, shared out to the recorded texts.
+      longest_exact, longest_reconstructed: tokens of the longest such text, 0 if there is none.
+      steps: median over the texts of their gradient evaluations.
+      seconds: wall-clock time of the fit that belongs to the recorded texts.
     """
 
     texts: int
@@ -47,7 +46,7 @@ class Headline(NamedTuple):
 
 
 def headline(run: FittedRun) -> Headline:
-    """Numbers of a run over its recorded texts."""
+    """Compute the numbers of a run."""
     texts = run.results.texts
     exact = [len(text.tokens) for text in texts if text.accuracy == 1]
     good = [len(text.tokens) for text in texts if reconstructed(text)]
@@ -68,14 +67,14 @@ def headline(run: FittedRun) -> Headline:
 
 
 class Sizes(NamedTuple):
-    """What the texts of a run take, in bytes.
+    """Sizes of a run's texts in several forms, and of their vectors, in bytes.
 
     Attributes:
-      text: as UTF-8; None without a tokenizer.
-      ids: as token ids of `bits` bits each.
-      id_bits: of an id, enough for the vocabulary.
-      code: as an arithmetic code under the same model, H_LM / (8 ln 2).
-      vectors: of the learned vectors as float32, a shared one counted once.
+      text: the texts as UTF-8; None without a tokenizer.
+      ids: the texts as token ids of `id_bits` bits each.
+      id_bits: bits of a token id, enough for the vocabulary.
+      code: the texts as an arithmetic code under the same model, H_LM / (8 ln 2).
+      vectors: the learned vectors as float32; a shared one counts once.
     """
 
     text: int | None
@@ -86,7 +85,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(run: FittedRun) -> Sizes:
-    """Bytes of a run's texts, in several forms."""
+    """Compute the sizes of a run's texts and vectors."""
     texts = run.results.texts
     id_bits = PLAIN_BITS if run.tokenizer is None else math.ceil(math.log2(max(2, len(run.tokenizer))))
     written = None
@@ -100,8 +99,3 @@ def sizes(run: FittedRun) -> Sizes:
         code=math.ceil(bits(headline(run).nats) / 8),
         vectors=sum(len(content) for _, content in different),
     )
-
-
-def best_trial(text: TextResult) -> Trial | None:
-    """The trial whose vectors were kept."""
-    return next((trial for trial in text.trials if trial.seed == text.seed), None)

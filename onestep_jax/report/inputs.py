@@ -1,4 +1,4 @@
-"""What a report is made from: run directories and folders of experiment results."""
+"""The inputs of a report: run directories, and folders of experiment results."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from onestep_jax.store.results import Results
 from onestep_jax.store.storage import entries, locate
 
 Progress = Callable[[int, int], None]
-"""Called with the folders read so far and in all."""
+"""Called with the numbers of folders read and in all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FittedRun:
-    """A run directory as it was read.
+    """The contents of a run directory.
 
     Attributes:
-      name: what the report calls it, unique in a report.
-      folder: where it lies.
+      name: in the report, and unique there.
+      folder: the run directory.
       config: its config.json.
       results: of its recorded texts, at least one.
       planned: texts that the run was given, recorded or not.
       tokenizer: of its model, or None.
-      without: why there is no tokenizer.
+      without: why there is no tokenizer, else empty.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Experiment:
 
     Attributes:
       title: of the experiment.
-      folder: where they lie.
-      config: its config.json, with the key "experiment", and perhaps "captions", file name → sentence.
+      folder: of its results.
+      config: its config.json, with the key "experiment", and perhaps "captions": file name → sentence.
       tables: its CSV files.
       figures: its PNG files.
     """
@@ -69,7 +69,7 @@ class Experiment:
     figures: tuple[Path, ...]
 
     def caption(self, path: Path) -> str:
-        """What is said of a table or figure: its caption, or else its name."""
+        """Caption of a table or figure; without one, the words of its file name."""
         captions = self.config.get("captions")
         given = captions.get(path.name) if isinstance(captions, Mapping) else None
         return str(given or path.stem.replace("_", " ").replace("-", " "))
@@ -77,12 +77,12 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """All that a report is about.
+    """All runs and experiments of a report.
 
     Attributes:
-      runs: in the order given, those of an experiment after it.
+      runs: in the order given; those inside an experiment's folder are at its place.
       experiments: in the order given.
-      notes: what was left out, a sentence each.
+      notes: a sentence for each run that was left out.
     """
 
     runs: tuple[FittedRun, ...]
@@ -94,7 +94,7 @@ def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> F
     """Read run directories, folders of experiment results, and folders that hold either.
 
     Args:
-      folders: at least one; the runs inside an experiment's folder belong to it.
+      folders: at least one; runs inside an experiment's folder are read too.
       progress: called after each folder.
 
     Raises:
@@ -121,16 +121,16 @@ def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> F
                 notes.append(f"{place}: no text is recorded yet, so it is left out.")
         if progress is not None:
             progress(done, len(places))
-    return Found(tuple(runs), tuple(experiments), tuple(notes))
+    return Found(runs=tuple(runs), experiments=tuple(experiments), notes=tuple(notes))
 
 
 def _expand(folder: Path) -> Iterator[Path]:
-    """A run directory itself; an experiment and the runs in it; or what lies in a folder of them."""
+    """A run directory itself; an experiment and the runs in it; or those in a folder of runs and experiments."""
     if (folder / "config.json").exists():
         if not _is_run(folder) and not _is_experiment(folder):
-            expected = "a run has the key 'identity' in it, experiment results the key 'experiment'"
+            expected = "that of a run has the key 'identity', that of experiment results the key 'experiment'"
             raise UserError(
-                f"{folder / 'config.json'}: of no run and of no experiment; {expected}; give another folder"
+                f"{folder / 'config.json'}: belongs to no run and to no experiment; {expected}; give another folder"
             )
         yield folder
         if _is_experiment(folder):
@@ -166,21 +166,31 @@ def _is_run(folder: Path) -> bool:
 def _read_experiment(folder: Path) -> Experiment:
     config = _description(folder)
     title = str(config.get("title") or config["experiment"])
-    return Experiment(title, folder, config, *(tuple(sorted(folder.glob(f"*.{kind}"))) for kind in ("csv", "png")))
+    tables, figures = (tuple(sorted(folder.glob(pattern))) for pattern in ("*.csv", "*.png"))
+    return Experiment(title=title, folder=folder, config=config, tables=tables, figures=figures)
 
 
 def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -> FittedRun | None:
-    """The run, or None if nothing is recorded in it; `tokenizers` keeps those that were found, by source."""
+    """The run, or None if no text is recorded; `tokenizers` keeps source → tokenizer and why there is none."""
     config, results = read_config(folder), read_results(folder)
     if not results.texts:
         return None
     if results.source not in tokenizers:
         tokenizers[results.source] = find_tokenizer(results.source)
-    return FittedRun(name, folder, config, results, len(read_texts(folder)), *tokenizers[results.source])
+    tokenizer, without = tokenizers[results.source]
+    return FittedRun(
+        name=name,
+        folder=folder,
+        config=config,
+        results=results,
+        planned=len(read_texts(folder)),
+        tokenizer=tokenizer,
+        without=without,
+    )
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
-    """The last part of each path, or as many of its last parts as make it unlike the others."""
+    """The last part of each path, or as many of its last parts as are needed to tell it from the others."""
     names = {}
     parts = {folder: folder.resolve().parts for folder in folders}
     for folder in folders:

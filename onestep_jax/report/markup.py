@@ -1,4 +1,4 @@
-"""HTML and SVG in which every text is escaped unless it was made here."""
+"""HTML and SVG. All text is escaped, except the `Markup` that these functions return."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Markup(str):
 
 
 def tag(name: str, /, *content: str | int, **attributes: Any) -> Markup:
-    """An element; text that is no `Markup` is escaped.
+    """Make an element; text that is no `Markup` is escaped.
 
     Args:
       name: of the element.
-      content: children in order.
-      attributes: values, escaped; None and False leave one out, True is one without a value. `class_` is "class", and
-        `aria_label` is "aria-label".
+      content: its children in order.
+      attributes: name → value, which is escaped. An attribute with None or False is left out, one with True has no
+        value. `class_` gives "class", and `aria_label` gives "aria-label".
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items() if value not in (None, False))
     if name in _VOID:
@@ -35,7 +35,7 @@ def tag(name: str, /, *content: str | int, **attributes: Any) -> Markup:
 
 
 def join(parts: Iterable[str | int]) -> Markup:
-    """Pieces one after the other, escaped where they are no `Markup`."""
+    """Concatenate pieces; those that are no `Markup` are escaped."""
     return Markup("".join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts))
 
 
@@ -45,7 +45,7 @@ def _attribute(key: str, value: Any) -> str:
 
 
 def visible(text: str) -> str:
-    """A text with its control and direction characters made visible; line feeds and tabs stay."""
+    """Make control and direction characters of a text visible; line feeds and tabs stay as they are."""
     return "".join(map(_shown, text))
 
 
@@ -59,12 +59,12 @@ def _shown(character: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text as a table cell shows it: `visible`, with line feeds and tabs as signs."""
+    """Make a text `visible` for a table cell, with signs for line feeds and tabs."""
     return visible(text).replace("\n", "↵ ").replace("\t", "⇥ ")
 
 
 def embedded(value: Any) -> Markup:
-    """JSON that may stand inside a script element whatever strings it holds."""
+    """JSON that is safe inside a script element, whatever strings it holds."""
     written = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         written = written.replace(character, f"\\u{ord(character):04x}")

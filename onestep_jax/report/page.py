@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its style, script and data, and that a browser lets fetch nothing."""
+"""The page: one HTML file with its style, script and data inside. Its security policy forbids to fetch anything."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import importlib.metadata
 from importlib.resources import files
 from string import Template
 
-from onestep_jax.report import experiment_section as records
-from onestep_jax.report import sections
+from onestep_jax.report import experiment_section, sections
 from onestep_jax.report.data import page_data, shown_texts
 from onestep_jax.report.inputs import Found
 from onestep_jax.report.markup import Markup, embedded, join, tag, visible
 
 
 def page_html(found: Found) -> str:
-    """The whole page.
+    """Make the whole page.
 
     Args:
       found: at least one run or experiment.
@@ -27,9 +26,9 @@ def page_html(found: Found) -> str:
         parts += [sections.summary(runs, found.notes), sections.capacity(runs, shown), _texts(found, shown)]
         parts += [sections.loss_and_accuracy(runs, shown)]
     if found.experiments:
-        parts.append(records.experiments(found.experiments))
+        parts.append(experiment_section.experiments(found.experiments))
     if runs:
-        parts.append(records.configuration(runs))
+        parts.append(experiment_section.configuration(runs))
     title = _title(found)
     style, script = _piece("page.css"), _piece("page.js")
     return Template(_piece("page.html")).substitute(
@@ -50,16 +49,16 @@ def _piece(name: str) -> str:
 
 
 def _hash(content: str) -> str:
-    """By which a content security policy allows one inline script or style and no other."""
+    """Hash by which a content security policy allows this inline script or style and no other."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
 def _title(found: Found) -> str:
-    """The name of the one experiment or run that the page is about, or how many there are."""
-    if len(found.experiments) == 1 and all(
-        run.folder.is_relative_to(found.experiments[0].folder) for run in found.runs
-    ):
-        return visible(found.experiments[0].title)
+    """The name of the only experiment or run, or how many there are."""
+    if len(found.experiments) == 1:
+        (experiment,) = found.experiments
+        if all(run.folder.is_relative_to(experiment.folder) for run in found.runs):
+            return visible(experiment.title)
     if len(found.runs) == 1:
         return visible(found.runs[0].name)
     return f"{len(found.runs)} runs" if found.runs else f"{len(found.experiments)} experiments"
@@ -80,7 +79,7 @@ def _links(found: Found) -> Markup:
 
 
 def _texts(found: Found, shown: list) -> Markup:
-    """The section of texts: tables, and the frame that the script fills."""
+    """The section of texts: plain tables, and the frame that the script fills."""
     several = len(found.runs) > 1
     options = [tag("option", "all runs", value="")]
     options += [tag("option", visible(run.name), value=i) for i, run in enumerate(found.runs)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from onestep_jax.analysis.metrics import THRESHOLD, bits, exact_horizon
+from onestep_jax.analysis import THRESHOLD, bits, exact_horizon
 from onestep_jax.prototokens.schemes import from_description
 from onestep_jax.report import charts
 from onestep_jax.report.data import text_strings
-from onestep_jax.report.headline import Headline, Sizes, best_trial, headline, sizes
+from onestep_jax.report.headline import Headline, Sizes, headline, sizes
 from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import Markup, join, one_line, tag, visible
 from onestep_jax.report.wording import accuracy, duration, notation, number, protocol, size
@@ -18,7 +18,7 @@ CURVED_RUNS = 12  # runs whose curves are drawn
 
 
 def section(name: str, title: str, *content: str) -> Markup:
-    """A landmark with its heading."""
+    """A section element with its heading, which labels it."""
     heading = tag("h2", title, id=f"{name}-heading")
     return tag("section", heading, *content, id=name, aria_labelledby=f"{name}-heading")
 
@@ -26,7 +26,7 @@ def section(name: str, title: str, *content: str) -> Markup:
 def table(
     caption: str, head: Sequence[str], rows: Sequence[Sequence[str | int]], *, words: frozenset[int] = frozenset()
 ) -> Markup:
-    """A table whose first column names the rows; columns in `words` are text, the others numbers."""
+    """A table; its first column names the rows, the columns in `words` are text, the others numbers."""
     first = tag(
         "tr", *(tag("th", name, scope="col", class_=None if i in words else "n") for i, name in enumerate(head))
     )
@@ -40,7 +40,7 @@ def table(
 
 
 def scrolling(content: Markup, label: str) -> Markup:
-    """A wide element that scrolls inside the page, by keyboard too."""
+    """A box in which a wide element scrolls, also by keyboard."""
     return tag("div", content, class_="scroll", tabindex=0, role="group", aria_label=label)
 
 
@@ -48,7 +48,7 @@ def scrolling(content: Markup, label: str) -> Markup:
 
 
 def summary(runs: Sequence[FittedRun], notes: Sequence[str]) -> Markup:
-    """What was run and what came out; tiles for one run, a table for several."""
+    """Settings and results: tiles for one run, a table for several."""
     numbers = [headline(run) for run in runs]
     remarks = [tag("p", note, class_="note") for note in (*_unfinished(runs, numbers), *map(visible, notes))]
     if len(runs) == 1:
@@ -130,7 +130,7 @@ def _meter(share: float) -> Markup:
 
 
 def not_compression(one: Sizes) -> str:
-    """What must not be read into few vectors for many tokens."""
+    """A note: few vectors for many tokens are not file compression."""
     name, plain = ("token ids", one.ids) if one.text is None else ("text itself", one.text)
     ratio = one.vectors / max(1, plain)
     times = f"{ratio:.1f} times" if ratio >= 1 else f"{ratio:.0%} of"
@@ -173,7 +173,7 @@ def _bytes_table(runs: Sequence[FittedRun]) -> Markup:
 
 
 def capacity(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextResult]]) -> Markup:
-    """Bars as in Figure 1 of the paper: a text each for one run, three a run for several."""
+    """Bars as in Figure 1 of the paper: one for each text of one run, or three for each of several runs."""
     if len(runs) == 1:
         chart = charts.text_bars(
             shown[0], f"Bar chart: exact tokens of {len(shown[0])} texts; numbers in the table below"
@@ -199,9 +199,9 @@ def _swatch(kind: str) -> Markup:
 
 
 def loss_and_accuracy(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextResult]]) -> Markup:
-    """Small multiples: two panels a run, all to one scale of steps."""
+    """Small multiples: two panels for each run, all with the same scale of steps."""
     drawn = list(zip(runs, shown, strict=True))[:CURVED_RUNS]
-    trials = [trial for _, texts in drawn for text in texts if (trial := best_trial(text)) and len(trial.trace)]
+    trials = [trial for _, texts in drawn for text in texts if (trial := text.best_trial) and len(trial.trace)]
     limit = max((float(trial.trace[-1, 0]) for trial in trials), default=None)
     figures = []
     for run, texts in drawn:
@@ -226,7 +226,7 @@ def loss_and_accuracy(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextRe
 
 
 def text_tables(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextResult]]) -> Markup:
-    """All shown texts as plain tables: what is there without a script, and the alternative to coloured tokens."""
+    """All shown texts as plain tables, for pages without script and as an alternative to coloured tokens."""
     parts = []
     for run, texts in zip(runs, shown, strict=True):
         caption = "Texts" if len(runs) == 1 else f"Texts of {visible(run.name)}"
@@ -245,7 +245,7 @@ def _text_row(run: FittedRun, text: TextResult) -> list[str | int]:
 
 
 def text_notes(runs: Sequence[FittedRun], shown: Sequence[Sequence[TextResult]]) -> list[Markup]:
-    """What is missing from the texts on the page, and why."""
+    """Notes on what the page does not show of the texts, and why."""
     notes = []
     for reason in dict.fromkeys(run.without for run in runs if run.tokenizer is None):
         notes.append(f"Token ids are shown in place of words: no tokenizer could be had ({visible(reason)}).")

@@ -1,4 +1,4 @@
-"""What a token looks like: the tokenizer of a run's model, and the string of each token of a text."""
+"""Strings of tokens: the tokenizer of a run's model, and the string of each token of a text."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from onestep_jax.model.checkpoint import describe, load_tokenizer
 from onestep_jax.model.hub import locate
 from onestep_jax.prototokens.reconstruction import as_text
 
-_BROKEN = "\ufffd"  # what a tokenizer makes of bytes that are no character
+_BROKEN = "\ufffd"  # a tokenizer's string for bytes that are no character
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def find_tokenizer(source: str) -> tuple[Any, str]:
-    """The tokenizer of a model, without its weights.
+    """Load the tokenizer of a model, without its weights.
 
     Args:
-      source: where the model came from, see `load_model`.
+      source: of the model, see `load_model`.
 
     Returns:
-      The tokenizer and "", or None and the reason.
+      The tokenizer and "", or None and the reason why there is none.
     """
     try:
         folder = locate(source, weights=False)
@@ -35,9 +35,10 @@ def find_tokenizer(source: str) -> tuple[Any, str]:
 
 
 def token_pieces(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> list[str]:
-    """String of each token of a text: what it adds after the token before it.
+    """String of each token of a text: what it adds to the string of the token before it.
 
-    Tokens that hold a part of a character show its bytes, such as "\\xe2". Without a tokenizer a token is its id.
+    A token that holds a part of a character is shown as bytes, such as "\\xe2". Without a tokenizer a token is shown as
+    its id.
     """
     if tokenizer is None:
         return [str(int(token)) for token in ids]
@@ -54,7 +55,7 @@ def token_pieces(tokenizer: Any, ids: Sequence[int] | np.ndarray) -> list[str]:
 
 
 def _spell(tokenizer: Any, token: int) -> str:
-    """A token that is no whole character, by its entry in the vocabulary."""
+    """String of a token that is no whole character, from its entry in the vocabulary."""
     entry = str(tokenizer.convert_ids_to_tokens(token))
     if byte := _BYTE.fullmatch(entry):
         return f"\\x{byte[1].lower()}"
@@ -64,7 +65,7 @@ def _spell(tokenizer: Any, token: int) -> str:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Character → byte in vocabularies of byte-level BPE (GPT-2): printable bytes stand for themselves."""
+    """Character → byte in vocabularies of byte-level BPE (GPT-2), where printable bytes are their own characters."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

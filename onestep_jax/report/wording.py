@@ -1,4 +1,4 @@
-"""Words for what was run: the paper's notation, numbers for people, the command that goes on with a run."""
+"""Words for the settings of a run: the paper's notation, numbers for people, the command that resumes a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onestep_jax.prototokens.schemes import from_description
 
 
 def notation(description: Mapping[str, Any]) -> str:
-    """An arrangement as Table 1 of the paper writes it, with what is shared (Table 2)."""
+    """An arrangement in the notation of Table 1, with the leaf that is shared (Table 2)."""
     scheme = from_description(description)
     words = scheme.notation
     if scheme.shared:
@@ -34,24 +34,24 @@ def protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, places: int = 0) -> str:
-    """With thousands separators and so many decimals; "–" for what is not known."""
+    """A number with thousands separators and `places` decimals; "–" if it is not known."""
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{places}f}"
 
 
 def accuracy(value: float) -> str:
-    """Four decimals; only what is 1 is written as 1."""
+    """An accuracy with four decimals; "1" only if it is exactly 1."""
     return "1" if value == 1 else f"{min(value, 0.9999):.4f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """A time in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def size(count: int) -> str:
-    """Bytes for people, exact below ten thousand."""
+    """A size in bytes, KiB, MiB or GiB; exact below ten thousand bytes."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= max(unit, 10_000):
             return f"{count / unit:,.1f} {name}"
@@ -59,24 +59,20 @@ def size(count: int) -> str:
 
 
 def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """The `onestep fit` that goes on with a run; the source of the texts, which no run records, is left as SOURCE.
+    """The `onestep fit` command that resumes a run, with SOURCE for the source of the texts, which no run records.
 
     Returns:
-      None where the command line cannot say it: given start vectors, an optimiser given as an object, a preset of one's
-      own, or texts of any length.
+      None if the command line has no such options: for given start vectors, an optimiser given as an object, a preset
+      that is not the package's, or texts without a common length.
     """
     optimizer, preset, length = identity.get("optimizer") or {}, settings.get("preset"), identity.get("length")
     if optimizer.get("object") or preset not in PRESETS or length is None or identity.get("start vectors"):
         return None
-    if optimizer.get("schedule") == {"name": "constant", "arguments": {}}:  # by which the command line means none
+    if optimizer.get("schedule") == {"name": "constant", "arguments": {}}:  # on the command line this means no schedule
         return None
     words = ["onestep", "fit", "--texts", "SOURCE", "--model", str(settings.get("model")), "--length", str(length)]
-    words += [
-        *_scheme_options(identity["scheme"]),
-        "--preset",
-        str(preset),
-        *_optimizer_options(optimizer, str(preset)),
-    ]
+    words += _scheme_options(identity["scheme"])
+    words += ["--preset", str(preset), *_optimizer_options(optimizer, str(preset))]
     for name in ("steps", "seed", "seeds", "dtype"):
         words += [f"--{name}", str(identity[name])] if name in identity else []
     if settings.get("copies", 1) != 1:
@@ -86,14 +82,14 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
 
 
 def _scheme_options(scheme: Mapping[str, Any]) -> list[str]:
-    """Options by which an arrangement differs from the ordinary one."""
+    """Options for an arrangement that differs from the default."""
     usual = {"arrangement": "one-step", "share": None, "group": 1}
     differ = [name for name in scheme if scheme[name] != usual.get(name)]
     return [word for name in differ for word in (f"--{name}", str(scheme[name]))]
 
 
 def _optimizer_options(optimizer: Mapping[str, Any], preset: str) -> list[str]:
-    """Options by which an optimiser differs from the preset's."""
+    """Options for an optimiser that differs from the preset's."""
     if optimizer == PRESETS[preset].optimizer.describe():
         return []
     arguments = dict(optimizer.get("arguments") or {})

@@ -1,4 +1,4 @@
-"""`write_report`: a table, figures and a page of stored results."""
+"""`write_report`: a table, figures and one page of stored results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from onestep_jax.store.storage import replace, writing
 
 
 class Report(NamedTuple):
-    """Where a report lies.
+    """Paths of a report's files.
 
     Attributes:
-      page: HTML, whole in itself.
-      table: CSV, a row a text; None where there were only experiments.
+      page: HTML, which needs no other file.
+      table: CSV, one row for each text; None if there were only experiments.
       figures: PNG.
     """
 
@@ -34,8 +34,8 @@ def write_report(folders: Sequence[Path], out: Path, *, progress: Progress | Non
     Args:
       folders: run directories, folders of experiment results (a config.json with the key "experiment", CSV and PNG
         files, perhaps run directories inside), or folders that hold either.
-      out: folder to write into, made if need be; files of these names in it are replaced.
-      progress: called with the folders read so far and in all.
+      out: folder to write into; it is made if necessary, and files of the same names are replaced.
+      progress: called with the numbers of folders read and in all.
 
     Returns:
       The paths of report.html, texts.csv, capacity.png and the curves.
@@ -53,7 +53,7 @@ def write_report(folders: Sequence[Path], out: Path, *, progress: Progress | Non
         figures = _figures(out, found.runs)
         page = out / "report.html"
         replace(page, page_html(found).encode(errors="backslashreplace"))
-    return Report(page, table, figures)
+    return Report(page=page, table=table, figures=figures)
 
 
 def _figures(out: Path, runs: Sequence[FittedRun]) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from pages import parse
-from test_report import HOSTILE, hostile_model
+from report_pages import HOSTILE, hostile_model
 
 from onestep_jax import fit, load_model, read_results
 from onestep_jax.report import write_report
