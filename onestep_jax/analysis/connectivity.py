@@ -196,10 +196,16 @@ def connect(
     _check_pairs(model, pairs)
     if learning_rate is None:
         learning_rate = optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1))
-    method = bezier.Method(model, scheme, optax.adam(learning_rate), samples, points, temperature)
-    start = jax.jit(jax.vmap(functools.partial(bezier.start, method), in_axes=(None, 0)))
-    train = jax.jit(jax.vmap(functools.partial(bezier.train, method), in_axes=(None, 0, 0, None, None)))
-    look = jax.jit(jax.vmap(functools.partial(bezier.look, method), in_axes=(None, 0, 0)))
+    start, train, look = _programs(
+        bezier.Method(
+            model=model,
+            scheme=scheme,
+            optimizer=optax.adam(learning_rate),
+            samples=samples,
+            points=points,
+            temperature=temperature,
+        )
+    )
     found: dict[int, Connection] = {}
     lengths = [len(pair.tokens) for pair in pairs]
     for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=scheme.extra):
@@ -217,6 +223,14 @@ def connect(
             kept, kept_step, scores = jax.tree.map(lambda x, place=place: x[place], looked)
             found[i] = _connection(pairs[i], kept, kept_step, scores)
     return [found[i] for i in range(len(pairs))]
+
+
+def _programs(method: bezier.Method) -> tuple[Callable[..., Any], ...]:
+    """`bezier.start`, `train` and `look`, compiled for many pairs; params, steps and seed are the same for all."""
+    start = jax.jit(jax.vmap(functools.partial(bezier.start, method), in_axes=(None, 0)))
+    train = jax.jit(jax.vmap(functools.partial(bezier.train, method), in_axes=(None, 0, 0, None, None)))
+    look = jax.jit(jax.vmap(functools.partial(bezier.look, method), in_axes=(None, 0, 0)))
+    return start, train, look
 
 
 def _check_pairs(model: Model, pairs: Sequence[Pair]) -> None:
