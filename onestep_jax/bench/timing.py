@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
-from onestep_jax.store.provenance import versions
+from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import replace, writing
 
 

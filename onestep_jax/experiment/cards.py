@@ -31,7 +31,7 @@ from typing import Any
 
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.experiment.study import Study
-from onestep_jax.store.provenance import versions
+from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import replace, writing
 
 CLONE = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import beginning
 from onestep_jax.prototokens.schemes import OneStep, Scheme, without_start
-from onestep_jax.store.provenance import versions
+from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import locate
 from onestep_jax.tokens import check_tokens, text_ids, tokenise
 

@@ -17,13 +17,10 @@ This module takes numpy arrays and knows neither models nor devices.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +28,13 @@ import numpy as np
 
 from onestep_jax.errors import Stranded, UserError
 from onestep_jax.store.background_writer import Writer, persist
-from onestep_jax.store.cleanup import delete_superseded, sweep_away, warn_of_foreign
-from onestep_jax.store.listing import each_of, listing
+from onestep_jax.store.cleanup import sweep_away, warn_of_foreign
+from onestep_jax.store.commits import Committer
+from onestep_jax.store.listing import listing
 from onestep_jax.store.locks import locked
 from onestep_jax.store.names import FOLDERS, claim_name, left_name
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parquet import write_rows
-from onestep_jax.store.parts import count_texts, read_part, read_times, remove_part, write_part
 from onestep_jax.store.reading import (
     FORMAT,
     check_identity,
@@ -45,24 +42,11 @@ from onestep_jax.store.reading import (
     read_config,
     read_results,
     read_summary,
-    read_texts,
-    shared_leaf,
 )
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.store.saved_states import (
-    Origin,
-    origin,
-    own_states,
-    read_arrays,
-    remove_state,
-    state_names,
-    write_state,
-)
+from onestep_jax.store.saved_states import own_states, read_arrays, state_names
 from onestep_jax.store.sessions import Session, begin_session, check_session, is_present, read_session
 from onestep_jax.store.storage import create, make_folder, replace, writing
-
-COMPACT_AT = 16  # small parts that are merged into one
-SMALL = 1024  # rows below which a part counts as small
 
 _OURS = {*FOLDERS, "config.json", "damaged", "lock", "session.json", "texts.parquet"}
 
@@ -82,7 +66,7 @@ class Run:
         self.folder, self.session, self.process, self.processes = folder, session, process, session.processes
         self.config = read_config(folder)
         self._lock, self._arrays, self._writer = ExitStack(), Arrays(apart), Writer(folder)
-        self._began, self._counter = time.monotonic(), itertools.count()
+        self._committer = Committer(folder, self.config, session, process, self._arrays)
         self._state: Future[None] | None = None
         self._closed = False
 
@@ -139,8 +123,8 @@ class Run:
         if texts:
             texts = tuple(texts)
             self._writer.hand(
-                lambda: self._write_part(texts, new=len(texts)),
-                lambda: self._merge(ours=True),
+                lambda: self._committer.write_part(texts, new=len(texts)),
+                lambda: self._committer.merge(ours=True),
             )
 
     def claim(self, block: int) -> bool:
@@ -187,7 +171,7 @@ class Run:
         record = json.loads(json.dumps(record))  # as it is now, whatever becomes of it
         if self._state is not None:
             self._state.cancel()
-        self._state = self._writer.hand(lambda: self._write_state(arrays, record))
+        self._state = self._writer.hand(lambda: self._committer.write_state(arrays, record))
 
     def saved_states(self) -> list[tuple[str, Any]]:
         """(name, record) of the states of this run that all processes of earlier sessions left, newest first.
@@ -197,7 +181,7 @@ class Run:
         Raises:
           UserError: if one cannot be read.
         """
-        states, _ = own_states(self.folder, self._origin, self._arrays)
+        states, _ = own_states(self.folder, self._committer.origin, self._arrays)
         return [(name, state.record) for name, state in states if not name.startswith(self.session.prefix)]
 
     def load_state_arrays(self, name: str) -> dict[str, np.ndarray]:
@@ -207,88 +191,6 @@ class Run:
           UserError: if they are damaged.
         """
         return read_arrays(self.folder, name, self._arrays)
-
-    # --- what the writer does ---
-
-    def _check(self) -> None:
-        check_session(self.folder, self.session)
-
-    def _committed(self, write: Callable[[str], None], remove: Callable[[Path, str], None]) -> None:
-        """Write something under a new name; what is left of it after an error goes away."""
-        self._check()
-        name = self.session.name(self.process, next(self._counter))
-        try:
-            write(name)
-        except (OSError, ValueError):
-            with suppress(OSError):
-                remove(self.folder, name)
-            raise
-
-    @property
-    def _elapsed(self) -> float:
-        """Seconds since this process began, by a clock that never goes back."""
-        return round(time.monotonic() - self._began, 1)
-
-    def _write_part(self, texts: Sequence[TextResult], new: int) -> None:
-        """Write a part with so many texts of this session."""
-        about = {"elapsed": str(self._elapsed), "new": str(new)}
-
-        def write(name: str) -> None:
-            write_part(self.folder, name, texts, shared_leaf(self.config), self._arrays, about=about, check=self._check)
-
-        self._committed(write, remove_part)
-
-    def _write_state(self, arrays: Mapping[str, np.ndarray], record: Any) -> None:
-        before = [name for name in state_names(self.folder) if name.startswith(self._prefix)]
-
-        def write(name: str) -> None:
-            of = self._origin
-            write_state(self.folder, name, arrays, record, self._elapsed, of, self._arrays, self._check)
-
-        self._committed(write, remove_state)
-        for name in before:
-            remove_state(self.folder, name)
-
-    @functools.cached_property
-    def _origin(self) -> Origin:
-        return origin(self.config["identity"], read_texts(self.folder))
-
-    @property
-    def _prefix(self) -> str:
-        return f"{self.session.prefix}{self.process:04d}-"
-
-    def _small(self, *, ours: bool) -> list[str]:
-        """Small parts, this process's own of this session or all others, oldest first."""
-
-        def names_now() -> list[str]:
-            return [name for name in part_names(self.folder) if name.startswith(self._prefix) == ours]
-
-        counts = each_of(names_now, lambda name: count_texts(self.folder, name))
-        return [name for name, count in counts.items() if count < SMALL]
-
-    def _merge(self, *, ours: bool) -> None:
-        """Merge enough small parts into a new one, then delete them; readers drop what is there twice meanwhile."""
-        small = self._small(ours=ours)
-        if len(small) < COMPACT_AT:
-            return
-        tokens = dict(read_texts(self.folder))
-
-        def read(name: str) -> tuple[list[TextResult], int]:
-            texts = read_part(self.folder, name, tokens, shared_leaf(self.config), self._arrays)
-            return texts, read_times(self.folder, name)[0] if name.startswith(self.session.prefix) else 0
-
-        # A process of an earlier session that still lives may be deleting some of them.
-        parts = each_of(lambda: [name for name in part_names(self.folder) if name in small], read)
-        texts = {text.text_id: text for held, _ in parts.values() for text in held}
-        if texts:
-            self._write_part(list(texts.values()), new=sum(new for _, new in parts.values()))
-        for name in parts:
-            remove_part(self.folder, name)
-
-    def _tidy(self) -> None:
-        """Delete what newer parts and states replace, and merge small parts; only while no other process writes."""
-        delete_superseded(self.folder, self._origin, self._arrays)
-        self._merge(ours=False)
 
 
 def open_run(
@@ -326,7 +228,7 @@ def open_run(
         sweep_away(folder)
         warn_of_foreign(folder)
         run = Run(folder, session, 0, apart=apart)
-        run._tidy()
+        run._committer.tidy()
         run._lock = lock.pop_all()
     return run
 

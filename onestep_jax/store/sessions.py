@@ -1,4 +1,6 @@
-"""Sessions of a run directory: each opening for writing has a number, and a process of an older one stops.
+"""Sessions of a run directory: who writes a run, with which libraries, and when that ends.
+
+Each opening for writing is a session with a number. A stale writer, of an older session, sees the new one and stops.
 
 Names of parts and states are SSSSSS-PPPP-NNNNNN (session, process, counter): no two writers ever choose the same, and
 their order says which is newer, whatever clocks say.
@@ -6,13 +8,15 @@ their order says which is newer, whatever clocks say.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from onestep_jax.errors import Unreadable, UserError
 from onestep_jax.store.listing import patiently
@@ -40,6 +44,20 @@ UNKNOWN = Owner(0, "an unknown host", "an unknown time", "")
 def this_process() -> Owner:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Owner(os.getpid(), os.uname().nodename, now, " ".join(sys.argv)[:300])
+
+
+def versions() -> dict[str, Any]:
+    """Versions of what decides the numbers, and the commit of a checkout."""
+    names = ("onestep_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"versions": versions, "commit": None}
+    return {"versions": versions, "commit": commit.stdout.strip()}
 
 
 class Session(NamedTuple):

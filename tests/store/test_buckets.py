@@ -16,11 +16,11 @@ from store_runs import opened, results, same
 from onestep_jax import UserError, load_model, read_results
 from onestep_jax.cli.parser import main
 from onestep_jax.prototokens.reconstruction import decoding_of
-from onestep_jax.store import run as store
+from onestep_jax.store import commits
 from onestep_jax.store.leases import leased, leaseholder
 from onestep_jax.store.run import Run
 from onestep_jax.store.status import read_status
-from onestep_jax.store.storage import create, entries, fetch, local_folder, locate, remove, replace, send
+from onestep_jax.store.storage import create, entries, fetch, local_folder, locate, move, remove, replace, send
 from onestep_jax.store.verify import set_aside, verify
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "studies"))
@@ -55,11 +55,31 @@ def test_files_come_back_as_they_were_sent(bucket, tmp_path, content):
     (tmp_path / "sent").mkdir()
     (tmp_path / "sent" / "file").write_bytes(content)
     target = locate(f"{bucket}/folder")
-    send(tmp_path / "sent", target)
-    fetch(target, tmp_path / "back")
-    assert (tmp_path / "back" / "file").read_bytes() == content
+    for _ in range(2):  # into a folder that is not there, and into one that is
+        send(tmp_path / "sent", target)
+        fetch(target, tmp_path / "back")
+        assert [path.name for path in entries(target)] == ["file"]
+        assert [path.name for path in (tmp_path / "back").iterdir()] == ["file"]
+        assert (tmp_path / "back" / "file").read_bytes() == content
     remove(target)
     assert entries(target) == []
+
+
+def test_a_folder_that_is_not_there_is_not_fetched(bucket, tmp_path):
+    beside = locate(f"{bucket}/absent-and-more/file")
+    replace(beside, b"content")
+    with pytest.raises(FileNotFoundError):
+        fetch(locate(f"{bucket}/absent"), tmp_path / "back")
+    remove(beside)
+
+
+def test_a_folder_is_moved_with_all_in_it(bucket):
+    source, target = locate(f"{bucket}/moved/one"), locate(f"{bucket}/moved/two")
+    for name in ("file", "inner/file"):
+        replace(source / name, name.encode())
+    move(source, target)
+    assert entries(source) == []
+    assert [(target / name).read_bytes() for name in ("file", "inner/file")] == [b"file", b"inner/file"]
 
 
 def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
@@ -71,7 +91,7 @@ def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
         assert run.claim(0)
         assert not Run(folder, run.session, 1).claim(0)
         run.wait()
-        assert len(entries(folder / "results")) < store.COMPACT_AT  # merged
+        assert len(entries(folder / "results")) < commits.COMPACT_AT  # merged
         assert read_status(folder).owner.pid == os.getpid()
     same(read_results(f"{bucket}/whole"), made)
     status = read_status(folder)
@@ -189,7 +209,8 @@ def test_errors_of_the_storage_are_told_in_one_line(bucket, tmp_path, monkeypatc
     def refuse(*_, **__):
         raise Refused("403, no permission")
 
-    monkeypatch.setattr(path.fs, "pipe_file", refuse)
+    for name in ("pipe_file", "_put_file"):
+        monkeypatch.setattr(path.fs, name, refuse)
     with pytest.raises(OSError, match="Refused: 403, no permission"):
         create(path, b"content")
     (tmp_path / "some").touch()
@@ -214,7 +235,7 @@ def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypa
 
     monkeypatch.setattr("onestep_jax.store.listing.PAUSES", ())
     with monkeypatch.context() as patch:
-        for name in ("cat_file", "_cat_file", "_cat_file_concurrent"):
+        for name in ("cat_file", "_cat_file", "_cat_file_concurrent", "_get_file"):
             patch.setattr(folder.fs, name, forbidding(getattr(folder.fs, name)))
         (problem,) = verify(folder).problems
         assert "cannot be read (Forbidden:" in problem.what

@@ -19,8 +19,7 @@ from store_runs import IDENTITY, opened, results, same, task
 from onestep_jax import UserError, read_results
 from onestep_jax.store import background_writer as writer
 from onestep_jax.store import cleanup as upkeep
-from onestep_jax.store import run as store
-from onestep_jax.store import sessions
+from onestep_jax.store import commits, sessions
 from onestep_jax.store import storage as files
 from onestep_jax.store.locks import holder
 from onestep_jax.store.orbax_arrays import Arrays
@@ -463,7 +462,7 @@ def test_a_takeover_just_before_the_commit_prevents_it(tmp_path, monkeypatch, wh
             if len(checked) == 2:  # the first is before the work begins, the second just before the rename
                 opened(folder, texts).close()
 
-    monkeypatch.setattr(store, "check_session", take_over_after)
+    monkeypatch.setattr(commits, "check_session", take_over_after)
     monkeypatch.setattr(writer, "RETRIES", (0.01,))
     with one_warning("tried again"):
         if what == "part":

@@ -7,8 +7,7 @@ import pytest
 from store_runs import opened, results, same, task
 
 from onestep_jax import read_results
-from onestep_jax.store import parts
-from onestep_jax.store import run as store
+from onestep_jax.store import commits, parts
 from onestep_jax.store.leases import leased
 from onestep_jax.store.names import committed, parse
 from onestep_jax.store.run import join_run
@@ -122,7 +121,7 @@ def test_copies_beside_a_part_harm_nothing_and_are_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*no files of a run")
 def test_no_removal_takes_a_copy_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "COMPACT_AT", 3)
+    monkeypatch.setattr(commits, "COMPACT_AT", 3)
     texts, folder = results(8), tmp_path / "run"
     with opened(folder, texts, processes=2) as run:
         run.append(texts[:4])

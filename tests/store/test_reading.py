@@ -5,9 +5,8 @@ from store_runs import opened, results, same, task
 
 from onestep_jax import UserError, read_results
 from onestep_jax.store import cleanup as upkeep
-from onestep_jax.store import parts, status, verify
+from onestep_jax.store import commits, parts, status, verify
 from onestep_jax.store import reading as records
-from onestep_jax.store import run as store
 from onestep_jax.store import saved_states as states
 from onestep_jax.store.names import part_name
 from onestep_jax.store.orbax_arrays import Arrays
@@ -59,7 +58,7 @@ def run(tmp_path):
         (status, "read_times", lambda run: read_status(run).recorded),
         (verify, "scan_part", lambda run: verify.verify(run).recorded * [0]),
         (upkeep, "read_table", lambda run: opened(run, results(6)).close() or read_results(run)),
-        (store, "count_texts", lambda run: opened(run, results(6)).close() or read_results(run)),
+        (commits, "count_texts", lambda run: opened(run, results(6)).close() or read_results(run)),
     ],
 )
 def test_parts_may_be_merged_under_a_reader_however_often(run, monkeypatch, module, function, look):
@@ -80,14 +79,14 @@ ABOUT = {"elapsed": "1.0", "new": "2"}
 
 
 def test_small_parts_may_vanish_while_they_are_merged(run, monkeypatch):
-    monkeypatch.setattr(store, "COMPACT_AT", 3)
+    monkeypatch.setattr(commits, "COMPACT_AT", 3)
     tokens = {text.text_id: text.tokens for text in results(6)}
 
     def replace(name, newer):
         write_part(run, newer, read_part(run, name, tokens, None, Arrays()), None, Arrays(), about=ABOUT)
         remove_part(run, name)
 
-    replacing = Replacing(monkeypatch, store, "read_part", replace)
+    replacing = Replacing(monkeypatch, commits, "read_part", replace)
     opened(run, results(6)).close()
     assert replacing.left < TIMES
     same(read_results(run), results(6))
@@ -102,7 +101,9 @@ def test_a_state_may_be_replaced_under_a_reader_however_often(run, monkeypatch, 
             remove_part(run, part)
 
         def replace(name, newer):
-            write_state(run, newer, {}, read_state(run, name).record, 0.0, going._origin, Arrays(), lambda: None)
+            write_state(
+                run, newer, {}, read_state(run, name).record, 0.0, going._committer.origin, Arrays(), lambda: None
+            )
             remove_state(run, name)
 
         replacing = Replacing(monkeypatch, states, "read_text", replace)

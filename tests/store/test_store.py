@@ -14,8 +14,8 @@ from store_runs import IDENTITY, opened, results, same, task
 from onestep_jax import UserError, read_results
 from onestep_jax.errors import Stranded
 from onestep_jax.store import background_writer as writer
+from onestep_jax.store import commits, parts
 from onestep_jax.store import orbax_arrays as arrays
-from onestep_jax.store import parts
 from onestep_jax.store import run as store
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.run import join_run
@@ -43,14 +43,14 @@ def test_many_small_parts_are_merged(tmp_path):
             writer.append([text])
             writer.wait()
             for kind in parts.KINDS:
-                assert len(list((tmp_path / "run" / kind).iterdir())) <= 2 * store.COMPACT_AT
+                assert len(list((tmp_path / "run" / kind).iterdir())) <= 2 * commits.COMPACT_AT
         other.close()
     same(read_results(tmp_path / "run"), texts)
     assert len(list((tmp_path / "run" / "results").iterdir())) < 20
 
 
 def test_small_parts_of_earlier_sessions_are_merged(tmp_path):
-    texts = results(store.COMPACT_AT)
+    texts = results(commits.COMPACT_AT)
     for text in texts:
         with opened(tmp_path / "run", texts) as run:
             run.append([text])
@@ -61,7 +61,7 @@ def test_small_parts_of_earlier_sessions_are_merged(tmp_path):
 
 
 def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, monkeypatch):
-    texts = results(store.COMPACT_AT)
+    texts = results(commits.COMPACT_AT)
     removed = []
 
     def die(folder, name):
@@ -69,7 +69,7 @@ def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, monkeypatch):
         if len(removed) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "remove_part", die)
+    monkeypatch.setattr(commits, "remove_part", die)
     run = opened(tmp_path / "run", texts)
     for text in texts:
         run.append([text])
@@ -395,7 +395,9 @@ def test_what_is_handed_over_is_not_refused_by_itself(tmp_path, monkeypatch):
 
     run = opened(tmp_path / "run", results(4))
     monkeypatch.setattr(run._writer._thread, "submit", at_once)
-    monkeypatch.setattr(run, "_write_part", lambda *_, **__: (_ for _ in ()).throw(UserError("the disk is gone")))
+    monkeypatch.setattr(
+        run._committer, "write_part", lambda *_, **__: (_ for _ in ()).throw(UserError("the disk is gone"))
+    )
     run.append(results(4)[:2])
     with pytest.raises(UserError, match="the disk is gone"):
         run.append(results(4)[2:])

@@ -17,11 +17,10 @@ from onestep_jax import UserError, read_results
 from onestep_jax.cli.parser import main
 from onestep_jax.errors import Unreadable
 from onestep_jax.store import background_writer as writer
+from onestep_jax.store import commits, verify
 from onestep_jax.store import listing as reading
 from onestep_jax.store import orbax_arrays as arrays
 from onestep_jax.store import reading as records
-from onestep_jax.store import run as store
-from onestep_jax.store import verify
 from onestep_jax.store.listing import patiently
 from onestep_jax.store.parquet import read_rows
 from onestep_jax.store.parts import part_files
@@ -198,7 +197,7 @@ def test_a_file_that_breaks_off_while_it_is_read(run, monkeypatch):
 
 def test_a_read_that_is_refused_in_the_background_is_tried_again(run, monkeypatch):
     monkeypatch.setattr(writer, "RETRIES", (0.01, 0.01))
-    monkeypatch.setattr(store, "COMPACT_AT", 1)
+    monkeypatch.setattr(commits, "COMPACT_AT", 1)
     texts = results(6)
     with opened(run, texts) as going:
         monkeypatch.setattr(reading, "PAUSES", ())

@@ -9,8 +9,7 @@ from store_runs import IDENTITY, opened, results, same, task
 
 from onestep_jax import read_results
 from onestep_jax.errors import UserError
-from onestep_jax.store import run as store
-from onestep_jax.store import verify
+from onestep_jax.store import commits, verify
 from onestep_jax.store.parquet import write_rows
 from onestep_jax.store.run import join_run
 from onestep_jax.store.status import Flight, read_status
@@ -21,8 +20,8 @@ def problems(folder, decoding=None):
 
 
 def test_a_kill_while_merging_is_no_problem(tmp_path, monkeypatch):
-    texts = results(store.COMPACT_AT)
-    monkeypatch.setattr(store, "remove_part", lambda folder, name: None)
+    texts = results(commits.COMPACT_AT)
+    monkeypatch.setattr(commits, "remove_part", lambda folder, name: None)
     with opened(tmp_path / "run", texts) as run:
         for text in texts:
             run.append([text])
@@ -140,19 +139,19 @@ def test_setting_aside_needs_the_run_at_rest(tmp_path):
 
 def test_the_rate_is_that_of_the_session(tmp_path, monkeypatch):
     texts = results(40)
-    monkeypatch.setattr(store, "COMPACT_AT", 4)
+    monkeypatch.setattr(commits, "COMPACT_AT", 4)
     for first in range(0, 20, 5):
         with opened(tmp_path / "run", texts) as run:
             run.append(texts[first : first + 5])
     with opened(tmp_path / "run", texts, processes=2) as run:
         assert read_status(tmp_path / "run").an_hour is None
-        run._began -= 1e6  # beside which the seconds of the test are nothing
+        run._committer._began -= 1e6  # beside which the seconds of the test are nothing
         for text in texts[20:39]:
             run.append([text])  # enough for a merge, after which each still counts once
         run.wait()
         assert read_status(tmp_path / "run").an_hour == pytest.approx(19 * 3600 / 1e6, rel=0.001)
         with join_run(tmp_path / "run", IDENTITY, 1) as beside:
-            beside._began -= 4e6
+            beside._committer._began -= 4e6
             beside.save_state({}, {"tasks": [task(39, 8)]})
         found = read_status(tmp_path / "run")
         assert found.an_hour == pytest.approx(19 * 3600 / 4e6, rel=0.001)
