@@ -172,7 +172,11 @@ def remove(path: Path) -> None:
 
 
 def move(path: Path, target: Path) -> None:
-    """Give a file or folder another name."""
+    """Give a file or folder another name, which must be free.
+
+    In an object store this copies and then deletes. The `mv` of fsspec is not used: for some storages (older gcsfs is
+    one) it also copies the names of folders. Those are no objects, so it stops with FileNotFoundError.
+    """
     if is_local(path):
         os.replace(path, target)
         return
@@ -182,28 +186,24 @@ def move(path: Path, target: Path) -> None:
 
 
 def send(folder: Path, target: Path) -> None:
-    """Copy a local folder into an object store."""
+    """Copy what is in a local folder into a folder of an object store.
+
+    Raises:
+      OSError: if the storage refuses.
+    """
     with _plain_errors(target):
-        for file in folder.rglob("*"):
-            if file.is_file():
-                _store_of(target).pipe_file(_key(target / file.relative_to(folder).as_posix()), file.read_bytes())
+        # The "/" means what is in the folder; without it fsspec makes a folder in a target that exists already.
+        _store_of(target).put(f"{folder}/", _key(target), recursive=True)
 
 
 def fetch(source: Path, folder: Path) -> None:
-    """Copy a folder of an object store into a local one.
+    """Copy what is in a folder of an object store into a local folder.
 
     Raises:
-      OSError: if it cannot be read, or is not there.
+      OSError: if it cannot be read; FileNotFoundError if it is not there.
     """
     with _plain_errors(source):
-        store = _store_of(source)
-        keys = store.find(_key(source))
-        if not keys:
-            raise FileNotFoundError(errno.ENOENT, "no such folder", str(source))
-        for key, content in zip(keys, map(store.cat_file, keys), strict=True):
-            file = folder / key.removeprefix(_key(source)).lstrip("/")
-            make_folder(file.parent)
-            file.write_bytes(content)
+        _store_of(source).get(f"{_key(source)}/", str(folder), recursive=True)
 
 
 def _store_of(path: Path) -> Any:
