@@ -7,7 +7,7 @@ import json
 
 from onestep_jax.cli.options import add_run
 from onestep_jax.cli.terminal import console
-from onestep_jax.store.status import Status, facts, read_status
+from onestep_jax.store.status import Status, status_json, read_status
 
 SUMMARY = "Show how far a run is, and what a resume would do; changes nothing."
 
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     found = read_status(args.run)
     if args.json:
-        print(json.dumps(facts(found)))
+        print(json.dumps(status_json(found)))
     else:
         _print(found)
     return 0

@@ -9,9 +9,9 @@ from pathlib import Path
 from onestep_jax.store.listing import each_of, listing
 from onestep_jax.store.names import FOLDERS, age, foreign_files, listed, parse
 from onestep_jax.store.orbax_arrays import Arrays
-from onestep_jax.store.parts import part_files, read_table, remove_part
+from onestep_jax.store.parts import part_files, read_part_table, remove_part
 from onestep_jax.store.reading import part_names
-from onestep_jax.store.saved_states import CURE, Origin, own_states, reached, remove_state, state_names
+from onestep_jax.store.saved_states import STATE_CURE, Origin, own_states, reached, remove_state, state_names
 from onestep_jax.store.storage import remove
 
 
@@ -48,7 +48,7 @@ def delete_superseded(folder: Path, of: Origin, arrays: Arrays) -> None:
     """
 
     def read(name: str) -> set[str]:
-        return {row["text_id"] for row in read_table(part_files(folder, name)["results"], ["text_id"])}
+        return {row["text_id"] for row in read_part_table(part_files(folder, name)["results"], ["text_id"])}
 
     ids = each_of(lambda: part_names(folder), read)
     for name in superseded({name: dict.fromkeys(held, 0.0) for name, held in ids.items()}):
@@ -62,7 +62,7 @@ def delete_superseded(folder: Path, of: Origin, arrays: Arrays) -> None:
         remove_state(folder, name)
     if others:
         told = f"saved state {listed(list(others))} is left aside: {next(iter(others.values()))}"
-        warnings.warn(f"{folder}: {told}; {CURE}", stacklevel=2)
+        warnings.warn(f"{folder}: {told}; {STATE_CURE}", stacklevel=2)
 
 
 def superseded(holdings: Mapping[str, Mapping[Hashable, float]]) -> list[str]:

@@ -22,7 +22,7 @@ from onestep_jax.store.results import TextResult, Trial
 from onestep_jax.store.storage import one_line
 
 KINDS = ("results", "traces", "embeddings")  # the commit record first, so that a removal cut short leaves no half part
-CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit then makes those texts again"
+PART_CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit then makes those texts again"
 _TEXT = """index text_id accuracy c_tokens h_lm loss steps best_step seconds seed status predicted nats""".split()
 _TRIAL = "seed status accuracy loss steps best_step".split()
 _CURVES = {"trace_steps": np.int32, "trace_loss": np.float32, "trace_accuracy": np.float32}
@@ -91,7 +91,7 @@ def read_part(
     if problems:
         first, reason = next(iter(problems.items()))
         more = f", and {len(problems) - 1} more texts" if len(problems) > 1 else ""
-        raise UserError(f"{folder}: damaged part {name} of the run: text {first}: {reason}{more}; {CURE}")
+        raise UserError(f"{folder}: damaged part {name} of the run: text {first}: {reason}{more}; {PART_CURE}")
     return texts
 
 
@@ -102,16 +102,16 @@ def scan_part(folder: Path, name: str, tokens: Mapping[str, np.ndarray], shared:
       UserError: if a file of the part is missing or cannot be read, naming it and the texts that are lost with it.
     """
     files = part_files(folder, name)
-    rows = read_table(files["results"])
+    rows = read_part_table(files["results"])
     ids = [str(row.get("text_id")) for row in rows]
     trials_of: dict[str, list[dict[str, Any]]] = {}
-    for row in read_table(files["traces"], ids=ids):
+    for row in read_part_table(files["traces"], ids=ids):
         trials_of.setdefault(str(row.get("text_id")), []).append(row)
     leaves = _read(files["embeddings"], arrays.load, ids)
     stored = [len(array) for leaf, array in leaves.items() if leaf != shared]
     if any(count != len(rows) for count in stored):
         told = f"{len(rows)} rows for vectors of {stored} texts"
-        raise UserError(f"{files['results']}: damaged part of the run ({told}); {_texts(ids)}; {CURE}")
+        raise UserError(f"{files['results']}: damaged part of the run ({told}); {_texts(ids)}; {PART_CURE}")
     scan = Scan([], {})
     for text_id, row in zip(ids, rows, strict=True):
         if text_id not in tokens:
@@ -127,7 +127,7 @@ def scan_part(folder: Path, name: str, tokens: Mapping[str, np.ndarray], shared:
     return scan
 
 
-def read_table(path: Path, columns: list[str] | None = None, ids: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_part_table(path: Path, columns: list[str] | None = None, ids: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Rows of a table of a part; `ids` are the texts that are lost where it is damaged, as far as known.
 
     Raises:
@@ -195,7 +195,7 @@ def _read(path: Path, read: Callable[[Path], Any], ids: Sequence[str]) -> Any:
     except Exception as error:  # of pyarrow, Orbax and tensorstore, each with kinds of its own
         lost = _texts(ids) if ids else "which texts it holds cannot be told"
         told = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{path}: damaged part of the run ({told}); {lost}; {CURE}") from error
+        raise UserError(f"{path}: damaged part of the run ({told}); {lost}; {PART_CURE}") from error
 
 
 def _texts(ids: Iterable[str]) -> str:

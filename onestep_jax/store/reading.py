@@ -14,7 +14,7 @@ from onestep_jax.store.listing import each_of, patiently
 from onestep_jax.store.names import committed
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parquet import read_rows
-from onestep_jax.store.parts import part_files, read_part, read_table
+from onestep_jax.store.parts import part_files, read_part, read_part_table
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.storage import locate, read_text
 
@@ -122,7 +122,7 @@ def read_summary(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: if a results table is damaged.
     """
-    parts = each_part(folder, lambda name: read_table(part_files(folder, name)["results"], _SUMMARY))
+    parts = each_part(folder, lambda name: read_part_table(part_files(folder, name)["results"], _SUMMARY))
     found = {row["text_id"]: row for part in parts for row in part}
     return dict(sorted(found.items(), key=lambda item: item[1]["index"]))
 

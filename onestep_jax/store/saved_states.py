@@ -18,7 +18,7 @@ from onestep_jax.store.names import committed, remove_all
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.storage import one_line, read_text, replace
 
-CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
+STATE_CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 
 
 class State(NamedTuple):
@@ -101,7 +101,7 @@ def read_state(folder: Path, name: str) -> State:
     except Unreadable:
         raise
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {CURE}") from error
+        raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {STATE_CURE}") from error
 
 
 def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]:
@@ -119,10 +119,10 @@ def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]
         raise
     except Exception as error:  # of Orbax and tensorstore, each with kinds of its own
         told = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{path}: damaged saved state ({told}); {CURE}") from error
+        raise UserError(f"{path}: damaged saved state ({told}); {STATE_CURE}") from error
     wrong = [key for key in sums if key not in arrays or _checksum(arrays[key]) != sums[key]]
     if wrong:
-        raise UserError(f"{path}: damaged saved state: {wrong[0]} differs from its checksum; {CURE}")
+        raise UserError(f"{path}: damaged saved state: {wrong[0]} differs from its checksum; {STATE_CURE}")
     return arrays
 
 

@@ -105,7 +105,7 @@ def _an_hour(folder: Path, session: Session, seconds: dict[str, float]) -> float
     return 3600 * sum(new) / elapsed if sum(new) and elapsed else None
 
 
-def facts(status: Status) -> dict[str, Any]:
+def status_json(status: Status) -> dict[str, Any]:
     """What `onestep status --json` prints."""
     return {
         "texts": status.texts,

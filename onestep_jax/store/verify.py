@@ -28,7 +28,7 @@ Report = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Finding:
     """One thing that is wrong.
 
     Attributes:
@@ -69,7 +69,7 @@ class Verification:
     decoded: int
     parts: int
     states: int
-    problems: list[Problem]
+    problems: list[Finding]
     damaged_parts: dict[str, list[TextResult]] = dataclasses.field(repr=False)
     damaged_states: list[str]
     foreign: list[str]
@@ -103,7 +103,7 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     scans = _scan_parts(folder, dict(order), shared_leaf(config), progress)
     for name, scan in scans.items():
         for text_id, what in scan.problems.items():
-            problems.append(Problem(f"part {name}", text_id or None, what, scan.readable))
+            problems.append(Finding(f"part {name}", text_id or None, what, scan.readable))
     states = _scan_states(folder, origin(identity, order))
     problems += [problem for problem in states.values() if problem is not None]
     found, twice, others = _unique(scans)
@@ -121,12 +121,12 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     return Verification(*counts, problems, damaged, damaged_states, foreign_files(folder))
 
 
-def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Problem]:
+def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Finding]:
     """Token ids against the identities made from them."""
     made = text_ids([tokens for _, tokens in order])
     wrong = [text_id for (text_id, _), other in zip(order, made, strict=True) if text_id != other]
     return [
-        Problem("texts.parquet", text_id, "its token ids are not those that it is named after") for text_id in wrong
+        Finding("texts.parquet", text_id, "its token ids are not those that it is named after") for text_id in wrong
     ]
 
 
@@ -150,16 +150,16 @@ def _scan_parts(
     return each_of(lambda: part_names(folder), scan, failed)
 
 
-def _scan_states(folder: Path, of: Origin) -> dict[str, Problem | None]:
+def _scan_states(folder: Path, of: Origin) -> dict[str, Finding | None]:
     """What is wrong with each state."""
 
-    def scan(name: str) -> Problem | None:
+    def scan(name: str) -> Finding | None:
         read_arrays(folder, name, Arrays())
         against = doubt(folder, name, read_state(folder, name), of, Arrays())
-        return Problem(f"state {name}", None, against, True) if against else None
+        return Finding(f"state {name}", None, against, True) if against else None
 
-    def failed(name: str, error: UserError) -> Problem:
-        return Problem(f"state {name}", None, str(error), not isinstance(error, Unreadable))
+    def failed(name: str, error: UserError) -> Finding:
+        return Finding(f"state {name}", None, str(error), not isinstance(error, Unreadable))
 
     return each_of(lambda: state_names(folder), scan, failed)
 
@@ -167,7 +167,7 @@ def _scan_states(folder: Path, of: Origin) -> dict[str, Problem | None]:
 _Found: TypeAlias = dict[str, tuple[str, TextResult]]
 
 
-def _unique(scans: Mapping[str, Scan]) -> tuple[_Found, int, list[Problem]]:
+def _unique(scans: Mapping[str, Scan]) -> tuple[_Found, int, list[Finding]]:
     """text_id → part and text, the newest of each; how many were there more than once and alike; the others."""
     found: _Found = {}
     twice, problems = 0, []
@@ -177,7 +177,7 @@ def _unique(scans: Mapping[str, Scan]) -> tuple[_Found, int, list[Problem]]:
             if other is not text and checksum(other) == checksum(text):
                 twice += 1
             elif other is not text:
-                problems.append(Problem(f"part {name}", text.text_id, f"recorded otherwise in part {newer}", True))
+                problems.append(Finding(f"part {name}", text.text_id, f"recorded otherwise in part {newer}", True))
     return found, twice, problems
 
 
@@ -195,18 +195,18 @@ def _whole(scans: Mapping[str, Scan], found: _Found, wrong: Collection[str | Non
     return damaged
 
 
-def _check_row(name: str, text: TextResult) -> list[Problem]:
+def _check_row(name: str, text: TextResult) -> list[Finding]:
     """What a row says of itself."""
     right = int((text.predicted == text.tokens).sum()) if len(text.predicted) == len(text.tokens) else -1
     if (text.c_tokens, text.accuracy) == (right, right / len(text.tokens)):
         return []
     said = f"accuracy {text.accuracy} and {text.c_tokens} exact tokens"
-    return [Problem(f"part {name}", text.text_id, f"its row says {said}, its predicted ids say {right}", True)]
+    return [Finding(f"part {name}", text.text_id, f"its row says {said}, its predicted ids say {right}", True)]
 
 
 def _check_decoding(
     decoding: Decoding, results: Results, names: Sequence[str], dtype: str, progress: Report | None
-) -> list[Problem]:
+) -> list[Finding]:
     """Vectors, decoded again, against the predicted ids of the rows; `names` are the parts that the texts are in.
 
     In another batch the rounding of bfloat16 may decide a close call otherwise, so one token of a text may differ. In
@@ -219,7 +219,7 @@ def _check_decoding(
         if other > allowed:
             what = f"its vectors decode to {other} other tokens than recorded, of {len(text.tokens)}"
             told = f"{what}; {allowed} may differ in {decoding.dtype}"
-            problems.append(Problem(f"part {name}", text.text_id, told, dtype == decoding.dtype))
+            problems.append(Finding(f"part {name}", text.text_id, told, dtype == decoding.dtype))
     return problems
 
 
@@ -250,7 +250,7 @@ def _move(folder: Path, name: str, files: Mapping[str, Path]) -> None:
             move(path, folder / "damaged" / f"{name}-{kind}{path.suffix}")
 
 
-def facts(found: Verification) -> dict[str, Any]:
+def verification_json(found: Verification) -> dict[str, Any]:
     """What `onestep verify --json` prints."""
     plain = dataclasses.asdict(dataclasses.replace(found, damaged_parts={}))
     return plain | {"damaged_parts": list(found.damaged_parts)}

@@ -54,10 +54,10 @@ def run(tmp_path):
     ("module", "function", "look"),
     [
         (records, "read_part", read_results),
-        (records, "read_table", read_summary),
+        (records, "read_part_table", read_summary),
         (status, "read_times", lambda run: read_status(run).recorded),
         (verify, "scan_part", lambda run: verify.verify(run).recorded * [0]),
-        (upkeep, "read_table", lambda run: opened(run, results(6)).close() or read_results(run)),
+        (upkeep, "read_part_table", lambda run: opened(run, results(6)).close() or read_results(run)),
         (commits, "count_texts", lambda run: opened(run, results(6)).close() or read_results(run)),
     ],
 )
