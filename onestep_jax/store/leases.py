@@ -1,9 +1,15 @@
 """The lock of a run directory in an object store, which has no locks of its own: a lease that its holder renews.
 
-Objects are numbered and made by exclusive creation, so of several that want the next number one alone gets it. The
-newest one counts. Its holder rewrites it every few seconds; whoever wants it watches it for a while, by a clock of its
-own, and takes the next number if nothing changes. A holder that was only slow then finds that its session is over, see
-`sessions`, and writes nothing more.
+Lease objects are numbered and made by exclusive creation, so of several processes that want the next number one gets
+it. The newest object counts. Its holder rewrites it every few seconds. A process that wants the lease watches the
+object for a while, by its own clock, and takes the next number if nothing changes.
+
+Why the comparison of sessions (`sessions.check_session`) is not enough: two jobs that open a run at the same moment
+would read the same session number, and so give their parts the same names. The lease lets them begin sessions one
+after the other. It also keeps a second start of the same command from taking over a live job. The comparison of
+sessions does the rest: a stale writer, whose lease was taken over, sees the new session and writes nothing more. One
+gap is left. A process that stalls for longer than `LEASE` after it has read the session number and before it has
+written its own may begin a session with a number that is taken.
 """
 
 from __future__ import annotations

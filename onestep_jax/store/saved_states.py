@@ -181,7 +181,15 @@ def remove_state(folder: Path, name: str) -> None:
 
 
 def reached(record: Any) -> dict[tuple[tuple[int, ...], int], float]:
-    """(texts, seed) → gradient evaluations made, infinitely many for a seed that has come to its end."""
+    """How far each group of a saved state has come. This is the one rule for it.
+
+    Args:
+      record: of a state. "tasks" are the groups in flight, "outcomes" the finished ones.
+
+    Returns:
+      (texts, seed) → gradient evaluations made: those at the last point of the trace, 0 before the first point, and
+      infinity for a group that is finished.
+    """
     steps = {_key(task): task["trace"][-1][0] if task["trace"] else 0 for task in record.get("tasks", ())}
     return steps | {_key(task): math.inf for task in record.get("outcomes", ())}
 
