@@ -20,7 +20,7 @@ from onestep_jax.fitting import PRESETS, fit, prepare
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import OneStep, Scheme
 from onestep_jax.store.results import TextResult
-from onestep_jax.store.storage import locate
+from onestep_jax.store.storage import run_path
 
 # Share of the budget up to which a success is cheap. Doubling a length multiplies its steps by 2 to 7 (packaged model,
 # 4 to 22 tokens), so twice the length is then likely to succeed within the budget.
@@ -50,7 +50,7 @@ def grid(
     """
     scheme = _scheme(fit_options)
     table = _empty_table(model, texts, lengths, scheme)
-    folder = None if run is None else locate(run)
+    folder = None if run is None else run_path(run)
     if folder is not None:
         create_folder(folder, table, {"kind": "grid"})
     wanted = [(i, length) for length in table.lengths for i in range(len(table.texts)) if length in table.ids[i]]
@@ -97,7 +97,7 @@ def search(
     scheme = _scheme(fit_options)
     table = _empty_table(model, texts, lengths, scheme)
     _check_search(model, table, warm, fit_options)
-    folder, cheap = None if run is None else locate(run), CHEAP * _budget(fit_options)
+    folder, cheap = None if run is None else run_path(run), CHEAP * _budget(fit_options)
     if folder is not None:
         create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
     for number in range(len(table.lengths)):  # a text tries each length once at most

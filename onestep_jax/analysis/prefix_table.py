@@ -22,7 +22,7 @@ from onestep_jax.errors import UserError
 from onestep_jax.store.parquet import read_rows, write_rows
 from onestep_jax.store.reading import check_identity, read_description, read_results
 from onestep_jax.store.results import TextResult
-from onestep_jax.store.storage import entries, locate, make_folder, replace, writing
+from onestep_jax.store.storage import entries, make_folder, replace, run_path, writing
 from onestep_jax.tokens import text_ids
 
 FORMAT = 1
@@ -154,7 +154,7 @@ def read_prefix_table(folder: str | Path) -> PrefixTable:
     Raises:
       UserError: if the folder holds neither, or a part of it is damaged.
     """
-    folder = locate(folder)
+    folder = run_path(folder)
     identity = _described(folder)["identity"]
     rows = read_rows(folder / "texts.parquet")
     texts = tuple(np.asarray(row["tokens"], np.int32) for row in rows)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from onestep_jax.cli.options import local_path
+from onestep_jax.cli.options import local_option
 from onestep_jax.cli.terminal import console, fitting_bar
 from onestep_jax.fitting.fitting import fit
 from onestep_jax.fitting.progress import Progress
@@ -23,7 +23,9 @@ LENGTH = 32  # tokens
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=local_path, metavar="DIR", help="run directory (default: a new one under runs/)")
+    parser.add_argument(
+        "--run", type=local_option, metavar="DIR", help="run directory (default: a new one under runs/)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
 
 

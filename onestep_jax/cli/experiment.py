@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from onestep_jax.cli.options import add_model_options, load, local_path, stated, unknown_options
+from onestep_jax.cli.options import add_model_options, load, local_option, stated, unknown_options
 from onestep_jax.cli.terminal import fitting_bar
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smoke", action="store_true", help="the smallest size, seconds on the packaged model")
     parser.add_argument("--packaged", action="store_true", help="the size for the packaged model on a small machine")
     parser.add_argument("--card", action="store_true", help="print the card and its settings, and run nothing")
-    parser.add_argument("--out", type=local_path, metavar="DIR", help="parent folder (default: runs/experiments)")
+    parser.add_argument("--out", type=local_option, metavar="DIR", help="parent folder (default: runs/experiments)")
     parser.epilog = "Any other option is a setting of the card: --count 20 --lengths 4,8,16. See --card."
     parser.set_defaults(open_ended=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from onestep_jax.cli.options import add_run, local_path
+from onestep_jax.cli.options import add_run, local_option
 from onestep_jax.store.export import write_safetensors
 from onestep_jax.store.reading import read_results
 
@@ -14,7 +14,7 @@ SUMMARY = "Write the vectors of a run as one safetensors file."
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument("--out", type=local_path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--out", type=local_option, required=True, metavar="FILE.safetensors")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.cli.options import add_model_options, load, run_path, stated, unknown_options
+from onestep_jax.cli.options import add_model_options, load, run_option, stated, unknown_options
 from onestep_jax.cli.terminal import fitting_bar
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known, nearest
@@ -64,7 +64,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     run = parser.add_argument_group("run")
     run.add_argument(
         "--run",
-        type=run_path,
+        type=run_option,
         required=True,
         metavar="DIR",
         help="run directory, created or gone on with; or an address such as gs://bucket/run",

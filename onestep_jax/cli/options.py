@@ -15,7 +15,7 @@ from onestep_jax.errors import UserError
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.untrained import PREFIX, load_untrained
-from onestep_jax.store.storage import local_folder, locate
+from onestep_jax.store.storage import local_folder, run_path
 
 
 def _checked(convert: Callable[[str], Path]) -> Callable[[str], Path]:
@@ -30,13 +30,13 @@ def _checked(convert: Callable[[str], Path]) -> Callable[[str], Path]:
     return checked
 
 
-run_path, local_path = _checked(locate), _checked(local_folder)
+run_option, local_option = _checked(run_path), _checked(local_folder)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """DIR, the run directory that a command reads."""
     parser.add_argument(
-        "run", type=run_path, metavar="DIR", help="run directory or its address, such as gs://bucket/run"
+        "run", type=run_option, metavar="DIR", help="run directory or its address, such as gs://bucket/run"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from onestep_jax.cli.options import local_path, run_path
+from onestep_jax.cli.options import local_option, run_option
 from onestep_jax.store.storage import local_folder
 
 SUMMARY = "Write a report of runs and experiments: one HTML page, CSV, PNG."
@@ -12,10 +12,10 @@ SUMMARY = "Write a report of runs and experiments: one HTML page, CSV, PNG."
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folders", type=run_path, nargs="+", metavar="DIR", help="run directory or folder of an experiment"
+        "folders", type=run_option, nargs="+", metavar="DIR", help="run directory or folder of an experiment"
     )
     parser.add_argument(
-        "--out", type=local_path, metavar="DIR", help="folder of the report (default: report/ in the first)"
+        "--out", type=local_option, metavar="DIR", help="folder of the report (default: report/ in the first)"
     )
 
 

@@ -7,7 +7,7 @@ import json
 
 from onestep_jax.cli.options import add_run
 from onestep_jax.cli.terminal import console
-from onestep_jax.store.status import Status, status_json, read_status
+from onestep_jax.store.status import Status, read_status, status_json
 
 SUMMARY = "Show how far a run is, and what a resume would do; changes nothing."
 

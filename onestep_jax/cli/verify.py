@@ -9,7 +9,7 @@ from onestep_jax.cli.options import add_model_options, add_run, load_of_run
 from onestep_jax.cli.terminal import console, counting_bar
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store.reading import read_config
-from onestep_jax.store.verify import Verification, verification_json, set_aside, verify
+from onestep_jax.store.verify import Verification, set_aside, verification_json, verify
 
 SUMMARY = "Check a run: files, checksums, vectors decoded again; 1 if not clean."
 

@@ -24,7 +24,7 @@ from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import beginning
 from onestep_jax.prototokens.schemes import OneStep, Scheme, without_start
 from onestep_jax.store.sessions import versions
-from onestep_jax.store.storage import locate
+from onestep_jax.store.storage import run_path
 from onestep_jax.tokens import check_tokens, text_ids, tokenise
 
 
@@ -148,7 +148,7 @@ def resolve(
         first_seed=seed,
         seeds=seeds,
         save_every=save_every,
-        folder=None if run is None else locate(run),
+        folder=None if run is None else run_path(run),
         identity=identity,
         settings=settings,
     )

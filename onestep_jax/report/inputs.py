@@ -13,7 +13,7 @@ from onestep_jax.errors import UserError
 from onestep_jax.report.token_strings import find_tokenizer
 from onestep_jax.store.reading import read_config, read_results, read_texts
 from onestep_jax.store.results import Results
-from onestep_jax.store.storage import entries, locate
+from onestep_jax.store.storage import entries, run_path
 
 Progress = Callable[[int, int], None]
 """Called with the numbers of folders read and in all."""
@@ -102,7 +102,7 @@ def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> F
     """
     if not folders:
         raise UserError("no folder: expected at least one run directory or folder of experiment results")
-    given = [locate(folder) for folder in folders]
+    given = [run_path(folder) for folder in folders]
     places = list(dict.fromkeys(place for folder in given for place in _expand(folder)))
     names = _names([place for place in places if not _is_experiment(place)])
     runs, experiments, notes = [], [], []

@@ -16,7 +16,7 @@ from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parquet import read_rows
 from onestep_jax.store.parts import part_files, read_part, read_part_table
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.store.storage import locate, read_text
+from onestep_jax.store.storage import read_text, run_path
 
 FORMAT = 3
 _SUMMARY = ["index", "text_id", "accuracy", "steps", "status"]
@@ -107,7 +107,7 @@ def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
     Raises:
       UserError: if the folder is no run directory or a part of it is damaged.
     """
-    folder, arrays = locate(folder), arrays or Arrays()
+    folder, arrays = run_path(folder), arrays or Arrays()
     config = read_config(folder)
     identity, tokens = config["identity"], dict(read_texts(folder))
     parts = each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))

@@ -17,7 +17,7 @@ from typing import Any, cast
 from onestep_jax.errors import UserError
 
 
-def locate(address: str | Path) -> Path:
+def run_path(address: str | Path) -> Path:
     """Where a run directory is: a local path, or for an address with "://" a `upath.UPath`, which has its methods.
 
     Raises:

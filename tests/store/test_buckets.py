@@ -20,7 +20,7 @@ from onestep_jax.store import commits
 from onestep_jax.store.leases import leased, leaseholder
 from onestep_jax.store.run import Run
 from onestep_jax.store.status import read_status
-from onestep_jax.store.storage import create, entries, fetch, local_folder, locate, move, remove, replace, send
+from onestep_jax.store.storage import create, entries, fetch, local_folder, move, remove, replace, run_path, send
 from onestep_jax.store.verify import set_aside, verify
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "studies"))
@@ -41,20 +41,20 @@ def quick(monkeypatch):
 
 
 def test_one_alone_makes_an_object(bucket):
-    path = locate(f"{bucket}/claims/1")
+    path = run_path(f"{bucket}/claims/1")
     assert create(path, b"ours")
     assert not create(path, b"theirs")
     assert path.read_bytes() == b"ours"
     assert create(path, b"ours")  # asked again because the answer was lost
     assert [entry.name for entry in entries(path.parent)] == ["1"]
-    assert entries(locate(f"{bucket}/none")) == []
+    assert entries(run_path(f"{bucket}/none")) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"a\r", b"a\n", b"a\r\n", bytes(range(256))], ids=repr)
 def test_files_come_back_as_they_were_sent(bucket, tmp_path, content):
     (tmp_path / "sent").mkdir()
     (tmp_path / "sent" / "file").write_bytes(content)
-    target = locate(f"{bucket}/folder")
+    target = run_path(f"{bucket}/folder")
     for _ in range(2):  # into a folder that is not there, and into one that is
         send(tmp_path / "sent", target)
         fetch(target, tmp_path / "back")
@@ -66,15 +66,15 @@ def test_files_come_back_as_they_were_sent(bucket, tmp_path, content):
 
 
 def test_a_folder_that_is_not_there_is_not_fetched(bucket, tmp_path):
-    beside = locate(f"{bucket}/absent-and-more/file")
+    beside = run_path(f"{bucket}/absent-and-more/file")
     replace(beside, b"content")
     with pytest.raises(FileNotFoundError):
-        fetch(locate(f"{bucket}/absent"), tmp_path / "back")
+        fetch(run_path(f"{bucket}/absent"), tmp_path / "back")
     remove(beside)
 
 
 def test_a_folder_is_moved_with_all_in_it(bucket):
-    source, target = locate(f"{bucket}/moved/one"), locate(f"{bucket}/moved/two")
+    source, target = run_path(f"{bucket}/moved/one"), run_path(f"{bucket}/moved/two")
     for name in ("file", "inner/file"):
         replace(source / name, name.encode())
     move(source, target)
@@ -83,7 +83,7 @@ def test_a_folder_is_moved_with_all_in_it(bucket):
 
 
 def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
-    made, folder = results(20), locate(f"{bucket}/whole")
+    made, folder = results(20), run_path(f"{bucket}/whole")
     with opened(folder, made, processes=2) as run:
         for text in made:
             run.append([text])
@@ -103,7 +103,7 @@ def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
 
 
 def test_what_is_damaged_in_a_bucket_is_set_aside(bucket, quick):
-    made, folder = results(4), locate(f"{bucket}/damaged")
+    made, folder = results(4), run_path(f"{bucket}/damaged")
     with opened(folder, made) as run:
         run.append(made[:2])
         run.append(made[2:])
@@ -122,7 +122,7 @@ def test_what_is_damaged_in_a_bucket_is_set_aside(bucket, quick):
 
 
 def test_a_lease_keeps_others_out_until_it_is_given_back(bucket, quick):
-    folder = locate(f"{bucket}/leased/lock")
+    folder = run_path(f"{bucket}/leased/lock")
     with leased(folder):
         assert leaseholder(folder).pid == os.getpid()
         with (
@@ -138,7 +138,7 @@ def test_a_lease_keeps_others_out_until_it_is_given_back(bucket, quick):
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over(bucket, quick, monkeypatch):
-    made, folder = results(2), locate(f"{bucket}/slow")
+    made, folder = results(2), run_path(f"{bucket}/slow")
     monkeypatch.setattr("onestep_jax.store.leases.BEAT", 60.0)  # one that hangs
     slow = opened(folder, made)
     monkeypatch.setattr("onestep_jax.store.leases.BEAT", 0.2)
@@ -158,7 +158,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over(bucket, quick, monkeypatch):
 
 def test_what_was_committed_too_late_is_taken_back(bucket, quick):
     """The session ends between the look before the write and the one after it."""
-    folder, looks = locate(f"{bucket}/late"), iter([None, UserError("the run was taken over")])
+    folder, looks = run_path(f"{bucket}/late"), iter([None, UserError("the run was taken over")])
 
     def check():
         if error := next(looks):
@@ -178,7 +178,7 @@ def test_a_killed_job_in_a_bucket_is_gone_on_with(bucket, tiny_folder, tmp_path,
     words = [str(word) for word in (*words, "--slots", 2, "--preset", "paper", "--steps", 1000, "--save-every", 0.5)]
     job = Job(words, 2, 1)
     deadline = time.monotonic() + 120
-    while not entries(locate(address) / "results") and time.monotonic() < deadline:
+    while not entries(run_path(address) / "results") and time.monotonic() < deadline:
         time.sleep(0.2)
     assert job.running()
     job.send(signal.SIGKILL, [0, 1])
@@ -191,7 +191,7 @@ def test_a_killed_job_in_a_bucket_is_gone_on_with(bucket, tiny_folder, tmp_path,
     assert [text.index for text in after] == list(range(16))
     for text in before:
         np.testing.assert_array_equal(text.vectors["e"], after[text.index].vectors["e"])
-    assert verify(locate(address), decoding_of(load_model(tiny_folder))).problems == []
+    assert verify(run_path(address), decoding_of(load_model(tiny_folder))).problems == []
     capsys.readouterr()
     assert main(["status", address, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["left"] == 0
@@ -204,7 +204,7 @@ def test_errors_of_the_storage_are_told_in_one_line(bucket, tmp_path, monkeypatc
     class Refused(Exception):
         pass
 
-    path = locate(f"{bucket}/refused/file")
+    path = run_path(f"{bucket}/refused/file")
 
     def refuse(*_, **__):
         raise Refused("403, no permission")
@@ -221,7 +221,7 @@ def test_errors_of_the_storage_are_told_in_one_line(bucket, tmp_path, monkeypatc
 @pytest.mark.parametrize("kind", ["results", "traces", "embeddings"])
 def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypatch, kind):
     """The library has words of its own for that, some of them without a number of the operating system."""
-    made, folder = results(3), locate(f"{bucket}/forbidden-{kind}")
+    made, folder = results(3), run_path(f"{bucket}/forbidden-{kind}")
     with opened(folder, made) as run:
         run.append(made)
 
@@ -267,4 +267,4 @@ def test_without_the_library_the_cure_is_named():
 
 
 def test_local_paths_stay_what_they_are(tmp_path):
-    assert locate(str(tmp_path)) == local_folder(str(tmp_path)) == tmp_path
+    assert run_path(str(tmp_path)) == local_folder(str(tmp_path)) == tmp_path
