@@ -92,6 +92,14 @@ def test_the_front_door_names_the_wings():
     assert shown == {*wings, "__init__.py", "data", "py.typed"}
 
 
+def test_no_wing_and_no_file_is_too_large():
+    for wing in table():
+        if (ROOT / wing).is_dir():
+            assert len(list((ROOT / wing).glob("*.py"))) <= 20, wing
+    for path in ROOT.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path
+
+
 def test_heavy_libraries_are_imported_where_needed():
     heavy = set("transformers datasets matplotlib sklearn torch pyarrow orbax fastembed loky upath".split())
     for path in ROOT.rglob("*.py"):
