@@ -265,13 +265,6 @@ def _over_texts(mesh: jax.sharding.Mesh, group: int, shape: tuple[int, ...]) -> 
     return NamedSharding(mesh, PartitionSpec() if split is None else PartitionSpec(*(None,) * split, TEXTS))
 
 
-def forget_programs() -> None:
-    """Free the compiled programs that are kept in memory."""
-    for kept in (_pmapped, _row_by_row, _as_one):
-        kept.cache_clear()
-    jax.clear_caches()
-
-
 @functools.lru_cache
 def _whole(mesh: jax.sharding.Mesh) -> Program:
     """Copies arrays whole onto every device, so that each process can read all of them."""
