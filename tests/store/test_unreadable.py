@@ -236,8 +236,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from store_runs import results, same
 from onestep_jax import UserError, read_results
-from onestep_jax.status import read_status
-from onestep_jax.verify import verify
+from onestep_jax.store.status import read_status
+from onestep_jax.store.verify import verify
 run = Path({run!r})
 same(read_results(run), results(2))  # and import what is imported where it is needed
 os.setgroups([])
@@ -268,7 +268,7 @@ def test_another_user_who_may_not_read():
             run.append(results(2))
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755)
-        code = OTHER.format(tests=str(Path(__file__).parent), run=str(folder / "run"))
+        code = OTHER.format(tests=str(Path(__file__).parents[1] / "support"), run=str(folder / "run"))
         command = [sys.executable, "-c", code]
         asked = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **asked) as other:
