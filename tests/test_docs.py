@@ -64,6 +64,7 @@ def test_the_pages_have_commands():
     assert sum(len(commands(page)) for page in PAGES) >= 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RUN)
 def test_python_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -72,6 +73,7 @@ def test_python_runs(name, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_optimizer_commands_run(tmp_path, monkeypatch):
     from onestep_jax.cli.parser import main
 

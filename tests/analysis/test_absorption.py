@@ -79,6 +79,7 @@ def test_first_prefix_and_budget(tiny: Model, texts):
     assert found.horizon.tolist() == [0]
 
 
+@pytest.mark.long
 def test_neither_batch_nor_chunk_nor_company_changes_a_price(tiny: Model, texts):
     together = absorb(tiny, texts, steps=60)
     for options in ({"batch": 2, "chunk": 1}, {"chunk": 1000, "batch": 3}):

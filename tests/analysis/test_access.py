@@ -95,6 +95,7 @@ def test_generated_is_generation_from_the_vectors(tiny: Model, results: Results)
     assert [row.measure for row in again.rows] == list(MEASURES)
 
 
+@pytest.mark.long
 def test_what_the_one_pass_gives_is_not_compared(tiny: Model, results: Results):
     """[e] gives token 0 and [e, m] token 1 because they were trained to; comparison begins after them."""
     found = access(tiny, results, temperatures=(0.0,), permutations=9)

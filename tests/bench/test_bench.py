@@ -169,6 +169,7 @@ def test_a_larger_vocabulary_repeats_the_rows(tiny, tied):
     chex.assert_trees_all_close(more, jnp.concatenate([logits, logits[:, :39]], axis=1), atol=1e-5)
 
 
+@pytest.mark.long
 def test_host(tiny_folder: Path, tmp_path: Path):
     found = bench_host(str(tiny_folder), devices=(1, 4), slots=2, length=8, steps=20, chunk=5, repeats=2, say=silent)
     assert [(row["devices"], row["slots"]) for row in found["rows"]] == [(1, 2), (4, 8)]

@@ -52,6 +52,7 @@ def test_vectors_after_fifty_steps_are_the_same(tiny, token_lists, alone, name):
     np.testing.assert_allclose([text.loss for text in run], [text.loss for text in alone], rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_the_same_texts_are_solved(tiny, token_lists, name):
     run = fit(tiny, token_lists, steps=2000, slots=16, placement=PLACEMENTS[name]())
@@ -87,6 +88,7 @@ def stop_at(points: int):
     return report
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["8x1", "4x2", "1 device"])
 def test_a_run_goes_on_elsewhere_with_the_same_vectors(tiny, token_lists, one_device, alone, tmp_path, name):
     """Begun on eight devices, stopped in the middle, gone on with under another placement and other slots."""
@@ -138,6 +140,7 @@ def test_first_gradients_are_the_same(tiny, token_lists, one_device, name):
         assert distance(found[leaf], expected[leaf]) <= 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [2, 4, 8])
 def test_gradients_of_a_group_spread_over_devices_are_the_same(tiny, token_lists, one_device, rows):
     problem = problem_of(tiny, share="m", group=8)
@@ -306,6 +309,7 @@ def test_impossible_placements_are_refused(monkeypatch, asked, said):
         choose_placement(**{"how": "auto", "weights": 600, "scheme": OneStep(), "texts": 8} | asked)
 
 
+@pytest.mark.long
 def test_a_group_is_solved_over_all_devices(tiny, token_lists):
     texts = [tokens[:3] for tokens in token_lists[:8]]
     scheme = OneStep(share="m", group=8)

@@ -241,6 +241,7 @@ def test_nothing_is_read_before_the_next_chunk_is_dispatched(tiny, token_lists):
         assert log[dispatched:place].count("chunk") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at_once", [1, 3, 100])
 def test_it_does_not_matter_how_many_are_harvested_together(tiny, token_lists, one_device, monkeypatch, at_once):
     def fitted():
@@ -360,6 +361,7 @@ def test_bad_input_is_refused(tiny, arguments, message):
         fit(tiny, texts, **arguments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["opt_350m", "gemma3_text", "gpt_neox", "gpt2"])
 def test_other_families_are_fitted_alike(family, one_device):
     model = load_model(GOLDEN_FOLDER / family, dtype="float32", tokenizer=False)

@@ -187,6 +187,7 @@ def test_another_device_is_said_before_anything_is_written(tiny, token_lists, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_texts_are_solved_and_the_kernel_is_on_record(anywhere, tiny, token_lists, tmp_path, kernel):
     run = fit(tiny, token_lists[:4], steps=2000, slots=4, run=tmp_path / "run", attention=kernel)
@@ -195,6 +196,7 @@ def test_texts_are_solved_and_the_kernel_is_on_record(anywhere, tiny, token_list
     assert any(f'"attention": "{kernel}"' in path.read_text() for path in sessions)
 
 
+@pytest.mark.long
 def test_a_solution_is_confirmed_by_plain_attention(anywhere, tiny: Model, token_lists, monkeypatch):
     seen = []
 
@@ -207,6 +209,7 @@ def test_a_solution_is_confirmed_by_plain_attention(anywhere, tiny: Model, token
     assert set(seen) == {"plain", "cudnn"}
 
 
+@pytest.mark.long
 def test_the_benchmark_takes_them_along_or_says_why_not(tiny_folder, monkeypatch):
     said: list[str] = []
     options: dict[str, Any] = {"length": 8, "slots": 2, "chunk": 2, "repeats": 1, "torch": False, "fused": True}

@@ -109,6 +109,7 @@ def test_group_is_its_texts(tiny):
     assert group_loss(empty.nats_G, jnp.array([5, 0])) == pytest.approx(float(score.nats_G[0]), rel=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share", [None, "e", "m"])
 def test_micro_batches_change_nothing(tiny, monkeypatch, share):
     scheme = OneStep(share=share, group=5)

@@ -151,6 +151,7 @@ def test_cramming_is_teacher_forced_and_generated(tiny, token_lists, tmp_path):
             assert one.accuracy == 1
 
 
+@pytest.mark.long
 def test_an_early_error_derails_generation(tiny, token_lists):
     run = fit(tiny, token_lists[:6], scheme=Cramming(), preset="cramming", steps=40)
     forced, generated = decode(tiny, run), regenerate(tiny, run)
@@ -163,6 +164,7 @@ def test_an_early_error_derails_generation(tiny, token_lists):
         regenerate(tiny, fit(tiny, token_lists[:1], steps=1))
 
 
+@pytest.mark.long
 def test_copies_are_fits_of_their_own(tiny, token_lists, one_device, tmp_path):
     texts = [tokens[:3] for tokens in token_lists[:3]]
     run = fit(tiny, texts, copies=3, steps=800, placement=one_device, run=tmp_path / "run")

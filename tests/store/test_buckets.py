@@ -82,6 +82,7 @@ def test_a_folder_is_moved_with_all_in_it(bucket):
     assert [(target / name).read_bytes() for name in ("file", "inner/file")] == [b"file", b"inner/file"]
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
     made, folder = results(20), run_path(f"{bucket}/whole")
     with opened(folder, made, processes=2) as run:
@@ -102,6 +103,7 @@ def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
     assert (tmp_path / "arrays" / "_CHECKPOINT_METADATA").exists()
 
 
+@pytest.mark.long
 def test_what_is_damaged_in_a_bucket_is_set_aside(bucket, quick):
     made, folder = results(4), run_path(f"{bucket}/damaged")
     with opened(folder, made) as run:
@@ -218,6 +220,7 @@ def test_errors_of_the_storage_are_told_in_one_line(bucket, tmp_path, monkeypatc
         send(tmp_path, path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["results", "traces", "embeddings"])
 def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypatch, kind):
     """The library has words of its own for that, some of them without a number of the operating system."""

@@ -112,6 +112,7 @@ def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched,
     assert verify(run, decoding_of(load_model(tiny_folder))).problems == []
 
 
+@pytest.mark.long
 def test_a_finished_run_is_left_alone(tiny_folder, texts, tmp_path):
     run = tmp_path / "run"
     arguments = [*command(tiny_folder, texts, run), "--limit", "3", "--json"]
