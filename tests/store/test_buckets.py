@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec.config
 import numpy as np
 import pytest
 from buckets import emulated
@@ -82,7 +83,6 @@ def test_a_folder_is_moved_with_all_in_it(bucket):
     assert [(target / name).read_bytes() for name in ("file", "inner/file")] == [b"file", b"inner/file"]
 
 
-@pytest.mark.long
 def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
     made, folder = results(20), run_path(f"{bucket}/whole")
     with opened(folder, made, processes=2) as run:
@@ -103,7 +103,6 @@ def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
     assert (tmp_path / "arrays" / "_CHECKPOINT_METADATA").exists()
 
 
-@pytest.mark.long
 def test_what_is_damaged_in_a_bucket_is_set_aside(bucket, quick):
     made, folder = results(4), run_path(f"{bucket}/damaged")
     with opened(folder, made) as run:
@@ -220,7 +219,6 @@ def test_errors_of_the_storage_are_told_in_one_line(bucket, tmp_path, monkeypatc
         send(tmp_path, path)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", ["results", "traces", "embeddings"])
 def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypatch, kind):
     """The library has words of its own for that, some of them without a number of the operating system."""
@@ -238,6 +236,8 @@ def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypa
 
     monkeypatch.setattr("onestep_jax.store.listing.PAUSES", ())
     with monkeypatch.context() as patch:
+        for name in ("gather_batch_size", "nofiles_gather_batch_size"):  # else what is asked after a refusal waits
+            patch.delitem(fsspec.config.conf, name)
         for name in ("cat_file", "_cat_file", "_cat_file_concurrent", "_get_file"):
             patch.setattr(folder.fs, name, forbidding(getattr(folder.fs, name)))
         (problem,) = verify(folder).problems

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+import fsspec.config
 import pytest
 from gcp_storage_emulator import server
 from gcp_storage_emulator.handlers import objects
@@ -63,6 +64,10 @@ def emulated(port: int) -> Iterator[str]:
         for name in ("_media_upload", "_multipart_upload"):
             patch.setattr(objects, name, _conditional(getattr(objects, name)))
         patch.setattr(server, "_decode_raw_data", _delimited(server._decode_raw_data))
+        for name in ("gather_batch_size", "nofiles_gather_batch_size"):
+            patch.setitem(
+                fsspec.config.conf, name, 1
+            )  # the emulator serves one connection at a time
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
         patch.setenv("NO_GCE_CHECK", "true")
         emulator = server.create_server("localhost", port, in_memory=True, default_bucket="bucket")
