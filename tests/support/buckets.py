@@ -65,9 +65,8 @@ def emulated(port: int) -> Iterator[str]:
             patch.setattr(objects, name, _conditional(getattr(objects, name)))
         patch.setattr(server, "_decode_raw_data", _delimited(server._decode_raw_data))
         for name in ("gather_batch_size", "nofiles_gather_batch_size"):
-            patch.setitem(
-                fsspec.config.conf, name, 1
-            )  # the emulator serves one connection at a time
+            patch.setitem(fsspec.config.conf, name, 1)  # the emulator serves one connection at a time
+        patch.setenv("FSSPEC_GCS", '{"batch_size": 1}')  # for the processes that tests start
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
         patch.setenv("NO_GCE_CHECK", "true")
         emulator = server.create_server("localhost", port, in_memory=True, default_bucket="bucket")
