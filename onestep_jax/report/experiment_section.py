@@ -99,7 +99,7 @@ def _commands(run: FittedRun) -> Iterator[tuple[str, str]]:
         )
     else:
         yield (
-            "The run was made from Python; the same call of fit goes on with it:",
+            "The run was made from Python; the same call of fit resumes it:",
             f"onestep_jax.fit(…, run={str(run.folder)!r})",
         )
     yield (
