@@ -4,12 +4,11 @@ Lease objects are numbered and made by exclusive creation, so of several process
 it. The newest object counts. Its holder rewrites it every few seconds. A process that wants the lease watches the
 object for a while, by its own clock, and takes the next number if nothing changes.
 
-Why the comparison of sessions (`sessions.check_session`) is not enough: two jobs that open a run at the same moment
-would read the same session number, and so give their parts the same names. The lease lets them begin sessions one
-after the other. It also keeps a second start of the same command from taking over a live job. The comparison of
-sessions does the rest: a stale writer, whose lease was taken over, sees the new session and writes nothing more. One
-gap is left. A process that stalls for longer than `LEASE` after it has read the session number and before it has
-written its own may begin a session with a number that is taken.
+The number of the lease becomes that of the session. So no two sessions have the same number, and no two writers give
+their parts the same names, however long a process stalls between taking the lease and beginning its session. This is a
+fencing token. The rest is left to the comparison of sessions (`sessions.check_session`): a writer whose lease was taken
+over sees another session and writes nothing more. What the heartbeat adds is that a second start of the same command
+does not take over a live job.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import json
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onestep_jax.errors import UserError
@@ -33,8 +32,8 @@ LOOK = 1.0  # seconds between looks at the lease of somebody else
 
 
 @contextlib.contextmanager
-def leased(folder: Path) -> Iterator[None]:
-    """Hold the lease whose objects lie in `folder`.
+def leased(folder: Path, last: Callable[[], int]) -> Iterator[int]:
+    """Hold the lease whose objects lie in `folder`; gives its number, which is higher than `last()`.
 
     Raises:
       UserError: if another process holds it, naming it and what to do.
@@ -45,7 +44,7 @@ def leased(folder: Path) -> Iterator[None]:
         newest = _newest(folder)
         if newest is not None:
             _await_end(newest)
-        wanted = folder / f"{_number(newest) + 1:06d}"
+        wanted = folder / f"{max(_number(newest), last()) + 1:06d}"
         if create(wanted, _content(ours, 0)):
             lease = wanted
     for older in _leases(folder):
@@ -55,7 +54,7 @@ def leased(folder: Path) -> Iterator[None]:
     beating = threading.Thread(target=_beat, args=(lease, ours, done), name="onestep-lease", daemon=True)
     beating.start()
     try:
-        yield
+        yield _number(lease)
     finally:
         done.set()
         beating.join()

@@ -17,23 +17,24 @@ from pathlib import Path
 from onestep_jax.errors import UserError
 from onestep_jax.store.leases import leased, leaseholder
 from onestep_jax.store.listing import patiently
-from onestep_jax.store.sessions import UNKNOWN, Owner, this_process
+from onestep_jax.store.sessions import UNKNOWN, Owner, last_number, this_process
 from onestep_jax.store.storage import is_local
 
 PATIENCE = 0.5  # seconds; a reader that looks whether a lock is held has it for a moment
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock.
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of a run directory; gives the number of the session to begin.
 
     Raises:
       UserError: if another process holds it, naming it and what to do.
       OSError: if the file system refuses.
     """
+    path = folder / "lock"
     if not is_local(path):
-        with leased(path):
-            yield
+        with leased(path, lambda: last_number(folder)) as number:
+            yield number
         return
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + PATIENCE
@@ -46,7 +47,7 @@ def locked(path: Path) -> Iterator[None]:
             time.sleep(0.05)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, (json.dumps(this_process()._asdict()) + "\n").encode(), 0)
-        yield
+        yield last_number(folder) + 1
     finally:
         os.close(descriptor)
 

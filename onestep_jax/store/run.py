@@ -38,13 +38,12 @@ from onestep_jax.store.parquet import write_rows
 from onestep_jax.store.reading import (
     FORMAT,
     check_identity,
-    part_names,
     read_config,
     read_results,
     read_summary,
 )
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.store.saved_states import own_states, read_arrays, state_names
+from onestep_jax.store.saved_states import own_states, read_arrays
 from onestep_jax.store.sessions import Session, begin_session, check_session, is_present, read_session
 from onestep_jax.store.storage import create, make_folder, replace, writing
 
@@ -222,9 +221,9 @@ def open_run(
         raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
     with writing(folder), ExitStack() as lock:
         make_folder(folder)
-        lock.enter_context(locked(folder / "lock"))
+        number = lock.enter_context(locked(folder))
         _create(folder, identity, settings, texts)
-        session = begin_session(folder, processes, block, [*part_names(folder), *state_names(folder)])
+        session = begin_session(folder, number, processes, block)
         sweep_away(folder)
         warn_of_foreign(folder)
         run = Run(folder, session, 0, apart=apart)

@@ -14,13 +14,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onestep_jax.errors import Unreadable, UserError
 from onestep_jax.store.listing import patiently
-from onestep_jax.store.names import age, part_name
+from onestep_jax.store.names import age, committed, part_name
 from onestep_jax.store.storage import read_text, replace
 
 _FILE = "session.json"
@@ -101,10 +100,15 @@ def read_session(folder: Path) -> Session | None:
         return None
 
 
-def begin_session(folder: Path, processes: int, block: int, names: Iterable[str]) -> Session:
-    """Begin the next session; `names` are those of the parts and states that there are."""
+def last_number(folder: Path) -> int:
+    """Of the sessions so far, or 0: the highest in session.json and in the names of parts and states."""
     before = read_session(folder)
-    number = max([before.number if before else 0, *(age(name)[0] for name in names)]) + 1
+    names = committed(folder, "results") + committed(folder, "state")
+    return max([before.number if before else 0, *(age(name)[0] for name in names)])
+
+
+def begin_session(folder: Path, number: int, processes: int, block: int) -> Session:
+    """Begin the session whose number the lock has given."""
     session = Session(number, processes, block, **this_process()._asdict())
     replace(folder / _FILE, (json.dumps(session._asdict(), indent=2) + "\n").encode())
     return session

@@ -231,8 +231,8 @@ def set_aside(folder: Path, found: Verification) -> int:
     Raises:
       UserError: if the run is going on, or the folder cannot be written.
     """
-    with writing(folder), locked(folder / "lock"):
-        session = begin_session(folder, 1, 1, [*part_names(folder), *state_names(folder)])
+    with writing(folder), locked(folder) as number:
+        session = begin_session(folder, number, 1, 1)
         with Run(folder, session, 0) as run:
             for texts in found.damaged_parts.values():
                 run.append(texts)

@@ -17,7 +17,7 @@ from store_runs import opened, results, same
 from onestep_jax import UserError, load_model, read_results
 from onestep_jax.cli.parser import main
 from onestep_jax.prototokens.reconstruction import decoding_of
-from onestep_jax.store import commits
+from onestep_jax.store import commits, sessions
 from onestep_jax.store.leases import leased, leaseholder
 from onestep_jax.store.run import Run
 from onestep_jax.store.status import read_status
@@ -124,17 +124,19 @@ def test_what_is_damaged_in_a_bucket_is_set_aside(bucket, quick):
 
 def test_a_lease_keeps_others_out_until_it_is_given_back(bucket, quick):
     folder = run_path(f"{bucket}/leased/lock")
-    with leased(folder):
+    with leased(folder, int) as number:
+        assert number == 1
         assert leaseholder(folder).pid == os.getpid()
         with (
             pytest.warns(UserWarning, match="for a sign of life of process"),
             pytest.raises(UserError, match=rf"another process works on this run \(process {os.getpid()} on"),
-            leased(folder),
+            leased(folder, int),
         ):
             pass
         assert leaseholder(folder).pid == os.getpid()
     assert leaseholder(folder) is None
-    with leased(folder):  # at once: no warning
+    with leased(folder, lambda: 7) as number:  # at once: no warning
+        assert number == 8
         assert len(entries(folder)) == 1
 
 
@@ -154,6 +156,33 @@ def test_a_lease_that_is_not_renewed_is_taken_over(bucket, quick, monkeypatch):
         with pytest.raises(UserError, match="the run was taken over"):
             slow.close()
         assert read_status(folder).owner is not None
+    same(read_results(folder), made)
+
+
+def test_a_stalled_opening_and_the_one_that_takes_over_have_sessions_of_two_numbers(bucket, quick, monkeypatch):
+    """The first stops between taking the lease and writing its session, until the second has written its own."""
+    made, folder = results(2), run_path(f"{bucket}/stalled")
+    written, others = sessions.replace, []
+
+    def stalled(*args):
+        monkeypatch.setattr("onestep_jax.store.sessions.replace", written)
+        with pytest.warns(UserWarning, match="waiting up to 1 s"):
+            others.append(opened(folder, made))
+        written(*args)
+
+    monkeypatch.setattr("onestep_jax.store.sessions.replace", stalled)
+    monkeypatch.setattr("onestep_jax.store.leases.BEAT", 60.0)  # its lease runs out
+    first = opened(folder, made)
+    (second,) = others
+    with first:
+        assert first.session.number != second.session.number
+        second.append(made[:1])
+        with pytest.raises(UserError, match="the run was taken over"):
+            second.wait()
+        first.append(made)
+        first.wait()
+        with pytest.raises(UserError, match="the run was taken over"):
+            second.close()
     same(read_results(folder), made)
 
 

@@ -168,6 +168,6 @@ def test_a_lease_leaves_foreign_files_alone(tmp_path):
     for name in ("000012 (copy)", "²", "notes"):
         (folder / name).touch()
     for number in (1, 2):
-        with leased(folder):
+        with leased(folder, int):
             assert (folder / f"{number:06d}").exists()
     assert {path.name for path in folder.iterdir()} == {"000002", "000012 (copy)", "²", "notes"}
