@@ -50,6 +50,7 @@ def test_files_and_links_exist():
         assert (root / target).exists(), target
 
 
+@pytest.mark.long
 def test_demo(folder, capsys):
     assert main(["demo", "--json", "--run", "demo"]) == 0
     said = json.loads(capsys.readouterr().out)
