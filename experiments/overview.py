@@ -219,6 +219,30 @@ def cramming(tables: Tables) -> str:
     return "; ".join(cells)
 
 
+def sink(tables: Tables) -> str:
+    rows = tables["sink"]
+    layers = max(int(row["layer"]) for row in rows)
+    found = []
+    for kind in ("trained", "permuted"):
+        own = pick(rows, weights=kind, prefix="none")
+        longest = max(float(row["norm at 0 / later"]) for row in own)
+        drawn = np.mean([float(row["weight on 0"]) for row in own if int(row["layer"]) < layers])
+        found.append(f"{kind}: first hidden states up to {longest:.3g} times as long, drawing {drawn:.0%} of attention")
+    cells = (
+        f"{row['e']} e, {row['prefix']}: {row['solved']} of {row['texts']}, first token {float(row['first token']):.2f}"
+        for row in pick(tables["sink_fits"], weights="trained")
+    )
+    return f"{'; '.join(found)}. Fits, trained: {'; '.join(cells)}"
+
+
+def prefix_suffix(tables: Tables) -> str:
+    cells = (
+        f"{row['prefix']} {float(row['tokens median']):.0f} ({float(row['nats median']):.0f} nats)"
+        for row in tables["prefix_suffix"]
+    )
+    return f"median capacity behind {', '.join(cells)}"
+
+
 ITEMS = {
     "table1_arrangements": Item(
         "0.17, 0.12, 1.00, 1.00, 1.00 at N = 4; 0.01, 0.01, 0.17, 0.97, 0.99 at N = 256",
@@ -277,6 +301,8 @@ ITEMS = {
         cramming,
         lambda c: [(len(c.vectors) * c.count, n) for n in c.lengths],
     ),
+    "sink": Item("(not in the paper)", sink, lambda c: [(8 * c.count, c.length)]),
+    "prefix_suffix": Item("(asked for in its outlook)", prefix_suffix, lambda c: [(3 * c.count, n) for n in c.lengths]),
 }
 
 

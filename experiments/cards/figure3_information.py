@@ -32,6 +32,7 @@ from onestep_jax.analysis.capacity import grid, search
 from onestep_jax.analysis.text_capacity import Capacity
 from onestep_jax.errors import check_known
 from onestep_jax.experiment.study import Study
+from onestep_jax.prototokens.reconstruction import behind_prefix
 from onestep_jax.prototokens.schemes import Cramming, Scheme
 
 PAPER = {"typical": 0.5, "least": 0.2}  # H_LM in one pass over H_LM autoregressively, about
@@ -108,7 +109,8 @@ def generated(study: Study, found: Sequence[Capacity]) -> list[int]:
     """How far greedy generation from each text's best vectors gets, in tokens."""
     fits = [capacity.best for capacity in found]
     count = max(len(fit.tokens) for fit in fits)
-    new = generate(study.model, [fit.vectors["mem"] for fit in fits], count=count, stop=())
+    prompts = [behind_prefix(study.model, fit, fit.vectors["mem"]) for fit in fits]
+    new = generate(study.model, prompts, count=count, stop=())
     return [horizon(made.tokens[: len(fit.tokens)], fit.tokens) for fit, made in zip(fits, new, strict=True)]
 
 

@@ -20,9 +20,11 @@ import optax
 from onestep_jax.analysis.ranks import spearman
 from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
-from onestep_jax.model.decoder import Model, Params, input_scale
+from onestep_jax.fitting.slots import Frozen
+from onestep_jax.model.decoder import Model, input_scale
 from onestep_jax.model.likelihood import beginning, text_nats
 from onestep_jax.prototokens.objective import score_text
+from onestep_jax.prototokens.prefixes import prefix_of, resolve_prefix
 from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, draw
 from onestep_jax.tokens import batches, check_tokens, id_words, text_ids
 
@@ -99,7 +101,7 @@ class _State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Growth:
-    """Settings of a run, see `absorb`; `scale` is the standard deviation of the start vectors."""
+    """Settings of a run, see `absorb`; `scale` is the standard deviation of the start vectors, `prefix` token ids."""
 
     model: Model
     optimizer: optax.GradientTransformation
@@ -108,6 +110,7 @@ class _Growth:
     steps: int
     first: int
     restart: bool
+    prefix: tuple[int, ...]
 
 
 def absorb(
@@ -120,6 +123,7 @@ def absorb(
     preset: str | Preset = "fast",
     optimizer: Optimizer | optax.GradientTransformation = CONSTANT,
     restart: bool = False,
+    prefix: str | Sequence[int] | None = None,
     seed: int = 0,
     chunk: int = 50,
     batch: int = BATCH,
@@ -135,9 +139,10 @@ def absorb(
       first: tokens of the first prefix.
       last: tokens of the last prefix; None for the whole text.
       steps: budget of one token, and of the first prefix, in gradient evaluations; a text ends when one is used up.
-      preset: gives the scale of the start vectors and the temperature of the loss.
+      preset: gives the scale of the start vectors, the temperature of the loss and the prefix.
       optimizer: any optax optimiser, or `Optimizer` for one by name.
       restart: initialise the optimiser's state again for each token, instead of keeping it.
+      prefix: what stands before the vectors, see `prefixes.prefix_tokens`; None for what the preset says.
       seed: of the start vectors.
       chunk: steps between two checks whether any text is still running.
       batch: texts at a time.
@@ -147,10 +152,11 @@ def absorb(
     """
     check_least(1, steps=steps, chunk=chunk, batch=batch, first=first, last=first if last is None else last)
     texts = [ids[:last] for ids in check_tokens(tokens, model.config.vocab_size, None)]
-    check_tokens(texts, None, model.config.context)
     if isinstance(preset, str):
         check_known("preset", [preset], PRESETS)
         preset = PRESETS[preset]
+    before = prefix_of(resolve_prefix(OneStep(prefix=prefix), model, preset.prefix))  # pyright: ignore[reportArgumentType]
+    check_tokens(texts, None, model.config.context - len(before))
     if first > min(map(len, texts)):
         raise UserError(f"first = {first}: the shortest text has {min(map(len, texts))} tokens; give a smaller one")
     growth = _Growth(
@@ -161,10 +167,11 @@ def absorb(
         steps=steps,
         first=first,
         restart=restart,
+        prefix=tuple(before.tolist()),
     )
     evaluations, solved = _grow(growth, texts, seed, chunk, batch)
     lengths = np.array([len(text) for text in texts], np.int32)
-    return Absorbed(evaluations=evaluations, solved=solved, nats=_nats(model, texts), lengths=lengths)
+    return Absorbed(evaluations=evaluations, solved=solved, nats=_nats(model, texts, before), lengths=lengths)
 
 
 def _grow(
@@ -175,12 +182,14 @@ def _grow(
     ids = np.stack([id_words(name, seed) for name in text_ids(texts)])
     lengths = np.array([len(text) for text in texts], np.int32)
     longest = int(lengths.max())
+    model = growth.model
+    frozen = Frozen(model.params, model.past(model.params, jnp.array(growth.prefix)) if growth.prefix else None)
     parts = []
     for chosen in batches([longest] * len(texts), batch):  # one padded length, and so one program
         tokens_BT = chosen.pad(texts)
         state = jax.vmap(partial(_begin, growth, longest))(jnp.asarray(ids[chosen.rows]))
         while np.any(jax.device_get(state.running)):
-            state = advance(growth.model.params, state, tokens_BT, lengths[chosen.rows])
+            state = advance(frozen, state, tokens_BT, lengths[chosen.rows])
         evaluations_BT, solved_BT = np.asarray(state.evaluations_T), np.asarray(state.solved_T)
         parts.append((evaluations_BT[: chosen.used], solved_BT[: chosen.used]))
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
@@ -228,11 +237,11 @@ def _begin(growth: _Growth, positions: int, id_4: Array) -> _State:
     )
 
 
-def _chunk(growth: _Growth, count: int, params: Params, state: _State, tokens_T: Array, length: Array) -> _State:
-    return jax.lax.fori_loop(0, count, lambda _, state: _step(growth, params, state, tokens_T, length), state)
+def _chunk(growth: _Growth, count: int, frozen: Frozen, state: _State, tokens_T: Array, length: Array) -> _State:
+    return jax.lax.fori_loop(0, count, lambda _, state: _step(growth, frozen, state, tokens_T, length), state)
 
 
-def _step(growth: _Growth, params: Params, state: _State, tokens_T: Array, length: Array) -> _State:
+def _step(growth: _Growth, frozen: Frozen, state: _State, tokens_T: Array, length: Array) -> _State:
     """Score, note which prefixes are exact, move on to the next token if the target is reached, else update.
 
     One forward pass tells for all positions whether they are right. When the target prefix is exact, this step keeps
@@ -240,9 +249,8 @@ def _step(growth: _Growth, params: Params, state: _State, tokens_T: Array, lengt
     """
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
-        nats, _, predicted_T = score_text(
-            growth.model, OneStep(), params, leaves, tokens_T, state.target, growth.temperature
-        )
+        given = (leaves, tokens_T, state.target, growth.temperature, frozen.past)
+        nats, _, predicted_T = score_text(growth.model, OneStep(), frozen.params, *given)
         return nats, predicted_T
 
     (loss, predicted_T), grads = jax.value_and_grad(loss_of, has_aux=True)(state.leaves)
@@ -272,10 +280,10 @@ def _step(growth: _Growth, params: Params, state: _State, tokens_T: Array, lengt
     return jax.tree.map(lambda new, old: jnp.where(state.running, new, old), after, state)
 
 
-def _nats(model: Model, texts: Sequence[np.ndarray]) -> np.ndarray:
-    """(texts, T) nats of each token, NaN where there are none."""
+def _nats(model: Model, texts: Sequence[np.ndarray], prefix: np.ndarray) -> np.ndarray:
+    """(texts, T) nats of each token behind a prefix, NaN where there are none."""
     table = np.full((len(texts), max(map(len, texts))), np.nan, np.float32)
-    skipped = 0 if beginning(model) is not None else 1
-    for row, one in zip(table, text_nats(model, texts), strict=True):
+    skipped = 0 if len(prefix) or beginning(model) is not None else 1
+    for row, one in zip(table, text_nats(model, texts, prefixes=[prefix] * len(texts)), strict=True):
         row[skipped : skipped + len(one.nats)] = one.nats
     return table

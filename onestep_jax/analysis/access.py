@@ -18,6 +18,7 @@ from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.generation import BATCH, generate
 from onestep_jax.model.likelihood import beginning
+from onestep_jax.prototokens.reconstruction import behind_prefix
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.tokens import plain_id
 
@@ -184,7 +185,8 @@ def access(
     Args:
       model: the model that the vectors were fitted on.
       results: of an arrangement with one `e` in front.
-      combinations: of `COMBINATIONS`; by default all, without BOS where the tokenizer has none.
+      combinations: of `COMBINATIONS`, each behind the prefix of its text; by default all, without BOS where the
+        tokenizer has none, or the texts have a prefix.
       temperatures: of the softmax that tokens are drawn from; 0 for greedy.
       others: number of other texts that each is compared with, drawn at random.
       permutations: of the test.
@@ -203,10 +205,10 @@ def access(
     choice = _other_texts(texts, others, np.random.default_rng((seed, 0)))
     unguided = results.scheme["arrangement"] == "unguided-e"
     found = Access(rows=[], generated={})
-    for start in _combinations(model, combinations):
+    for start in _combinations(model, texts, combinations):
         prompts = start_vectors(model, texts, start)
         skipped, trained = _aligned(start, unguided)
-        count = min(shortest - skipped, model.config.context - len(prompts[0]))
+        count = min(shortest - skipped, model.config.context - max(map(len, prompts)))
         if count - trained < 1:
             raise UserError(f"texts of {shortest} tokens are too short to compare anything after {start!r}")
         wanted = targets[:, skipped + trained : skipped + count]
@@ -220,11 +222,12 @@ def access(
     return found
 
 
-def _combinations(model: Model, given: Sequence[str] | None) -> Sequence[str]:
-    """The combinations asked for, by default all that the tokenizer allows."""
+def _combinations(model: Model, texts: Sequence[TextResult], given: Sequence[str] | None) -> Sequence[str]:
+    """The combinations asked for, by default all that the tokenizer and the prefixes allow."""
     bos = beginning(model) is not None
     if given is None:
-        return [start for start in COMBINATIONS if bos or "BOS" not in start]
+        free = bos and not any(len(text.prefix) for text in texts)
+        return [start for start in COMBINATIONS if free or "BOS" not in start]
     check_known("combination", given, COMBINATIONS)
     if not bos and any("BOS" in start for start in given):
         raise UserError(f"model {model.source!r} has no BOS: leave the combinations with it out")
@@ -232,13 +235,14 @@ def _combinations(model: Model, given: Sequence[str] | None) -> Sequence[str]:
 
 
 def start_vectors(model: Model, texts: Sequence[TextResult], start: str) -> list[np.ndarray]:
-    """Input vectors (T, D) that generation starts from, for each text."""
+    """Input vectors (T, D) that generation starts from, for each text: its prefix, then the combination."""
     bos = beginning(model)
     # One lookup for all first tokens, with BOS (or any id, where there is none) as the last.
     ids = np.array([*(text.tokens[0] for text in texts), 0 if bos is None else bos])
     embedded = np.asarray(model.embed(model.params, jnp.asarray(ids)), np.float32)
     named = [{**text.vectors, "BOS": embedded[-1], "t": embedded[i]} for i, text in enumerate(texts)]
-    return [np.stack([vectors[part] for part in start.split()]) for vectors in named]
+    starts = [np.stack([vectors[part] for part in start.split()]) for vectors in named]
+    return [behind_prefix(model, text, x_TD) for text, x_TD in zip(texts, starts, strict=True)]
 
 
 def _aligned(start: str, unguided: bool) -> tuple[int, int]:

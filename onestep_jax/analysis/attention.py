@@ -16,7 +16,7 @@ import numpy as np
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, Params
-from onestep_jax.prototokens.reconstruction import check_model, decode
+from onestep_jax.prototokens.reconstruction import behind_prefix, check_model, decode
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, from_description
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.tokens import batches, plain_id
@@ -87,16 +87,18 @@ def attention(model: Model, results: Results, *, batch: int = BATCH) -> Attentio
     """
     scheme = check_belongs(model, results)
     texts = list(results)
-    counts = [len(text.tokens) + scheme.extra for text in texts]
-    if max(counts) < 2:
+    counts = [len(text.prefix) + len(text.tokens) + scheme.extra for text in texts]
+    if max(len(text.tokens) + scheme.extra for text in texts) < 2:
         raise UserError("attention: every text has one position, which is e itself; expected texts of 2 tokens or more")
     rows: dict[int, tuple[np.ndarray, ...]] = {}
     for chosen in batches(counts, batch, boundary=model.config.boundary, full=True):
-        x_GTD = np.stack([_input_vectors(scheme, texts[i], chosen.positions) for i in chosen.rows])
-        weights = jax.device_get(_weights(model.config, model.params, x_GTD.astype(model.dtype)))
+        x_GTD = np.stack([_input_vectors(model, scheme, texts[i], chosen.positions) for i in chosen.rows])
+        places_G = np.array([len(texts[i].prefix) for i in chosen.rows])
+        weights = jax.device_get(_weights(model.config, model.params, x_GTD.astype(model.dtype), places_G))
         rows |= {i: tuple(w_GLHT[place] for w_GLHT in weights) for place, i in enumerate(chosen.texts)}
-    measured = [tuple(w_LHT[:, :, :count] for w_LHT in rows[i]) for i, count in enumerate(counts)]
-    even = [_uniform(model.config, count) for count in counts]
+    first = [len(text.prefix) for text in texts]
+    measured = [tuple(w_LHT[:, :, first[i] : count] for w_LHT in rows[i]) for i, count in enumerate(counts)]
+    even = [_uniform(model.config, first[i], count) for i, count in enumerate(counts)]
     curve_LHT, texts_T = _curve([e_LHT for e_LHT, _ in measured])
     uniform_L1T, _ = _curve([e_L1T for e_L1T, _ in even])
     return Attention(
@@ -178,30 +180,31 @@ def check_belongs(model: Model, results: Results) -> Scheme:
     return from_description(results.scheme)
 
 
-def _input_vectors(scheme: Scheme, text: TextResult, positions: int) -> np.ndarray:
-    """Input vectors of the one forward pass of a text, (positions, D), padded behind."""
+def _input_vectors(model: Model, scheme: Scheme, text: TextResult, positions: int) -> np.ndarray:
+    """Input vectors of the one forward pass of a text behind its prefix, (positions, D), padded behind."""
     leaves: Leaves = {name: jnp.asarray(vector) for name, vector in text.vectors.items()}
-    T, width = positions - scheme.extra, len(text.vectors["e"])
-    return np.asarray(scheme.inputs(leaves, jnp.zeros((T, width)), jnp.int32(len(text.tokens))))
+    T, width = positions - len(text.prefix) - scheme.extra, len(text.vectors["e"])
+    x_TD = np.asarray(scheme.inputs(leaves, jnp.zeros((T, width)), jnp.int32(len(text.tokens))))
+    return behind_prefix(model, text, x_TD)
 
 
 @partial(jax.jit, static_argnums=0)
-def _weights(config: ModelConfig, params: Params, x_GTD: Array) -> tuple[Array, Array]:
-    """Weight of each position on position 0 and on itself, (G, L, H, T) each."""
+def _weights(config: ModelConfig, params: Params, x_GTD: Array, places_G: Array) -> tuple[Array, Array]:
+    """Weight of each position on that of `e`, `places_G`, and on itself, (G, L, H, T) each."""
 
-    def one(x_TD: Array) -> tuple[Array, Array]:
+    def one(x_TD: Array, place: Array) -> tuple[Array, Array]:
         weights_LHTS = Model(config, {}).states(params, x_TD).attention_LHTS
-        return weights_LHTS[..., 0], jnp.diagonal(weights_LHTS, axis1=-2, axis2=-1)
+        return weights_LHTS[..., place], jnp.diagonal(weights_LHTS, axis1=-2, axis2=-1)
 
-    return jax.vmap(one)(x_GTD)
+    return jax.vmap(one)(x_GTD, places_G)
 
 
-def _uniform(config: ModelConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_weights`, for attention spread evenly over the positions that a layer sees: (L, 1, P) each."""
-    at_T = np.arange(positions)
+def _uniform(config: ModelConfig, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_weights` from `e` at position `first` on, for attention spread evenly over what a layer sees: (L, 1, P)."""
+    at_T = np.arange(first, count)
     windows = [config.layer(i).window for i in range(config.layers)]
-    seen_LT = np.stack([np.minimum(at_T + 1, positions if window is None else window) for window in windows])
-    return ((at_T[None] < seen_LT) / seen_LT)[:, None], (1 / seen_LT)[:, None]
+    seen_LT = np.stack([np.minimum(at_T + 1, count if window is None else window) for window in windows])
+    return ((at_T[None] - first < seen_LT) / seen_LT)[:, None], (1 / seen_LT)[:, None]
 
 
 def _shares(measured: list[Any]) -> Shares:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from onestep_jax.model.decoder import Array, Model, Params
+from onestep_jax.model.decoder import Array, Model, Params, Past
 from onestep_jax.prototokens.objective import score_text
 from onestep_jax.prototokens.schemes import Leaves, Scheme
 
@@ -40,6 +40,7 @@ class PaddedPair(NamedTuple):
       length: () int32, their number (N).
       first, second: leaf → array, the ends of the curve.
       words: (8,) uint32, identities of the ends; the random numbers follow from them.
+      past: keys and values of the prefix that both stand behind, or None.
     """
 
     tokens_T: Array
@@ -47,6 +48,7 @@ class PaddedPair(NamedTuple):
     first: Leaves
     second: Leaves
     words: Array
+    past: Past | None = None
 
 
 class CurveState(NamedTuple):
@@ -110,7 +112,8 @@ def _flat(point: Mapping[str, Any]) -> np.ndarray:
 
 def score(method: Method, params: Params, pair: PaddedPair, point: Leaves, temperature: float) -> tuple[Array, Array]:
     """(nats per token, accuracy) of the pair's text at one point."""
-    nats, hits_T, _ = score_text(method.model, method.scheme, params, point, pair.tokens_T, pair.length, temperature)
+    given = (params, point, pair.tokens_T, pair.length, temperature, pair.past)
+    nats, hits_T, _ = score_text(method.model, method.scheme, *given)
     return nats, jnp.sum(hits_T) / pair.length
 
 

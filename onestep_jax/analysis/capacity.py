@@ -16,8 +16,9 @@ from onestep_jax.analysis.metrics import THRESHOLD
 from onestep_jax.analysis.prefix_table import PrefixTable, check_nesting, create_folder, round_folder
 from onestep_jax.analysis.text_capacity import capacity
 from onestep_jax.errors import UserError, check_known
-from onestep_jax.fitting import PRESETS, fit, prepare
+from onestep_jax.fitting import PRESETS, Preset, fit, prepare
 from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.prefixes import resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme
 from onestep_jax.store.results import TextResult
 from onestep_jax.store.storage import run_path
@@ -48,7 +49,8 @@ def grid(
       UserError: as `fit`; for a text below the shortest length; for options that a grid sets itself.
       Interrupted: as `fit`.
     """
-    scheme = _scheme(fit_options)
+    fit_options = _settled(model, fit_options)
+    scheme = fit_options["scheme"]
     table = _empty_table(model, texts, lengths, scheme)
     folder = None if run is None else run_path(run)
     if folder is not None:
@@ -94,7 +96,8 @@ def search(
     """
     if failures < 1 or not 0 < threshold <= 1:
         raise UserError(f"failures = {failures}, threshold = {threshold}: expected at least 1, and above 0 to 1")
-    scheme = _scheme(fit_options)
+    fit_options = _settled(model, fit_options)
+    scheme = fit_options["scheme"]
     table = _empty_table(model, texts, lengths, scheme)
     _check_search(model, table, warm, fit_options)
     folder, cheap = None if run is None else run_path(run), CHEAP * _budget(fit_options)
@@ -202,8 +205,11 @@ def _fit_round(
     fit_options: Mapping[str, Any],
 ) -> PrefixTable:
     """The table with fits of the wanted (text, length) prefixes."""
-    prefixes = [table.texts[i][:length].tolist() for i, length in _distinct(table, wanted)]
-    return table.adding(fit(model, prefixes, run=run, **fit_options))
+    distinct = _distinct(table, wanted)
+    if own := fit_options.get("prefixes"):
+        fit_options = {**fit_options, "prefixes": [own[i] for i, _ in distinct]}
+    beginnings = [table.texts[i][:length].tolist() for i, length in distinct]
+    return table.adding(fit(model, beginnings, run=run, **fit_options))
 
 
 def _distinct(table: PrefixTable, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -221,15 +227,16 @@ def _warm_start(table: PrefixTable, wanted: Sequence[tuple[int, int]], threshold
 # --- arguments ---
 
 
-def _scheme(fit_options: Mapping[str, Any]) -> Scheme:
-    """The arrangement; options that `grid` and `search` set themselves are refused."""
+def _settled(model: Model, fit_options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the arrangement that they mean; those that `grid` and `search` set themselves are refused."""
     for name, default, cure in (("length", None, "lengths"), ("copies", 1, "seeds, the best of which is kept")):
         if fit_options.get(name, default) != default:
             raise UserError(f"{name} = {fit_options[name]!r}: cannot be chosen for a capacity; give {cure}")
-    scheme = fit_options.get("scheme") or OneStep()
+    default = None if fit_options.get("prefixes") else _preset(fit_options).prefix
+    scheme = resolve_prefix(fit_options.get("scheme") or OneStep(), model, default)
     if scheme.start is not None:
         raise UserError("a capacity draws its start vectors; give a scheme without start, or search(…, warm=True)")
-    return scheme
+    return {**fit_options, "scheme": scheme}
 
 
 def _empty_table(model: Model, texts: Any, lengths: Iterable[int], scheme: Scheme) -> PrefixTable:
@@ -264,8 +271,12 @@ def _check_search(model: Model, table: PrefixTable, warm: bool, fit_options: Map
 
 def _budget(fit_options: Mapping[str, Any]) -> int:
     """Gradient evaluations that a failure costs."""
+    return (fit_options.get("steps") or _preset(fit_options).steps) * fit_options.get("seeds", 1)
+
+
+def _preset(fit_options: Mapping[str, Any]) -> Preset:
     preset = fit_options.get("preset", "fast")
-    if isinstance(preset, str):
-        check_known("preset", [preset], PRESETS)
-        preset = PRESETS[preset]
-    return (fit_options.get("steps") or preset.steps) * fit_options.get("seeds", 1)
+    if isinstance(preset, Preset):
+        return preset
+    check_known("preset", [preset], PRESETS)
+    return PRESETS[preset]

@@ -18,7 +18,8 @@ import optax
 from onestep_jax.analysis import bezier
 from onestep_jax.errors import UserError, check_least
 from onestep_jax.model.decoder import Model
-from onestep_jax.prototokens.schemes import Scheme
+from onestep_jax.prototokens.prefixes import pasts_of, prefix_rows, stack_prefixes
+from onestep_jax.prototokens.schemes import Scheme, bare
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.tokens import Batch, batches, check_tokens, id_words
 
@@ -41,6 +42,7 @@ class Pair(NamedTuple):
       first, second: leaf → array, the ends of the curve.
       names: "text_id:seed" of each.
       words: (8,) uint32, their identities (`tokens.id_words`); the random numbers follow from them.
+      prefix: (P,) int32 ids of the frozen tokens before both, often none.
     """
 
     tokens: np.ndarray
@@ -48,6 +50,7 @@ class Pair(NamedTuple):
     second: Mapping[str, np.ndarray]
     names: tuple[str, str]
     words: np.ndarray
+    prefix: np.ndarray = np.zeros(0, np.int32)
 
 
 class Connection(NamedTuple):
@@ -116,25 +119,28 @@ class Progress(NamedTuple):
 
 
 def solution_pairs(results: Results | Iterable[TextResult], *, accuracy: float = 1.0) -> list[Pair]:
-    """Form all unordered pairs of solutions of the same text.
+    """Form all unordered pairs of solutions of the same text behind the same prefix.
 
     Args:
       results: with several rows for a text, of `fit(…, copies=R)` or of several fits with different seeds.
       accuracy: rows with a lower accuracy are left out.
     """
-    by_tokens: dict[bytes, list[TextResult]] = {}
+    alike: dict[tuple[bytes, bytes], list[TextResult]] = {}
     for text in results:
         if text.accuracy >= accuracy:
-            by_tokens.setdefault(np.asarray(text.tokens, np.int32).tobytes(), []).append(text)
-    return [pair_of(*two) for same in by_tokens.values() for two in itertools.combinations(same, 2)]
+            ids = (np.asarray(ids, np.int32).tobytes() for ids in (text.prefix, text.tokens))
+            alike.setdefault(tuple(ids), []).append(text)  # pyright: ignore[reportArgumentType]
+    return [pair_of(*two) for same in alike.values() for two in itertools.combinations(same, 2)]
 
 
 def pair_of(first: TextResult, second: TextResult) -> Pair:
     """Make a pair of two results of one text.
 
     Raises:
-      UserError: if they are of different texts.
+      UserError: if they are of different texts, or stand behind different prefixes.
     """
+    if not np.array_equal(first.prefix, second.prefix):
+        raise UserError(f"results {first.text_id} and {second.text_id} stand behind different prefixes")
     if not np.array_equal(first.tokens, second.tokens):
         raise UserError(f"texts {first.text_id} and {second.text_id} differ; a curve joins solutions of the same text")
     return Pair(
@@ -143,6 +149,7 @@ def pair_of(first: TextResult, second: TextResult) -> Pair:
         second=second.vectors,
         names=(f"{first.text_id}:{first.seed}", f"{second.text_id}:{second.seed}"),
         words=np.concatenate([id_words(text.text_id, text.seed) for text in (first, second)]),
+        prefix=first.prefix,
     )
 
 
@@ -199,7 +206,7 @@ def connect(
     start, train, look = _programs(
         bezier.Method(
             model=model,
-            scheme=scheme,
+            scheme=bare(scheme),
             optimizer=optax.adam(learning_rate),
             samples=samples,
             points=points,
@@ -208,8 +215,10 @@ def connect(
     )
     found: dict[int, Connection] = {}
     lengths = [len(pair.tokens) for pair in pairs]
-    for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=scheme.extra):
-        padded = _padded(pairs, chosen)
+    rows = prefix_rows([pair.prefix for pair in pairs])
+    for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=scheme.extra + rows):
+        of_rows = stack_prefixes([pairs[i].prefix for i in chosen.rows], rows)
+        padded = _padded(pairs, chosen)._replace(past=_pasts(model.network, model.params, of_rows))
         state = start(model.params, padded)
         for step in range(0, steps, chunk):
             count = min(chunk, steps - step)
@@ -223,6 +232,9 @@ def connect(
             kept, kept_step, scores = jax.tree.map(lambda x, place=place: x[place], looked)
             found[i] = _connection(pairs[i], kept, kept_step, scores)
     return [found[i] for i in range(len(pairs))]
+
+
+_pasts = jax.jit(pasts_of, static_argnums=0)
 
 
 def _programs(method: bezier.Method) -> tuple[Callable[..., Any], ...]:

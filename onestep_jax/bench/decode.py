@@ -16,28 +16,34 @@ import numpy as np
 
 from onestep_jax.bench.models import subject
 from onestep_jax.bench.timing import Clock, interleaved, record, spread, within_context
-from onestep_jax.model.decoder import Array, Model, Network, Params, weights_dtype
+from onestep_jax.model.decoder import Array, Model, Network, Params, Past, weights_dtype
 from onestep_jax.model.generation import generate
 from onestep_jax.model.token_losses import argmax
+from onestep_jax.prototokens.prefixes import Prefixes, pasts_of, prefix_rows, stack_prefixes
 from onestep_jax.prototokens.schemes import Leaves, OneStep
 
 Emit: TypeAlias = Callable[[Sequence[Mapping[str, np.ndarray]]], np.ndarray]  # leaves of B texts → token ids (B, N)
 
 
 def one_pass(model: Model, length: int, texts: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """`length` tokens of each text from its `e` and `m`: one compiled program, argmax at every position."""
+    """`length` tokens of each text from its `e` and `m`: one compiled program, argmax at every position.
+
+    A text may have a "prefix", the ids of the tokens that its vectors stand behind.
+    """
     leaves = {name: np.stack([text[name] for text in texts]) for name in "em"}
-    return np.asarray(_one_pass(model.network, length, model.params, leaves))
+    prefixes = [text.get("prefix", np.zeros(0, np.int32)) for text in texts]
+    stacked = stack_prefixes(prefixes, prefix_rows(prefixes))
+    return np.asarray(_one_pass(model.network, length, model.params, leaves, stacked))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _one_pass(network: Network, length: int, params: Params, leaves_B: Leaves) -> Array:
-    def one(leaves: Leaves) -> Array:
+def _one_pass(network: Network, length: int, params: Params, leaves_B: Leaves, prefixes: Prefixes | None) -> Array:
+    def one(leaves: Leaves, past: Past | None) -> Array:
         no_text_TD = jnp.zeros((length, network.embed_width))
         x_TD = OneStep().inputs(leaves, no_text_TD, jnp.int32(length)).astype(weights_dtype(params))
-        return argmax(network.apply(params, x_TD))
+        return argmax(network.head(params, network.hidden(params, x_TD, past)))
 
-    return jax.vmap(one)(leaves_B)
+    return jax.vmap(one)(leaves_B, pasts_of(network, params, prefixes))
 
 
 def autoregressive(model: Model, length: int, texts: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:

@@ -23,8 +23,8 @@ import numpy as np
 from onestep_jax.bench.timing import draw_spread, record, spread
 from onestep_jax.devices.placement import Pmap, Program
 from onestep_jax.errors import UserError
-from onestep_jax.fitting import PRESETS, fit, make_problem
-from onestep_jax.fitting import slots as device
+from onestep_jax.fitting import PRESETS, fit, make_problem, programs
+from onestep_jax.fitting.slots import Frozen, idle
 from onestep_jax.model.checkpoint import default_dtype, load_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import OneStep
@@ -133,12 +133,12 @@ def _handing_over(model: Model, devices: Sequence[Any], slots: int, length: int,
     """Milliseconds of a chunk with idle slots only, the median of many calls."""
     preset, placement = PRESETS["paper"], Pmap(devices)
     problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), preset.steps)
-    params = placement.place(model.params, model.config.kv_heads)
-    state = placement.spread(device.idle(problem, length, (len(devices), slots)))
-    program, seconds = placement.map(device.chunk, problem, chunk, donate=1), []
+    frozen = Frozen(placement.place(model.params, model.config.kv_heads))
+    state = placement.spread(idle(problem, length, (len(devices), slots)))
+    program, seconds = placement.map(programs.chunk, problem, chunk, donate=1), []
     for _ in range(IDLE_CALLS):
         began = time.perf_counter()
-        state, info = program(params, state)
+        state, info = program(frozen, state)
         jax.block_until_ready(info)
         seconds.append(time.perf_counter() - began)
     return 1e3 * statistics.median(seconds)

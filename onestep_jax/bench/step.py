@@ -16,12 +16,11 @@ from onestep_jax.bench.pytorch import Reference
 from onestep_jax.bench.timing import Clock, interleaved, matmul, record, spread, within_context
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.errors import UserError
-from onestep_jax.fitting import make_problem
-from onestep_jax.fitting import slots as device
+from onestep_jax.fitting import make_problem, programs
 from onestep_jax.fitting.memory import program_memory
 from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.fitting.sizing import check_attention, size_fit
-from onestep_jax.fitting.slots import RUNNING
+from onestep_jax.fitting.slots import RUNNING, Frozen, Offer, idle
 from onestep_jax.model.cost import step_flops
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.fused_attention import KERNELS
@@ -47,23 +46,23 @@ class Stepper:
         chosen = PRESETS[preset]
         problem = make_problem(model, OneStep(), chosen, chosen.optimizer.build(), ENDLESS)
         placement = Pmap(jax.local_devices()[:1])
-        self.params = placement.place(model.params, model.config.kv_heads)
+        self.frozen = Frozen(placement.place(model.params, model.config.kv_heads))
         draw = np.random.default_rng(0)
         tokens = draw.integers(model.config.vocab_size, size=(1, slots, 1, length)).astype(np.int32)
         ids = draw.integers(2**32, size=(1, slots, 1, 4), dtype=np.uint32)
-        offer = device.Offer(
+        offer = Offer(
             offered=np.ones((1, slots), bool),
             tokens_GT=tokens,
             lengths_G=np.full((1, slots, 1), length, np.int32),
             ids_G4=ids,
         )
-        idle = placement.spread(device.idle(problem, length, (1, slots)))
-        self.state, _ = placement.map(device.refill, problem)(self.params, idle, placement.spread(offer))
-        lowered = placement.lower(device.chunk, self.params, self.state, static=(problem, chunk), donate=1)
+        empty = placement.spread(idle(problem, length, (1, slots)))
+        self.state, _ = placement.map(programs.refill, problem)(self.frozen, empty, placement.spread(offer))
+        lowered = placement.lower(programs.chunk, self.frozen, self.state, static=(problem, chunk), donate=1)
         self.advance = lowered.compile()
 
     def __call__(self) -> None:
-        self.state, info = self.advance(self.params, self.state)
+        self.state, info = self.advance(self.frozen, self.state)
         info.loss.block_until_ready()
 
     def check(self) -> None:
@@ -77,7 +76,7 @@ class Stepper:
 
     def memory(self) -> int:
         """Bytes on the device, by XLA's own account of the compiled program."""
-        return program_memory(self.params, self.state, self.advance).total
+        return program_memory(self.frozen, self.state, self.advance).total
 
 
 def bench_step(

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import json
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.cli.options import add_model_options, load, run_option, stated, unknown_options
+from onestep_jax.cli.optimizer_options import optimizer_of
+from onestep_jax.cli.options import add_model_options, load, run_option
 from onestep_jax.cli.terminal import fitting_bar
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import UserError, check_known, nearest
+from onestep_jax.errors import UserError, check_known
 from onestep_jax.fitting.distributed import join_job
 from onestep_jax.fitting.fitting import run_plan
-from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Schedule, optimizer_names
+from onestep_jax.fitting.optimizers import PRESETS, Optimizer
 from onestep_jax.fitting.plan import resolve
 from onestep_jax.fitting.sizing import choose_placement
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
@@ -29,6 +28,7 @@ from onestep_jax.model.hub import locate
 from onestep_jax.model.untrained import PREFIX
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
 from onestep_jax.store.results import Results
+from onestep_jax.store.storage import one_line
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
 REMAT = {"auto": "auto", "on": True, "off": False}
@@ -51,6 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     texts.add_argument(
         "--length", type=int, required=True, metavar="N", help="tokens of each text to keep, its first ones"
     )
+    texts.add_argument(
+        "--prefix",
+        metavar="WHAT",
+        help="frozen tokens before the vectors: none, bos, a text, or @FILE for the text in it (default: the preset's)",
+    )
+    texts.add_argument("--prefix-column", metavar="NAME", help="column of a table with each text's own prefix")
     _add_run_options(parser)
     job = parser.add_argument_group("several processes", "the same command in each, with a run directory all share")
     job.add_argument("--distributed", action="store_true", help="join a job; Cloud TPU, GKE and Slurm say what it is")
@@ -148,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float]:
     """Read the texts, load the model and fit; also returns the seconds of the fit alone."""
-    strings = _strings(args)
+    strings, prefixes = _strings(args)
     rows = args.copies * (args.limit if strings is None else len(strings))
     scheme = scheme_of(args, rows)
     placement = placement_of(args, scheme, rows)
@@ -169,6 +175,7 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         remat=REMAT[args.remat],
         attention=args.attention,
         scheme=scheme,
+        prefixes=prefixes,
         chunk=args.chunk,
         save_every=args.save_every,
         copies=args.copies,
@@ -191,16 +198,20 @@ def _join(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)} goes with --distributed")
 
 
-def _strings(args: argparse.Namespace) -> list[str] | None:
-    """The texts of a file or data set; None for a named source, whose texts depend on the model."""
+def _strings(args: argparse.Namespace) -> tuple[list[str] | None, list[str] | None]:
+    """The texts of a file or data set, None for a named source, whose texts depend on the model; and their prefixes."""
     from onestep_jax.texts.corpora import is_named
-    from onestep_jax.texts.files import read_source
+    from onestep_jax.texts.files import read_source, read_with_prefixes
 
     if not is_named(args.texts):
-        return read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
+        if args.prefix_column is None:
+            return read_source(args.texts, split=args.split, column=args.column, limit=args.limit), None
+        return read_with_prefixes(args.texts, args.prefix_column, column=args.column, limit=args.limit)
+    if args.prefix_column is not None:
+        raise UserError(f"--prefix-column {args.prefix_column}: --texts {args.texts} is no table")
     if args.limit is None:
         raise UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
-    return None
+    return None, None
 
 
 def _named_texts(args: argparse.Namespace, model: Model) -> list[np.ndarray]:
@@ -223,7 +234,7 @@ def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
     if args.arrangement == "cramming":
         if args.share or args.group != "1":
             raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
-        return Cramming(vectors=1 if args.vectors is None else args.vectors)
+        return Cramming(vectors=1 if args.vectors is None else args.vectors, prefix=_prefix(args.prefix))
     if args.vectors is not None:
         raise UserError("--vectors goes with --arrangement cramming")
     if args.group != "all" and not args.group.isdecimal():
@@ -231,7 +242,20 @@ def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
     if args.group != "1" and args.share is None:
         raise UserError(f"--group {args.group} needs --share e or --share m")
     group = rows if args.group == "all" else int(args.group)
-    return OneStep(arrangement=args.arrangement, share=args.share, group=group)
+    return OneStep(arrangement=args.arrangement, share=args.share, group=group, prefix=_prefix(args.prefix))
+
+
+def _prefix(given: str | None) -> str | None:
+    """The value of --prefix, with the content of the file that it names."""
+    if given is None or not given.startswith("@"):
+        return given
+    try:
+        text = Path(given[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prefix {given}: cannot be read ({one_line(error)}); give a text file in UTF-8") from error
+    if not text:
+        raise UserError(f"--prefix {given}: the file is empty; for no prefix say --prefix none")
+    return text
 
 
 def placement_of(args: argparse.Namespace, scheme: Scheme, texts: int) -> Placement:
@@ -242,47 +266,3 @@ def placement_of(args: argparse.Namespace, scheme: Scheme, texts: int) -> Placem
     _, _, config = describe(locate(source, args.revision, weights=False))
     weights = parameter_counts(config)["total"] * jnp.dtype(DTYPES[dtype]).itemsize
     return choose_placement(args.placement, weights, scheme, texts, model_axis=args.model_axis)
-
-
-def optimizer_of(args: argparse.Namespace, preset: Optimizer) -> Optimizer:
-    """The optimiser that the options describe; `args.rest` are options of the optimiser itself."""
-    base = preset if args.optimizer is None else Optimizer(args.optimizer)
-    arguments = {**base.arguments, **_optimizer_arguments(args, base.name)}
-    if args.lr is not None:
-        arguments["learning_rate"] = args.lr
-    schedule = base.schedule if args.schedule is None else _schedule(args.schedule)
-    return Optimizer(name=base.name, arguments=arguments, schedule=schedule)
-
-
-def _schedule(text: str) -> Schedule | None:
-    """ "NAME:KEY=VALUE,…" as a schedule, "constant" as none."""
-    name, _, given = text.partition(":")
-    pairs = [pair.partition("=") for pair in given.split(",") if pair]
-    if name == "constant" and not pairs:
-        return None
-    return Schedule(name=name, arguments={key.strip(): _value(value) for key, _, value in pairs})
-
-
-def _optimizer_arguments(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    factories = optimizer_names()
-    check_known("optimizer", [name], factories)
-    known = set(inspect.signature(factories[name]).parameters)
-    arguments: dict[str, Any] = {}
-    for word, key, value in unknown_options(args.rest):
-        if key not in known:
-            options = [f"--{option.replace('_', '-')}" for option in known] + args.parser.known_options
-            hint = nearest(word, options)
-            raise UserError(f"unknown option {word!r}{hint}; neither onestep fit nor optimizer {name} has it")
-        arguments[key] = _value(stated(word, value))
-    return arguments
-
-
-def _value(text: str) -> Any:
-    """A number, true, false, none, a tuple, or the text itself."""
-    named = {"true": True, "false": False, "none": None}
-    if text.lower() in named:
-        return named[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text

@@ -4,7 +4,7 @@
     Mesh      slots over rows of a mesh, the weights over the devices of a row      a model too large for one device
     Together  the texts of each group over the devices                              few groups with many texts
 
-All three run the same pure functions of `fitting/slots.py` and give the same vectors, up to the order of float32 sums.
+All three run the same functions of `fitting/programs.py` and give the same vectors, up to the order of float32 sums.
 
 Every array of the engine leads with (row, slot). A row is one device, or the devices that hold the weights together;
 the leading axis is split over the rows, one entry each, so a device sees the same shapes however many rows there are.
@@ -109,6 +109,10 @@ class Placement(abc.ABC):
           The same tree, on the devices of this placement.
         """
         return jax.device_put(params, params_shardings(self.mesh, params, kv_heads))
+
+    def past_shardings(self, past: Any) -> Any:
+        """How keys and values of a common prefix are laid out: whole on every device."""
+        return jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), past)
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """How an array of the engine, (row, slot, …), is laid out over the devices."""

@@ -30,9 +30,10 @@ import jax
 import numpy as np
 
 from onestep_jax.devices.placement import Placement
-from onestep_jax.fitting import slots as programs
-from onestep_jax.fitting.slots import RUNNING, STATUS, FitProblem, Harvest, Info, Offer, Slot
+from onestep_jax.fitting import programs, slots
+from onestep_jax.fitting.slots import RUNNING, STATUS, FitProblem, Frozen, Harvest, Info, Offer, Slot
 from onestep_jax.fitting.tasks import VERDICTS, Outcome, Task, Work
+from onestep_jax.prototokens.prefixes import Prefixes, stack_prefixes
 
 HARVESTS = 8  # harvests that take all slots; one takes an eighth of them, since few finish in a chunk
 
@@ -59,18 +60,27 @@ class Engine:
 
     Args:
       problem: model functions, scheme, optimiser, budget.
-      params: the frozen weights, where `placement` puts them.
+      frozen: the weights and the common prefix, where `placement` puts them.
       placement: the devices.
       positions: T.
+      prefix_rows: P, to which the prefixes of the texts are padded; 0 where they have none of their own.
       slots: groups at a time, rounded up to a multiple of the placement's rows.
       chunk: steps between looks of the host.
     """
 
     def __init__(
-        self, problem: FitProblem, params: Any, placement: Placement, *, positions: int, slots: int, chunk: int
+        self,
+        problem: FitProblem,
+        frozen: Frozen,
+        placement: Placement,
+        *,
+        positions: int,
+        prefix_rows: int = 0,
+        slots: int,
+        chunk: int,
     ):
-        self.problem, self.params, self.placement = problem, params, placement
-        self.positions, self.group = positions, problem.scheme.group
+        self.problem, self.frozen, self.placement = problem, frozen, placement
+        self.positions, self.prefix_rows, self.group = positions, prefix_rows, problem.scheme.group
         self.per_row = -(-slots // placement.rows)
         self.lead = (placement.rows, self.per_row)
         self.count = placement.rows * self.per_row
@@ -78,7 +88,7 @@ class Engine:
         self._chunk = placement.map(programs.chunk, problem, chunk, donate=1)
         self._harvest = placement.map(programs.harvest, problem, donate=1)
         self._refill = placement.map(programs.refill, problem, donate=1)
-        self._restore = placement.map(programs.restore, donate=1)
+        self._restore = placement.map(programs.restore, problem, donate=1)
 
     def run(self, work: Work) -> str:
         """Optimise until `work` has no task left ("done") or says "stop" or "narrow"; returns which."""
@@ -86,11 +96,11 @@ class Engine:
         self.offered: dict[int, Task] = {}
         self.read_at = 0.0
         state, no_slots = self.placement.spread((self._idle(), self._no_slots()))
-        state, _ = self._harvest(self.params, state, no_slots)  # compiled before time is counted
+        state, _ = self._harvest(self.frozen, state, no_slots)  # compiled before time is counted
         state, exchange = self._dispatch_exchange(state, {}, work)
         previous: Info | None = None
         while exchange or any(self.tasks):
-            state, latest = self._chunk(self.params, state)  # chunk k
+            state, latest = self._chunk(self.frozen, state)  # chunk k
             self.read_at = self.read_at or time.perf_counter()  # the first call returns when the chunk is compiled
             changed = self._read_exchange(exchange, work)  # exchange k - 2
             exchange = None
@@ -128,7 +138,7 @@ class Engine:
         """Harvest the finished slots, and offer new tasks to them and to the empty ones; waits for nothing."""
         harvests: list[tuple[Harvest, Places]] = []
         for which, places in self._harvest_batches(finished):
-            state, harvest = self._harvest(self.params, state, self.placement.spread(which))
+            state, harvest = self._harvest(self.frozen, state, self.placement.spread(which))
             harvests.append((harvest, places))
         fresh: dict[int, Task] = {}
         saved: dict[int, Task] = {}
@@ -140,9 +150,9 @@ class Engine:
         self.offered = fresh | saved
         taken = None
         if fresh:
-            state, taken = self._refill(self.params, state, self._offer(fresh))
+            state, taken = self._refill(self.frozen, state, self._offer(fresh))
         if saved:
-            state, taken_saved = self._restore(self.params, state, *self._saved_rows(saved))
+            state, taken_saved = self._restore(self.frozen, state, *self._saved_rows(saved))
             taken = taken_saved if taken is None else taken | taken_saved
         if not harvests and not self.offered:
             return state, None
@@ -216,7 +226,7 @@ class Engine:
 
     def _in_flight(self, state: Slot) -> list[Task]:
         """Copies of the tasks that hold a slot, with `saved` set."""
-        host: Slot = self.placement.fetch(state)
+        host: Slot = self.placement.fetch(state._replace(past=None))
         tasks = []
         for slot, task in enumerate(self.tasks):
             if task is not None:
@@ -228,7 +238,8 @@ class Engine:
     # --- host arrays of the right shapes ---
 
     def _idle(self) -> Slot:
-        return programs.idle(self.problem, self.positions, self.lead)
+        past = slots.own_past_shapes(self.problem, self.frozen.params, self.prefix_rows)
+        return slots.idle(self.problem, self.positions, self.lead, past)
 
     def _no_slots(self) -> np.ndarray:
         """Indices for a harvest of nothing: each is beyond the last slot."""
@@ -264,18 +275,26 @@ class Engine:
                 start = start or {}
                 leaf = start.setdefault(name, np.zeros((*self.lead, *self._leaf_shape(name)), np.float32))
                 leaf[place][: len(vectors)] = vectors
-        offer = Offer(offered=offered, tokens_GT=tokens, lengths_G=lengths, ids_G4=ids, start=start)
-        return self.placement.spread(offer)
+        given = {"tokens_GT": tokens, "lengths_G": lengths, "ids_G4": ids, "start": start}
+        return self.placement.spread(Offer(offered=offered, **given, prefixes=self._prefixes(tasks)))
+
+    def _prefixes(self, tasks: dict[int, Task]) -> Prefixes | None:
+        """The prefixes of tasks, by slot; None where they have none of their own."""
+        none = [np.zeros(0, np.int32)] * self.group
+        given = {slot: [*task.prefixes, *none][: self.group] for slot, task in tasks.items()}
+        rows = [prefix for slot in range(self.count) for prefix in given.get(slot, none)]
+        stacked = stack_prefixes(rows, self.prefix_rows)
+        return jax.tree.map(lambda array: array.reshape(*self.lead, self.group, *array.shape[1:]), stacked)
 
     def _leaf_shape(self, name: str) -> tuple[int, ...]:
         shape = self.problem.scheme.leaf_shapes(self.problem.network.embed_width)[name]
         return shape if name in self.problem.scheme.shared else (self.group, *shape)
 
-    def _saved_rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot]:
-        """Mask and slots of tasks that resume from saved state, on the devices."""
-        offered, rows = np.zeros(self.lead, bool), self._idle()
+    def _saved_rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot, Prefixes | None]:
+        """Mask, slots and prefixes of tasks that resume from saved state, on the devices."""
+        offered, rows = np.zeros(self.lead, bool), self._idle()._replace(past=None)
         for slot, task in tasks.items():
             place = divmod(slot, self.per_row)
             offered[place] = True
             jax.tree.map(lambda array, value, place=place: array.__setitem__(place, value), rows, task.saved)
-        return self.placement.spread(offered), self.placement.spread(rows)
+        return self.placement.spread((offered, rows, self._prefixes(tasks)))

@@ -42,6 +42,7 @@ def fit(
     remat: bool | str = "auto",
     attention: str = "plain",
     scheme: Scheme | None = None,
+    prefixes: Sequence[str] | Sequence[Sequence[int]] | None = None,
     chunk: int = 10,
     save_every: float = 60.0,
     copies: int = 1,
@@ -66,7 +67,9 @@ def fit(
       remat: whether activations are computed again instead of kept, see `Network.remat`; "auto" for where one text's
         would not fit into an accelerator's memory.
       attention: "plain", or the name of a fused kernel, see `Network.attention`.
-      scheme: the arrangement, `OneStep()` by default.
+      scheme: the arrangement, `OneStep()` by default; its `prefix` stands before the vectors of every text.
+      prefixes: what stands before the vectors of each text, frozen, instead: strings or lists of token ids, see
+        `prefixes.prefix_tokens`.
       chunk: steps between looks of the host.
       save_every: seconds between saves of the slots in flight.
       copies: how often each text is fitted, from start vectors of its own each time; every copy is a row of the
@@ -97,6 +100,7 @@ def fit(
         remat=remat,
         attention=attention,
         scheme=scheme,
+        prefixes=prefixes,
         chunk=chunk,
         save_every=save_every,
         copies=copies,
@@ -151,7 +155,16 @@ def _open(plan: FitPlan, folder: Path) -> Run:
         block = block_size(len(plan.groups), plan.ladder[0], processes)
         texts = list(zip(plan.ids, plan.tokens, strict=True))
         apart = processes > 1
-        return open_run(folder, plan.identity, plan.settings, texts, processes=processes, block=block, apart=apart)
+        return open_run(
+            folder,
+            plan.identity,
+            plan.settings,
+            texts,
+            prefixes=plan.prefixes,
+            processes=processes,
+            block=block,
+            apart=apart,
+        )
 
     return open_in_turn(first, lambda: join_run(folder, plan.identity, jax.process_index(), apart=True))
 

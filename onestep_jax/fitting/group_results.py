@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,12 +22,14 @@ class GivenText:
       index: place in the source.
       text_id: its identity.
       tokens: (N,) int32.
-      nats: under the model.
+      prefix: (P,) int32, the tokens before it.
+      nats: under the model, behind its prefix.
     """
 
     index: int
     text_id: str
     tokens: np.ndarray
+    prefix: np.ndarray
     nats: TextNats
 
 
@@ -41,10 +43,13 @@ class GivenTexts:
       model: the frozen model.
       tokens: (N,) int32 of each text.
       ids: identity of each text.
+      prefix: what stands before the text of an index.
     """
 
-    def __init__(self, model: Model, tokens: Sequence[np.ndarray], ids: Sequence[str]):
-        self._model, self._tokens, self._ids = model, tokens, ids
+    def __init__(
+        self, model: Model, tokens: Sequence[np.ndarray], ids: Sequence[str], prefix: Callable[[int], np.ndarray]
+    ):
+        self._model, self._tokens, self._ids, self._prefix = model, tokens, ids, prefix
         self._nats: dict[int, TextNats] = {}
 
     def count_nats(self, group: Group, upcoming: Iterable[Group]) -> None:
@@ -52,11 +57,22 @@ class GivenTexts:
         if all(i in self._nats for i in group):
             return
         texts = [i for members in (group, *upcoming) for i in members if i not in self._nats]
-        self._nats |= zip(texts, text_nats(self._model, [self._tokens[i] for i in texts]), strict=True)
+        prefixes = [self._prefix(i) for i in texts]
+        nats = text_nats(self._model, [self._tokens[i] for i in texts], prefixes=prefixes)
+        self._nats |= zip(texts, nats, strict=True)
 
     def pop(self, group: Group) -> list[GivenText]:
         """The texts of a group whose nats were counted, which are forgotten then."""
-        return [GivenText(index=i, text_id=self._ids[i], tokens=self._tokens[i], nats=self._nats.pop(i)) for i in group]
+        return [
+            GivenText(
+                index=i,
+                text_id=self._ids[i],
+                tokens=self._tokens[i],
+                prefix=self._prefix(i),
+                nats=self._nats.pop(i),
+            )
+            for i in group
+        ]
 
 
 def text_results(
@@ -77,6 +93,7 @@ def text_results(
             index=text.index,
             text_id=text.text_id,
             tokens=text.tokens,
+            prefix=text.prefix,
             vectors={name: leaf if name in shared else leaf[g] for name, leaf in best.leaves.items()},
             predicted=best.predicted_GT[g, :count],
             nats=np.concatenate([np.full(count - len(nats), np.nan, np.float32), nats]),

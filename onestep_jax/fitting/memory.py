@@ -9,9 +9,9 @@ import jax
 
 from onestep_jax.devices.placement import Placement, Pmap
 from onestep_jax.devices.weight_split import params_shardings
-from onestep_jax.fitting import slots as programs
+from onestep_jax.fitting import programs
 from onestep_jax.fitting.optimizers import Preset
-from onestep_jax.fitting.slots import FitProblem
+from onestep_jax.fitting.slots import FitProblem, Frozen, Slot, own_past_shapes, shapes
 from onestep_jax.model.cost import abstract_params
 from onestep_jax.model.decoder import Network, Params
 from onestep_jax.prototokens.schemes import OneStep, Scheme
@@ -21,7 +21,7 @@ class Memory(NamedTuple):
     """Bytes on one device while slots of texts are being optimised.
 
     Attributes:
-      weights: the frozen params.
+      weights: what is frozen: the params, and keys and values of a common prefix.
       state: vectors, optimiser state and bookkeeping of the slots.
       working: activations and everything else that XLA sets aside within a step.
     """
@@ -35,6 +35,21 @@ class Memory(NamedTuple):
         return self.weights + self.state + self.working
 
 
+class PastShape(NamedTuple):
+    """Prefixes of a fit.
+
+    Attributes:
+      rows: P, tokens of the longest one.
+      own: whether each text has its own.
+    """
+
+    rows: int = 0
+    own: bool = False
+
+
+NO_PAST = PastShape()
+
+
 class StepShape(TypedDict):
     """The keyword arguments of `compiled_step` besides the number of slots."""
 
@@ -42,6 +57,7 @@ class StepShape(TypedDict):
     preset: Preset
     scheme: NotRequired[Scheme]
     placement: NotRequired[Placement]
+    past: NotRequired[PastShape]
 
 
 def compiled_step(
@@ -53,7 +69,8 @@ def compiled_step(
     preset: Preset,
     scheme: Scheme | None = None,
     placement: Placement | None = None,
-) -> tuple[Params, programs.Slot, Any]:
+    past: PastShape = NO_PAST,
+) -> tuple[Frozen, Slot, Any]:
     """Compile the step of a fit without running it; no weights are needed.
 
     Compiling takes seconds, for a large model up to a minute.
@@ -66,21 +83,32 @@ def compiled_step(
       preset: gives the optimiser.
       scheme: the arrangement; `OneStep()` by default.
       placement: the devices; one local device by default.
+      past: what stands before the texts.
 
     Returns:
-      The params and the slots, as shapes with shardings, and the compiled program over them.
+      What is frozen and the slots, as shapes with shardings, and the compiled program over them.
     """
     placement, params = placement or Pmap(jax.local_devices()[:1]), abstract_params(network.config, dtype)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
+    frozen = Frozen(params, _common_past(network, params, placement, 0 if past.own else past.rows))
     problem = _problem(network, scheme or OneStep(), preset)
 
     def stacked(leaf: Any) -> Any:
         whole = jax.ShapeDtypeStruct((placement.rows, slots, *leaf.shape), leaf.dtype)
         return _placed(whole, placement.sharding(whole.shape))
 
-    state = jax.tree.map(stacked, programs.shapes(problem, length))
-    lowered = placement.lower(programs.chunk, params, state, static=(problem, 1), donate=1)
-    return params, state, lowered.compile()
+    own = own_past_shapes(problem, params, past.rows if past.own else 0)
+    state = jax.tree.map(stacked, shapes(problem, length, own))
+    lowered = placement.lower(programs.chunk, frozen, state, static=(problem, 1), donate=1)
+    return frozen, state, lowered.compile()
+
+
+def _common_past(network: Network, params: Params, placement: Placement, rows: int) -> Any:
+    """Keys and values of the prefix that all texts have, as shapes with shardings; None without one."""
+    if not rows:
+        return None
+    past = jax.eval_shape(network.past, params, jax.ShapeDtypeStruct((rows,), "int32"))
+    return jax.tree.map(_placed, past, placement.past_shardings(past))
 
 
 def _problem(network: Network, scheme: Scheme, preset: Preset) -> FitProblem:
@@ -102,14 +130,14 @@ def _placed(leaf: Any, sharding: Any) -> Any:
 
 def fit_memory(network: Network, dtype: Any, *, slots: int, **shape: Unpack[StepShape]) -> Memory:
     """Memory of a step of `slots` groups a row on one device, in bytes; it compiles the step."""
-    params, state, program = compiled_step(network, dtype, slots=slots, **shape)
-    return program_memory(params, state, program)
+    frozen, state, program = compiled_step(network, dtype, slots=slots, **shape)
+    return program_memory(frozen, state, program)
 
 
-def program_memory(params: Any, state: Any, program: Any) -> Memory:
-    """Bytes on one device of a compiled step over params and slots: arrays, or shapes with shardings."""
+def program_memory(frozen: Any, state: Any, program: Any) -> Memory:
+    """Bytes on one device of a compiled step over what is frozen and slots: arrays, or shapes with shardings."""
     return Memory(
-        weights=_bytes(params), state=_bytes(state), working=int(program.memory_analysis().temp_size_in_bytes)
+        weights=_bytes(frozen), state=_bytes(state), working=int(program.memory_analysis().temp_size_in_bytes)
     )
 
 

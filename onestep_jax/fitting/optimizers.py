@@ -143,6 +143,8 @@ class Preset:
       temperature: of the softmax in the loss (1 is Eq. 1), see `token_losses.token_losses`.
       steps: budget of one text and seed, in gradient evaluations.
       patience: gradient evaluations without a better accuracy after which a text is given up; None for never.
+      prefix: what stands before the vectors where the scheme does not say: "none", or "bos" for the model's token of
+        that kind, see `prefixes.resolve_prefix`.
     """
 
     start: str
@@ -151,6 +153,7 @@ class Preset:
     temperature: float = 1.0
     steps: int = 5000
     patience: int | None = None
+    prefix: str = "none"
 
     def describe(self) -> dict[str, Any]:
         """What belongs to a run's identity besides the optimiser and the budget."""

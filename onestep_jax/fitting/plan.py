@@ -15,6 +15,7 @@ import optax
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known
+from onestep_jax.fitting.memory import PastShape
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
 from onestep_jax.fitting.slot_ladder import rungs
@@ -22,7 +23,8 @@ from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import beginning
-from onestep_jax.prototokens.schemes import OneStep, Scheme, without_start
+from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
+from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
 from onestep_jax.tokens import check_tokens, text_ids, tokenise
@@ -37,7 +39,8 @@ class FitPlan:
       tokens: (N,) int32 of each text; with copies, those of a text follow each other.
       ids: identity of each of these rows.
       copies: rows of a text.
-      scheme: the arrangement, with start vectors if they were given.
+      scheme: the arrangement, with start vectors if they were given; its prefix is token ids.
+      prefixes: (P,) int32 before each of these rows where each has its own, or empty.
       problem: what compiled programs are made of.
       placement: the devices, and what is split over them.
       ladder: numbers of slots that it may run with over all devices, widest first, see `slot_ladder.rungs`.
@@ -55,6 +58,7 @@ class FitPlan:
     ids: tuple[str, ...]
     copies: int
     scheme: Scheme
+    prefixes: tuple[np.ndarray, ...]
     problem: FitProblem
     placement: Placement
     ladder: tuple[int, ...]
@@ -71,6 +75,10 @@ class FitPlan:
         """Indices of the rows of each group; the last group may have fewer rows."""
         size, count = self.scheme.group, len(self.ids)
         return [tuple(range(first, min(first + size, count))) for first in range(0, count, size)]
+
+    def prefix(self, row: int) -> np.ndarray:
+        """(P,) int32, what stands before a row, whether common to all or its own."""
+        return self.prefixes[row] if self.prefixes else prefix_of(self.scheme)
 
 
 def resolve(
@@ -89,6 +97,7 @@ def resolve(
     remat: bool | str = "auto",
     attention: str = "plain",
     scheme: Scheme | None = None,
+    prefixes: Sequence[str] | Sequence[Sequence[int]] | None = None,
     chunk: int = 10,
     save_every: float = 60.0,
     copies: int = 1,
@@ -106,24 +115,33 @@ def resolve(
     _check_numbers(steps, seed, seeds, chunk, copies)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
+    chosen = _preset(preset)
     scheme = scheme or OneStep()
-    tokens = tuple(ids for ids in prepare(model, texts, length, scheme) for _ in range(copies))
+    before = own_prefixes(model, scheme, prefixes, len(texts))
+    word = None if before else getattr(scheme, "prefix", None) or chosen.prefix
+    scheme = resolve_prefix(scheme, model, None if before else chosen.prefix)
+    tokens = prepare(model, texts, length, scheme, before)
+    tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
     ids = tuple(text_ids(tokens))
     _check_start(scheme, model, len(tokens))
-    chosen = _preset(preset)
     steps = steps or chosen.steps
     transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
-    identity = _identity(model, ids, length, scheme) | protocol | {"record": record}
+    identity = _identity(model, ids, length, scheme, before) | protocol | {"record": record}
     if isinstance(placement, str):
         placement = choose_placement(placement, weights_bytes(model), scheme, len(tokens))
     model = dataclasses.replace(model, attention=attention)
+    rows = prefix_rows(before or [prefix_of(scheme)])
+    if attention != "plain" and rows:
+        raise UserError(f"attention {attention} cannot stand behind a prefix; use plain, or no prefix (--prefix none)")
     check_attention(model.network, model.dtype, max(map(len, tokens)) + scheme.extra, placement.devices[0])
-    sized = size_fit(model, tokens, scheme, placement, chosen, slots=slots, remat=remat)
+    past = PastShape(rows, own=bool(before))
+    sized = size_fit(model, tokens, scheme, placement, chosen, slots=slots, remat=remat, past=past)
     model = dataclasses.replace(model, remat=sized.remat)
     settings = {
         "model": model.source,
         "preset": preset if isinstance(preset, str) else "given",
+        "prefix": word if isinstance(word, str) and len(prefix_of(scheme)) else None,
         "copies": copies,
         "slots": sized.slots,
         "remat": sized.remat,
@@ -141,6 +159,7 @@ def resolve(
         ids=ids,
         copies=copies,
         scheme=scheme,
+        prefixes=before,
         problem=make_problem(model, scheme, chosen, transformation, steps, record),
         placement=placement,
         ladder=tuple(rungs(sized.slots, placement.rows)),
@@ -171,7 +190,7 @@ def make_problem(
     unit = 1.0 if preset.start == "normal" else input_scale(model)
     problem = FitProblem(
         network=model.network,
-        scheme=without_start(scheme),
+        scheme=bare(scheme),
         optimizer=optimizer,
         scale=preset.scale * unit,
         steps=steps,
@@ -192,8 +211,13 @@ def prepare(
     texts: Sequence[str] | Sequence[Sequence[int]] | Sequence[np.ndarray],
     length: int | None,
     scheme: Scheme,
+    prefixes: Sequence[np.ndarray] = (),
 ) -> list[np.ndarray]:
     """Token ids of texts given as strings or ids, cut to `length` and checked against the model and the scheme.
+
+    Args:
+      model, texts, length, scheme: as of `resolve`; the scheme's prefix is token ids.
+      prefixes: before each text, where each has its own.
 
     Returns:
       (≤ length,) int32 for each text.
@@ -201,11 +225,12 @@ def prepare(
     Raises:
       UserError: for no texts, a text that is empty, too long or of unknown ids, or a length beyond the model's context.
     """
-    context = model.config.context - scheme.extra
+    before = scheme.extra + max(map(len, prefixes or [prefix_of(scheme)]))
+    context = model.config.context - before
     if length is not None and length < 1:
         raise UserError(f"length = {length}: expected at least 1")
     if length is not None and length > context:
-        room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
+        room = f" less {before} before the text" if before else ""
         raise UserError(f"length {length} is beyond the model's context of {model.config.context} positions{room}")
     if len(texts) == 0:
         raise UserError("no texts: expected at least one")
@@ -251,9 +276,12 @@ def _optimizer(
     return given, {"name": name, "object": True}
 
 
-def _identity(model: Model, ids: Sequence[str], length: int | None, scheme: Scheme) -> dict[str, Any]:
+def _identity(
+    model: Model, ids: Sequence[str], length: int | None, scheme: Scheme, prefixes: Sequence[np.ndarray]
+) -> dict[str, Any]:
     """What a run is about; with the protocol, all that must not change between its sessions."""
-    return {
+    own = {"prefixes": _digest({str(i): ids for i, ids in enumerate(prefixes)}, np.int32)} if prefixes else {}
+    return own | {
         "model": model.fingerprint,
         "dtype": str(model.dtype),
         "texts": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
@@ -263,8 +291,8 @@ def _identity(model: Model, ids: Sequence[str], length: int | None, scheme: Sche
     }
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+def _digest(arrays: Mapping[str, np.ndarray], dtype: Any = np.float32) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(name.encode() + np.ascontiguousarray(arrays[name], np.float32).tobytes())
+        digest.update(name.encode() + np.ascontiguousarray(arrays[name], dtype).tobytes())
     return digest.hexdigest()[:16]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together
 from onestep_jax.errors import UserError, check_known
-from onestep_jax.fitting.memory import StepShape, fitting_slots
+from onestep_jax.fitting.memory import NO_PAST, PastShape, StepShape, fitting_slots
 from onestep_jax.fitting.optimizers import Preset
-from onestep_jax.fitting.throughput import busy_texts
 from onestep_jax.model.cost import abstract_params
 from onestep_jax.model.decoder import Model, Network, Params
 from onestep_jax.model.fused_attention import KERNELS
@@ -25,6 +28,10 @@ from onestep_jax.store.storage import one_line
 CPU_TOKENS = 1024
 MOST_CPU_SLOTS, LEAST_CPU_SLOTS = 32, 4
 MEMORY_SHARE = 0.85  # of an accelerator's memory, which a fit may fill
+
+ENOUGH = 0.95  # share of the best measured rate at which a device counts as busy
+MOST_TOKENS = 2**17  # at a time; more are not timed
+REPEATS = 3
 
 PLACEMENTS = ("auto", "pmap", "mesh")
 WEIGHTS_SHARE = 0.6  # of a device's memory; larger weights are split over devices
@@ -155,6 +162,7 @@ def size_fit(
     *,
     slots: int | str = "auto",
     remat: bool | str = "auto",
+    past: PastShape = NO_PAST,
 ) -> Sizing:
     """Slots and rematerialisation: as given, and where "auto", what keeps the devices busy within their memory.
 
@@ -177,7 +185,7 @@ def size_fit(
         enough = max(LEAST_CPU_SLOTS, CPU_TOKENS // (length * scheme.group))
         count = _power_of_two(min(MOST_CPU_SLOTS, enough))
         return Sizing(slots=count * placement.rows, remat=remat is True)
-    shape: StepShape = {"length": length, "preset": preset, "scheme": scheme, "placement": placement}
+    shape: StepShape = {"length": length, "preset": preset, "scheme": scheme, "placement": placement, "past": past}
     return _size_on_accelerator(model, shape, scheme.group, placement, remat)
 
 
@@ -185,7 +193,7 @@ def _size_on_accelerator(model: Model, shape: StepShape, group: int, placement: 
     """The fewest slots that keep a device busy, or as many as fit into its memory.
 
     Two compilations of the step tell the memory, see `memory.fitting_slots`; a timed block for each power of two tells
-    when the device is busy, see `throughput.busy_texts`.
+    when the device is busy, see `busy_texts`.
     """
     device = placement.devices[0]
     limit = MEMORY_SHARE * memory_of(device)
@@ -208,3 +216,61 @@ def _size_on_accelerator(model: Model, shape: StepShape, group: int, placement: 
 def _power_of_two(most: int) -> int:
     """The greatest power of two that is no more than `most`."""
     return 1 << (most.bit_length() - 1)
+
+
+# --- how many texts at a time keep an accelerator busy: one block of the model, timed on more and more of them ---
+
+
+def busy_texts(network: Network, dtype: Any, positions: int, most: int, device: Any) -> int:
+    """The least number of texts at a time, a power of two, with which a device is as fast as with more of them.
+
+    Compiles and times a block for 1, 2, 4, … texts, once in a process for each block and number of positions. Positions
+    are rounded up to a power of two, so that fits of many lengths share a measurement. Two neighbouring numbers may
+    have nearly the same rate; then another measurement may choose the other one.
+
+    Args:
+      network: the model's functions; the first of its blocks is timed, forward and back to its input.
+      dtype: of the weights.
+      positions: of a text (T).
+      most: texts that fit into the device's memory.
+      device: where the block is timed.
+    """
+    positions = 1 << (positions - 1).bit_length()
+    one = dataclasses.replace(network, config=dataclasses.replace(network.config, layers=1))
+    rates: dict[int, float] = {}
+    texts = 1
+    while texts <= most and (texts == 1 or texts * positions <= MOST_TOKENS):
+        rates[texts] = texts / seconds_of_block(one, dtype, positions, texts, device)
+        texts *= 2
+    best = max(rates.values())
+    return min(texts for texts, rate in rates.items() if rate >= ENOUGH * best)
+
+
+@functools.cache
+def seconds_of_block(network: Network, dtype: Any, positions: int, texts: int, device: Any) -> float:
+    """Seconds of a forward and backward pass over texts of random vectors, the fastest of `REPEATS`."""
+    with jax.default_device(device):
+        params = _random_block(network, dtype)
+        x_GTD = jax.random.normal(jax.random.key(0), (texts, positions, network.embed_width), dtype)
+        gradient = jax.jit(jax.vmap(jax.grad(functools.partial(_total, network), 1), (None, 0)))
+        gradient(params, x_GTD).block_until_ready()
+        found = []
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            gradient(params, x_GTD).block_until_ready()
+            found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def _total(network: Network, params: Params, x_TD: jax.Array) -> jax.Array:
+    return network.hidden(params, x_TD).astype(jnp.float32).sum()
+
+
+def _random_block(network: Network, dtype: Any) -> Params:
+    """Random weights of all but the embedding table and the output head."""
+    shapes: dict[str, Any] = flatten_dict(abstract_params(network.config, dtype), sep="/")
+    found = {}
+    for i, (path, leaf) in enumerate(sorted(shapes.items())):
+        if not path.startswith(("embed/", "head/")):
+            found[path] = 0.02 * jax.random.normal(jax.random.key(i), leaf.shape, dtype)
+    return unflatten_dict(found, sep="/")

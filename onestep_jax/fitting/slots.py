@@ -1,7 +1,6 @@
-"""Slots: the state of the groups optimised together, and the pure functions that move it (continuous batching).
+"""Slots: the state of the groups optimised together (continuous batching), and how a group begins in one.
 
-Everything is written for one group and vmapped over slots. A step scores the vectors first, keeps them if they are the
-best so far, and only then updates them, so the vectors kept are the ones that earned the kept score.
+Everything is written for one group and vmapped over slots; `programs` moves it.
 """
 
 from __future__ import annotations
@@ -16,12 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from onestep_jax.model.decoder import Network, Params
-from onestep_jax.prototokens.objective import accuracies, group_accuracy, group_loss, score_group
+from onestep_jax.model.decoder import Network, Params, Past
+from onestep_jax.prototokens.prefixes import Prefixes, pasts_of
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, draw
 
 IDLE, RUNNING, SOLVED, EXHAUSTED, FAILED = range(5)
 STATUS = ("idle", "running", "solved", "exhausted", "failed")
+
+
+class Frozen(NamedTuple):
+    """What no step changes.
+
+    Attributes:
+      params: the weights.
+      past: keys and values of the prefix that all texts have; None where they have none, or each its own.
+    """
+
+    params: Params
+    past: Past | None = None
 
 
 class Slot(NamedTuple):
@@ -40,6 +51,7 @@ class Slot(NamedTuple):
       best_step: () int32, updates made before that step.
       improved_step: () int32, updates made before the best accuracy was first reached.
       first_hit_GT: (G, T) int32, gradient evaluation at which a token was first right, counted from 0; −1 for never.
+      past: keys and values of each text's own prefix, arrays leading with G; None where they have none of their own.
     """
 
     status: Array
@@ -54,6 +66,7 @@ class Slot(NamedTuple):
     best_step: Array
     improved_step: Array
     first_hit_GT: Array
+    past: Past | None = None
 
 
 class Info(NamedTuple):
@@ -78,7 +91,7 @@ class Harvest(NamedTuple):
     """A finished slot, and what the decode program says of its best vectors.
 
     Attributes:
-      slot: the slot, with `leaves` and `opt_state` left out.
+      slot: the slot, with `leaves`, `opt_state` and `past` left out.
       accuracy_G: (G,) float32, the accuracy that is recorded.
       predicted_GT: (G, T) int32, the argmax token ids.
     """
@@ -86,6 +99,24 @@ class Harvest(NamedTuple):
     slot: Slot
     accuracy_G: Array
     predicted_GT: Array
+
+
+class Offer(NamedTuple):
+    """Groups for free slots, as host arrays with leading (row, slot) axes.
+
+    Attributes:
+      offered: bool, whether a group is offered to this slot.
+      tokens_GT, lengths_G, ids_G4: see `fresh`.
+      start: leaf → start vectors, or None to draw them.
+      prefixes: of the texts, where each has its own; else None.
+    """
+
+    offered: Any
+    tokens_GT: Any
+    lengths_G: Any
+    ids_G4: Any
+    start: Any = None
+    prefixes: Prefixes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +146,14 @@ class FitProblem:
     record: bool = False
 
 
-def fresh(problem: FitProblem, tokens_GT: Array, lengths_G: Array, ids_G4: Array, start: Leaves | None = None) -> Slot:
+def fresh(
+    problem: FitProblem,
+    tokens_GT: Array,
+    lengths_G: Array,
+    ids_G4: Array,
+    start: Leaves | None = None,
+    past: Past | None = None,
+) -> Slot:
     """A running slot at its start vectors, which are drawn from the texts' identities unless given."""
     chex.assert_shape(tokens_GT, (problem.scheme.group, None))
     chex.assert_shape(ids_G4, (problem.scheme.group, 4))
@@ -133,167 +171,28 @@ def fresh(problem: FitProblem, tokens_GT: Array, lengths_G: Array, ids_G4: Array
         best_step=jnp.int32(0),
         improved_step=jnp.int32(0),
         first_hit_GT=jnp.full(tokens_GT.shape, -1, jnp.int32),
+        past=past,
     )
 
 
-def shapes(problem: FitProblem, positions: int) -> Slot:
-    """A slot for texts padded to `positions` tokens, as `jax.ShapeDtypeStruct`s."""
+def shapes(problem: FitProblem, positions: int, past: Any = None) -> Slot:
+    """A slot for texts padded to `positions` tokens, as `jax.ShapeDtypeStruct`s; `past` is that of a slot, likewise."""
     G = problem.scheme.group
     tokens_GT, lengths_G = jax.ShapeDtypeStruct((G, positions), jnp.int32), jax.ShapeDtypeStruct((G,), jnp.int32)
     ids_G4 = jax.ShapeDtypeStruct((G, 4), jnp.uint32)
-    return jax.eval_shape(functools.partial(fresh, problem), tokens_GT, lengths_G, ids_G4)
+    return jax.eval_shape(functools.partial(fresh, problem), tokens_GT, lengths_G, ids_G4, None, past)
 
 
-def idle(problem: FitProblem, positions: int, lead: tuple[int, ...]) -> Slot:
+def own_past_shapes(problem: FitProblem, params: Any, rows: int) -> Any:
+    """The `past` of a slot whose texts have prefixes of their own, padded to `rows` tokens, as shapes; None for 0."""
+    G = problem.scheme.group
+    if not rows:
+        return None
+    prefixes = Prefixes(jax.ShapeDtypeStruct((G, rows), jnp.int32), jax.ShapeDtypeStruct((G,), jnp.int32))
+    return jax.eval_shape(functools.partial(pasts_of, problem.network), params, prefixes)
+
+
+def idle(problem: FitProblem, positions: int, lead: tuple[int, ...], past: Any = None) -> Slot:
     """Empty slots, as host arrays with these leading axes."""
-    zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), shapes(problem, positions))
+    zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), shapes(problem, positions, past))
     return zeros._replace(status=np.full(lead, IDLE, np.int32))
-
-
-def step(problem: FitProblem, params: Params, slot: Slot) -> tuple[Slot, Info]:
-    """Score, keep, update: one gradient evaluation of one group; a slot that is not running stays as it is."""
-
-    def loss_of(leaves: Leaves) -> tuple[Array, Array]:
-        score = score_group(
-            problem.network, problem.scheme, params, leaves, slot.tokens_GT, slot.lengths_G, problem.temperature
-        )
-        return group_loss(score.nats_G, slot.lengths_G), score.hits_GT
-
-    # Score: Eq. 1 and its gradient, and the hits that Eq. 2 counts, at the vectors as they are.
-    (loss, hits_GT), gradient = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
-    accuracy_G = accuracies(hits_GT, slot.lengths_G)
-    accuracy = group_accuracy(accuracy_G, slot.lengths_G)
-
-    # Keep: before the update, since the vectors after it have no score yet.
-    moved = _keep_if_best(slot, loss, accuracy)
-    status = _status_after(problem, moved, loss, accuracy_G)
-
-    # Update: the optimiser sees this group alone, because it is vmapped with the rest.
-    extras = {}
-    if isinstance(problem.optimizer, optax.GradientTransformationExtraArgs):
-        extras = {"value": loss, "grad": gradient, "value_fn": lambda leaves: loss_of(leaves)[0]}
-    updates, opt_state = problem.optimizer.update(gradient, slot.opt_state, slot.leaves, **extras)
-    leaves: Any = optax.apply_updates(slot.leaves, updates)
-    moved = moved._replace(
-        status=status,
-        steps=slot.steps + 1,
-        leaves=leaves,
-        opt_state=opt_state,
-        first_hit_GT=jnp.where(hits_GT & (slot.first_hit_GT < 0), slot.steps, slot.first_hit_GT),
-    )
-
-    after = _choose(slot.status == RUNNING, moved, slot)  # under vmap finished and empty slots compute as well
-    recorded = slot.leaves if problem.record else {}
-    return after, Info(status=after.status, steps=after.steps, loss=loss, accuracy=accuracy, leaves=recorded)
-
-
-def _keep_if_best(slot: Slot, loss: Array, accuracy: Array) -> Slot:
-    """The slot with its vectors as the best ones, if no earlier accuracy is better; ties go to the lower loss."""
-    more_accurate = accuracy > slot.best_accuracy
-    better = jnp.isfinite(loss) & (more_accurate | (accuracy == slot.best_accuracy) & (loss < slot.best_loss))
-    return slot._replace(
-        best=_choose(better, slot.leaves, slot.best),
-        best_accuracy=jnp.where(better, accuracy, slot.best_accuracy),
-        best_loss=jnp.where(better, loss, slot.best_loss),
-        best_step=jnp.where(better, slot.steps, slot.best_step),
-        improved_step=jnp.where(better & more_accurate, slot.steps, slot.improved_step),
-    )
-
-
-def _status_after(problem: FitProblem, slot: Slot, loss: Array, accuracy_G: Array) -> Array:
-    """Status after evaluation number `slot.steps`, counted from 0: failed before solved before given up."""
-    patience = problem.steps if problem.patience is None else problem.patience
-    given_up = (slot.steps + 1 >= problem.steps) | (slot.steps - slot.improved_step >= patience)
-    status = jnp.where(given_up, EXHAUSTED, RUNNING)
-    status = jnp.where(jnp.all(accuracy_G == 1), SOLVED, status)  # the paper's early stop: every token is right
-    return jnp.where(jnp.isfinite(loss), status, FAILED).astype(jnp.int32)
-
-
-def chunk(problem: FitProblem, length: int, params: Params, slots: Slot) -> tuple[Slot, Info]:
-    """Up to `length` steps of all slots, fewer once none is running; the info is of each slot's last step."""
-
-    def unfinished(carry: tuple[Array, Slot, Info]) -> Array:
-        done, slots, _ = carry
-        return (done < length) & jnp.any(slots.status == RUNNING)
-
-    def body(carry: tuple[Array, Slot, Info]) -> tuple[Array, Slot, Info]:
-        done, slots, info = carry
-        running = slots.status == RUNNING
-        slots, newest = jax.vmap(functools.partial(step, problem, params))(slots)
-        info = jax.vmap(_choose)(running, newest, info)
-        return done + 1, slots, info._replace(status=slots.status, steps=slots.steps)
-
-    nothing = jnp.full(slots.status.shape, jnp.nan, jnp.float32)
-    leaves = slots.leaves if problem.record else {}
-    info = Info(status=slots.status, steps=slots.steps, loss=nothing, accuracy=nothing, leaves=leaves)
-    _, slots, info = jax.lax.while_loop(unfinished, body, (jnp.int32(0), slots, info))
-    return slots, info
-
-
-def harvest(problem: FitProblem, params: Params, slots: Slot, which_K: Array) -> tuple[Slot, Harvest]:
-    """Decode the best vectors of some slots; a solved slot that the decode program refutes runs on.
-
-    In float32 the decode program always confirms. In bfloat16 the winning margin can be smaller than the difference in
-    rounding between this program and the step. Attention is plain, as it is wherever stored vectors are decoded.
-
-    Args:
-      problem, params, slots: as in `chunk`.
-      which_K: (K,) int32 indices of slots; an index beyond the last slot fills a place that is not needed.
-
-    Returns:
-      The slots, and K harvests, of which those of unneeded places are to be ignored.
-    """
-    network = dataclasses.replace(problem.network, attention="plain")
-
-    def one(slot: Slot) -> Harvest:
-        score = score_group(network, problem.scheme, params, slot.best, slot.tokens_GT, slot.lengths_G)
-        accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
-        refuted = (slot.status == SOLVED) & ~jnp.all(accuracy_G == 1)
-        resumed = jnp.where(slot.steps >= problem.steps, EXHAUSTED, RUNNING).astype(jnp.int32)
-        accuracy = group_accuracy(accuracy_G, slot.lengths_G)
-        slot = slot._replace(
-            status=jnp.where(refuted, resumed, slot.status),
-            best_accuracy=jnp.where(refuted, accuracy, slot.best_accuracy),
-        )
-        return Harvest(slot=slot, accuracy_G=accuracy_G, predicted_GT=score.predicted_GT)
-
-    # A gather clips an index beyond the end and a scatter drops it, so an unneeded place changes no slot.
-    wanted = slots._replace(leaves={}, opt_state=None)
-    found = jax.vmap(one)(jax.tree.map(lambda array: array.at[which_K].get(mode="clip"), wanted))
-    status = slots.status.at[which_K].set(found.slot.status, mode="drop")
-    best_accuracy = slots.best_accuracy.at[which_K].set(found.slot.best_accuracy, mode="drop")
-    return slots._replace(status=status, best_accuracy=best_accuracy), found
-
-
-class Offer(NamedTuple):
-    """Groups for free slots, as host arrays with leading (row, slot) axes.
-
-    Attributes:
-      offered: bool, whether a group is offered to this slot.
-      tokens_GT, lengths_G, ids_G4: see `fresh`.
-      start: leaf → start vectors, or None to draw them.
-    """
-
-    offered: Any
-    tokens_GT: Any
-    lengths_G: Any
-    ids_G4: Any
-    start: Any = None
-
-
-def refill(problem: FitProblem, _params: Params, slots: Slot, offer: Offer) -> tuple[Slot, Array]:
-    """Begin the offered groups in slots that are not running; returns the slots, and which of them took their group."""
-    new = jax.vmap(functools.partial(fresh, problem))(offer.tokens_GT, offer.lengths_G, offer.ids_G4, offer.start)
-    return restore(_params, slots, offer.offered, new)
-
-
-def restore(_params: Params, slots: Slot, offered: Array, saved: Slot) -> tuple[Slot, Array]:
-    """As `refill`, with slots that were saved: their groups resume where they were."""
-    # A slot may still run, though it was offered a group: the host offers before it knows what a harvest refuted.
-    taken = offered & (slots.status != RUNNING)
-    return jax.vmap(_choose)(taken, saved, slots), taken
-
-
-def _choose(condition: Array, new: Any, old: Any) -> Any:
-    """The tree `new` where the condition () holds, else `old`."""
-    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)

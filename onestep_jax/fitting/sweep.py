@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -15,10 +14,12 @@ from onestep_jax.fitting.plan import FitPlan
 from onestep_jax.fitting.progress import Meter, Progress
 from onestep_jax.fitting.recorder import Recorder
 from onestep_jax.fitting.slot_ladder import SlotLadder
+from onestep_jax.fitting.slots import Frozen
 from onestep_jax.fitting.tasks import Outcome, Task
 from onestep_jax.fitting.trials import Trials
 from onestep_jax.fitting.work_queue import WorkBlock, WorkQueue, claim_order, cut
 from onestep_jax.model.cost import step_flops
+from onestep_jax.prototokens.prefixes import prefix_of, prefix_rows
 from onestep_jax.tokens import padded_lengths
 
 AHEAD = 256  # texts whose nats are counted together with those of a group that is about to be fitted
@@ -38,8 +39,8 @@ class Sweep:
 
     def __init__(self, plan: FitPlan, recorder: Recorder, progress: Callable[[Progress], None] | None):
         self.plan, self.recorder = plan, recorder
-        self.trials = Trials(plan.tokens, plan.ids, plan.scheme, plan.first_seed, plan.seeds)
-        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids)
+        self.trials = Trials(plan.tokens, plan.ids, plan.scheme, plan.prefixes, plan.first_seed, plan.seeds)
+        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix)
         self.meter = Meter(len(plan.ids), plan.scheme.group, progress, recorder.recorded)
         self.ladder = SlotLadder(plan.ladder, plan.placement.devices[0].platform)
         self.queue = WorkQueue([], self._tasks_of)
@@ -53,9 +54,10 @@ class Sweep:
           UserError: if the devices have no memory for even one slot each.
         """
         plan, share = self.plan, self.recorder.share
-        params = plan.placement.place(plan.model.params, plan.model.config.kv_heads)
+        frozen = self._frozen()
         longest = [max(len(plan.tokens[i]) for i in group) for group in plan.groups]
-        padded = padded_lengths(longest, plan.model.config.boundary, plan.scheme.extra)
+        before = plan.scheme.extra + prefix_rows([plan.prefix(i) for i in range(len(plan.ids))])
+        padded = padded_lengths(longest, plan.model.config.boundary, before)
         for positions, blocks in cut(plan.groups, padded, share.block or len(plan.groups)).items():
             self.queue = WorkQueue(claim_order(blocks, share.process, share.processes), self._tasks_of)
             left = sum(group not in self._recorded for block in blocks for group in block.groups)
@@ -64,14 +66,32 @@ class Sweep:
             # More than one engine: fewer slots at the end, or for lack of memory. And one ends with tasks waiting if
             # every group in flight came to the end of a seed as the state was saved; their next seeds wait then.
             while self.queue.claim_until_ready():
-                self._run_engine(params, positions)
+                self._run_engine(frozen, positions)
         self._flush()
         self.recorder.finish()
 
-    def _run_engine(self, params: Any, positions: int) -> None:
+    def _frozen(self) -> Frozen:
+        """The weights, and keys and values of the prefix that all texts have, on the devices."""
+        plan, model = self.plan, self.plan.model
+        params = plan.placement.place(model.params, model.config.kv_heads)
+        prefix = prefix_of(plan.scheme)
+        if not len(prefix):
+            return Frozen(params)
+        past = jax.jit(model.network.past)(model.params, prefix)
+        return Frozen(params, jax.device_put(past, plan.placement.past_shardings(past)))
+
+    def _run_engine(self, frozen: Frozen, positions: int) -> None:
         """Run an engine until it ends, or until fewer slots serve better; tasks in flight then wait again."""
         plan, width = self.plan, self.ladder.width
-        engine = Engine(plan.problem, params, plan.placement, positions=positions, slots=width, chunk=plan.chunk)
+        engine = Engine(
+            plan.problem,
+            frozen,
+            plan.placement,
+            positions=positions,
+            prefix_rows=prefix_rows(plan.prefixes),
+            slots=width,
+            chunk=plan.chunk,
+        )
         try:
             verdict = engine.run(self)
         except jax.errors.JaxRuntimeError as error:

@@ -21,6 +21,7 @@ class Task:
       texts: indices of the group's texts, which the engine does not use.
       seed: number of the seed.
       tokens: token ids of each text.
+      prefixes: token ids of each text's own prefix; empty where they have none of their own.
       ids: (texts, 4) uint32, see `schemes.draw`.
       start: leaf → (texts, *shape), or its plain shape where shared, or None to draw.
       saved: the slot to resume from, as host arrays, or None to begin.
@@ -33,6 +34,7 @@ class Task:
     seed: int
     tokens: list[np.ndarray]
     ids: np.ndarray
+    prefixes: list[np.ndarray] = dataclasses.field(default_factory=list)
     start: Mapping[str, np.ndarray] | None = None
     saved: Slot | None = None
     trace: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)

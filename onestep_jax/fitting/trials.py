@@ -23,12 +23,21 @@ class Trials:
       tokens: (N,) int32 of each text of the fit.
       ids: identity of each text, from which its start vectors are drawn.
       scheme: the arrangement, with start vectors if they were given.
+      prefixes: of each text, where each has its own; else empty.
       first_seed: number of the first seed.
       seeds: how many a group may use.
     """
 
-    def __init__(self, tokens: Sequence[np.ndarray], ids: Sequence[str], scheme: Scheme, first_seed: int, seeds: int):
-        self._tokens, self._ids, self._scheme = tokens, ids, scheme
+    def __init__(
+        self,
+        tokens: Sequence[np.ndarray],
+        ids: Sequence[str],
+        scheme: Scheme,
+        prefixes: Sequence[np.ndarray],
+        first_seed: int,
+        seeds: int,
+    ):
+        self._tokens, self._ids, self._scheme, self._prefixes = tokens, ids, scheme, prefixes
         self._first_seed, self._seeds = first_seed, seeds
         self._outcomes: dict[Group, list[Outcome]] = {}
 
@@ -41,7 +50,8 @@ class Trials:
             rows = list(group)
             start = {name: array[rows] for name, array in self._scheme.start.items()}
             start |= {name: start[name][0] for name in self._scheme.shared}
-        return Task(texts=group, seed=seed, tokens=[self._tokens[i] for i in group], ids=ids, start=start)
+        tokens, prefixes = [self._tokens[i] for i in group], [self._prefixes[i] for i in group if self._prefixes]
+        return Task(texts=group, seed=seed, tokens=tokens, ids=ids, prefixes=prefixes, start=start)
 
     def next_task(self, group: Group) -> Task:
         """A group at the start vectors of its first seed that was not tried yet."""

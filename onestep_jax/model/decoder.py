@@ -44,6 +44,30 @@ class HiddenStates(NamedTuple):
     attention_LHTS: Array
 
 
+class Past(NamedTuple):
+    """Keys and values of a prefix: frozen tokens that stand before an input.
+
+    They do not depend on what follows, so they are computed once and not with every input.
+
+    Attributes:
+      cache: block → attention → "k", "v": (K, P, C).
+      length: () int32, tokens of the prefix, at most P; the rows behind them have no meaning. None where all P are
+        tokens.
+    """
+
+    cache: Any
+    length: Array | None = None
+
+    @property
+    def rows(self) -> int:
+        """P."""
+        return jax.tree.leaves(self.cache)[0].shape[-2]
+
+    def with_room(self, positions: int) -> Any:
+        """The cache with zero rows for `positions` inputs behind its own."""
+        return jax.tree.map(lambda rows: jnp.pad(rows, ((0, 0), (0, positions), (0, 0))), self.cache)
+
+
 class Decoder(nn.Module):
     """A causal decoder over input vectors; token ids enter only through `embed`.
 
@@ -102,6 +126,12 @@ class Decoder(nn.Module):
         return self.head(self.hidden(x_TD))
 
 
+def empty_cache(config: ModelConfig, positions: int, dtype: Any) -> Any:
+    """Zero keys and values of every block for one text: block → attention → "k", "v", each (K, positions, C)."""
+    zeros = jnp.zeros((config.kv_heads, positions, config.head_dim), dtype)
+    return {f"block_{i}": {"attention": {"k": zeros, "v": zeros}} for i in range(config.layers)}
+
+
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every weight of a decoder, by path ("block_0/attention/q/kernel"); no array is made."""
 
@@ -138,10 +168,25 @@ class Network:
         """Input vectors of token ids: (T,) integers → (T, D)."""
         return Decoder(self.config).apply({"params": params}, tokens_T, method="embed")  # pyright: ignore[reportReturnType]
 
-    def hidden(self, params: Params, x_TD: Array) -> Array:
-        """Output of the last block, and of the final norm if there is one: (T, D) → (T, D)."""
+    def hidden(self, params: Params, x_TD: Array, past: Past | None = None) -> Array:
+        """Output of the last block, and of the final norm if there is one: (T, D) → (T, D).
+
+        With a `past` the inputs stand behind its prefix, and attention is plain.
+        """
         decoder = Decoder(self.config, remat=self.remat, attention=self.attention)
-        return decoder.apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
+        if past is None:
+            return decoder.apply({"params": params}, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
+        # The inputs take the rows from the prefix's end on. What rows of the padding are left lie behind every query.
+        variables = {"params": params, "cache": past.with_room(len(x_TD))}
+        start = past.rows if past.length is None else past.length
+        return decoder.apply(variables, x_TD, start, method="hidden")  # pyright: ignore[reportReturnType]
+
+    def past(self, params: Params, tokens_P: Array, length: Array | None = None) -> Past:
+        """Keys and values of a prefix of `length` tokens, padded to P; of P tokens without a length."""
+        decoder, x_PD = Decoder(self.config), self.embed(params, tokens_P)
+        variables = {"params": params, "cache": empty_cache(self.config, len(x_PD), x_PD.dtype)}
+        _, made = decoder.apply(variables, x_PD, 0, method="hidden", mutable=["cache"])
+        return Past(made["cache"], length)
 
     def head(self, params: Params, h_TD: Array) -> Array:
         """Logits of normed hidden states: (T, D) → (T, V), in the dtype of the weights."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from onestep_jax.errors import UserError, check_least
 from onestep_jax.model.config import ModelConfig
-from onestep_jax.model.decoder import Array, Decoder, Model, Network, Params
+from onestep_jax.model.decoder import Array, Decoder, Model, Network, Params, empty_cache
 from onestep_jax.model.token_losses import argmax
 from onestep_jax.tokens import batches, check_tokens
 
@@ -200,9 +200,3 @@ def _choose(config: ModelConfig, params: Params, h_D: Array, draw: _Draw | None,
         return argmax(logits_V)
     key = jax.random.fold_in(jax.random.fold_in(draw.key, text), position)
     return jax.random.categorical(key, logits_V / draw.temperature).astype(jnp.int32)
-
-
-def empty_cache(config: ModelConfig, positions: int, dtype: Any) -> Any:
-    """Zero keys and values of every block for one text: block → attention → "k", "v", each (K, positions, C)."""
-    zeros = jnp.zeros((config.kv_heads, positions, config.head_dim), dtype)
-    return {f"block_{i}": {"attention": {"k": zeros, "v": zeros}} for i in range(config.layers)}

@@ -109,8 +109,9 @@ def soft_cap(x: Array, cap: float | None) -> Array:
 class Attention(nn.Module):
     """Causal grouped-query self-attention.
 
-    If the variable collection "cache" holds "k" and "v", each (K, S, C), the new keys and values are written into it
-    from row `start` on, and a query attends to all rows up to its own position. Without a cache, `start` is 0.
+    If the variable collection "cache" holds "k" and "v", each (K, S, C), the new keys and values are written over its
+    rows from `start` on, and a query attends to all rows up to its own position. The collection keeps them where it is
+    mutable. Without a cache, `start` is 0.
 
     A `kernel` other than "plain" stores neither scores nor attention weights, so the weights cannot be recorded. Cached
     rows are always attended to plainly.
@@ -186,12 +187,13 @@ class Attention(nn.Module):
         return made["q"], made["k"], made["v"]
 
     def remember(self, name: str, new_KTC: Array, start: Array | int) -> Array:
-        """The cached rows (K, S, C) with the new rows written in; the new rows alone if there is no cache."""
+        """The rows of the cache (K, S, C) with the new rows written in; the new rows alone if there is no cache."""
         if not self.has_variable("cache", name):
             return new_KTC
         kept_KSC = self.get_variable("cache", name)
         kept_KSC = jax.lax.dynamic_update_slice(kept_KSC, new_KTC.astype(kept_KSC.dtype), (0, start, 0))
-        self.put_variable("cache", name, kept_KSC)
+        if self.is_mutable_collection("cache"):
+            self.put_variable("cache", name, kept_KSC)
         return kept_KSC
 
 

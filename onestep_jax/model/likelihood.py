@@ -21,8 +21,8 @@ class TextNats(NamedTuple):
     """A text under the model.
 
     Attributes:
-      nats: float32, −ln P(t_i | t_<i) of each token: (N,) with a BOS before the text; without one the first token has
-        no term, (N − 1,).
+      nats: float32, −ln P(t_i | t_<i) of each token: (N,) with a prefix or a BOS before the text; without either the
+        first token has no term, (N − 1,).
       total: their sum, H_LM (Eq. 3).
     """
 
@@ -39,12 +39,16 @@ def beginning(model: Model) -> int | None:
     return None if model.tokenizer is None else model.tokenizer.bos_token_id
 
 
-def text_nats(model: Model, tokens: Sequence[Any], *, batch: int = BATCH) -> list[TextNats]:
+def text_nats(
+    model: Model, tokens: Sequence[Any], *, prefixes: Sequence[Any] | None = None, batch: int = BATCH
+) -> list[TextNats]:
     """Measure H_LM (Eq. 3) of each text, per token and in total, in nats.
 
     Args:
       model: the frozen model.
       tokens: token ids of each text, without special tokens.
+      prefixes: token ids that stand before each text and have no term of their own; a text with an empty one, or all
+        without prefixes, stand behind the BOS, see `beginning`.
       batch: texts in a forward pass at most.
 
     Raises:
@@ -52,15 +56,20 @@ def text_nats(model: Model, tokens: Sequence[Any], *, batch: int = BATCH) -> lis
     """
     texts = check_tokens(tokens, model.config.vocab_size, model.config.context)
     bos = beginning(model)
-    inputs = [np.array([*([] if bos is None else [bos]), *ids[:-1]], np.int32) for ids in texts]
-    targets = [ids if bos is not None else ids[1:] for ids in texts]
+    alone = np.array([] if bos is None else [bos], np.int32)
+    before = [prefix if len(prefix) else alone for prefix in prefixes or [alone] * len(texts)]
+    inputs = [np.array([*prefix, *ids[:-1]], np.int32) for prefix, ids in zip(before, texts, strict=True)]
+    targets = [
+        np.concatenate([np.zeros(max(0, len(prefix) - 1), np.int32), ids if len(prefix) else ids[1:]])
+        for prefix, ids in zip(before, texts, strict=True)
+    ]
     found: dict[int, TextNats] = {}
     for chosen in batches([len(ids) for ids in inputs], batch, boundary=model.config.boundary):
         given_GT, wanted_GT = chosen.pad(inputs), chosen.pad(targets)
         # Without a BOS a text of one token leaves no position.
         nats_GT = np.asarray(_nats(model.config, model.params, given_GT, wanted_GT)) if chosen.positions else given_GT
         for i, nats_T in zip(chosen.texts, nats_GT, strict=False):
-            own = nats_T[: len(targets[i])].astype(np.float32)
+            own = nats_T[max(0, len(before[i]) - 1) : len(targets[i])].astype(np.float32)
             found[i] = TextNats(nats=own, total=float(own.sum(dtype=np.float64)))
     return [found[i] for i in range(len(texts))]
 

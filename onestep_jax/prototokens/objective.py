@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from onestep_jax.devices.weight_split import TEXTS, texts_are_spread
-from onestep_jax.model.decoder import Network, Params, weights_dtype
+from onestep_jax.model.decoder import Network, Params, Past, weights_dtype
 from onestep_jax.model.token_losses import token_losses
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, axes
+
+_Texts: TypeAlias = tuple[Leaves, Past | None, Array, Array]
 
 TEXTS_AT_A_TIME = 16  # texts of one group in a forward and backward pass
 
@@ -52,15 +54,16 @@ def score_text(
     tokens_T: Array,
     length: Array,
     temperature: float = 1.0,
+    past: Past | None = None,
 ) -> TextScore:
-    """Score one text of `length` tokens, padded to T, under given leaves."""
+    """Score one text of `length` tokens, padded to T, under given leaves, behind a prefix if there is one."""
     T = tokens_T.shape[0]
     # A scheme that is not teacher-forced never sees the text.
     text_TD = network.embed(params, tokens_T) if scheme.teacher_forced else jnp.zeros((T, network.embed_width))
     x_TD = scheme.inputs(leaves, text_TD, length).astype(weights_dtype(params))
     # Eq. 1 has no shift: with [e, m, …, m] the output at input i, which has seen inputs 1 … i, predicts token i.
     # `reads` names that output for every scheme.
-    h_TD = network.hidden(params, x_TD)[scheme.reads(T)]
+    h_TD = network.hidden(params, x_TD, past)[scheme.reads(T)]
     nats_T, predicted_T = token_losses(network, params, h_TD, tokens_T, temperature)
     # Padding follows the text, so under the causal mask it reaches no real position; its own losses are left out here.
     real_T = jnp.arange(T) < length
@@ -76,8 +79,11 @@ def score_group(
     tokens_GT: Array,
     lengths_G: Array,
     temperature: float = 1.0,
+    past: Past | None = None,
 ) -> Score:
-    """Score the texts of a group; shared leaves go to each of them.
+    """Score the texts of a group; shared leaves go to each of them, and so does a `past` that has no lengths.
+
+    A `past` with lengths (G,) holds the prefix of each text, its arrays leading with G.
 
     A group of more than `TEXTS_AT_A_TIME` is taken in micro-batches; the gradient of a shared leaf is their sum, and
     the backward pass computes the activations of a micro-batch again instead of keeping them. Where the texts of a
@@ -86,15 +92,17 @@ def score_group(
     """
     own = {name: leaf for name, leaf in leaves.items() if axes(scheme)[name] == 0}
     shared = {name: leaf for name, leaf in leaves.items() if name not in own}
+    common, own_past = (past, None) if past is None or past.length is None else (None, past)
 
-    def score_texts(params: Params, shared: Leaves, texts: tuple[Leaves, Array, Array]) -> TextScore:
-        def one(text: tuple[Leaves, Array, Array]) -> TextScore:
-            own, tokens_T, length = text
-            return score_text(network, scheme, params, {**own, **shared}, tokens_T, length, temperature)
+    def score_texts(params: Params, shared: Leaves, common: Past | None, texts: _Texts) -> TextScore:
+        def one(text: _Texts) -> TextScore:
+            own, own_past, tokens_T, length = text
+            leaves, past = {**own, **shared}, own_past or common
+            return score_text(network, scheme, params, leaves, tokens_T, length, temperature, past)
 
-        if len(texts[1]) == 1:  # an axis of one would make XLA's reductions on a CPU several times slower
+        if len(texts[2]) == 1:  # an axis of one would make XLA's reductions on a CPU several times slower
             return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], texts)))
-        if len(texts[1]) <= TEXTS_AT_A_TIME:
+        if len(texts[2]) <= TEXTS_AT_A_TIME:
             return jax.vmap(one)(texts)
         return jax.lax.map(jax.checkpoint(one), texts, batch_size=TEXTS_AT_A_TIME)
 
@@ -103,9 +111,9 @@ def score_group(
         # to every device is a sum over the devices: the one exchange of a step.
         whole, split = PartitionSpec(), PartitionSpec(TEXTS)
         score_texts = jax.shard_map(
-            score_texts, in_specs=(whole, whole, split), out_specs=split, axis_names={TEXTS}, check_vma=False
+            score_texts, in_specs=(whole, whole, whole, split), out_specs=split, axis_names={TEXTS}, check_vma=False
         )
-    scores = score_texts(params, shared, (own, tokens_GT, lengths_G))
+    scores = score_texts(params, shared, common, (own, own_past, tokens_GT, lengths_G))
     return Score(nats_G=scores.nats, hits_GT=scores.hits_T, predicted_GT=scores.predicted_T)
 
 

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from onestep_jax.errors import UserError
-from onestep_jax.model.decoder import Model, Network, Params
+from onestep_jax.model.decoder import Model, Network, Params, Past
 from onestep_jax.model.generation import generate
 from onestep_jax.prototokens.objective import score_text
-from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, Scheme, axes, from_description
+from onestep_jax.prototokens.prefixes import Prefixes, pasts_of, prefix_rows, prefix_vectors, stack_prefixes
+from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, Scheme, axes, bare, from_description
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.verify import Decoding
 from onestep_jax.tokens import batches
@@ -89,10 +90,13 @@ def decode(
     targets = [text.tokens for text in texts]
     lengths = [len(ids) for ids in targets]
     made: dict[int, np.ndarray] = {}
-    for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=scheme.extra, full=True):
+    rows = prefix_rows([text.prefix for text in texts])
+    before = scheme.extra + rows
+    for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=before, full=True):
         leaves = {name: np.stack([texts[i].vectors[name] for i in chosen.rows]) for name in axes(scheme)}
-        tokens_BT = chosen.pad(targets)
-        predicted_BT = np.asarray(_predict(model.network, scheme, model.params, leaves, tokens_BT, chosen.lengths))
+        tokens_BT, of_rows = chosen.pad(targets), stack_prefixes([texts[i].prefix for i in chosen.rows], rows)
+        made_BT = _predict(model.network, bare(scheme), model.params, leaves, tokens_BT, chosen.lengths, of_rows)
+        predicted_BT = np.asarray(made_BT)
         made |= {i: ids_T[: lengths[i]] for i, ids_T in zip(chosen.texts, predicted_BT, strict=False)}
         if progress is not None:
             progress(len(made), len(texts))
@@ -127,10 +131,15 @@ def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[De
     made: dict[int, np.ndarray] = {}
     for count in np.unique(lengths):
         members = np.flatnonzero(lengths == count)
-        prompts = [results[int(i)].vectors["mem"] for i in members]
+        prompts = [behind_prefix(model, results[int(i)], results[int(i)].vectors["mem"]) for i in members]
         new = generate(model, prompts, count=int(count), stop=(), batch=batch)
         made |= {int(i): text.tokens for i, text in zip(members, new, strict=True)}
     return [_compare(model, text, made[i]) for i, text in enumerate(results)]
+
+
+def behind_prefix(model: Model, text: TextResult, x_TD: np.ndarray) -> np.ndarray:
+    """Input vectors of a text (T, D), with those of its prefix before them: (P + T, D) float32."""
+    return np.concatenate([prefix_vectors(model, text.prefix).astype(np.float32), x_TD])
 
 
 def check_model(model: Model, results: Results) -> None:
@@ -148,14 +157,20 @@ def check_model(model: Model, results: Results) -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _predict(
-    network: Network, scheme: Scheme, params: Params, leaves: Leaves, tokens_BT: Array, lengths_B: Array
+    network: Network,
+    scheme: Scheme,
+    params: Params,
+    leaves: Leaves,
+    tokens_BT: Array,
+    lengths_B: Array,
+    prefixes: Prefixes | None,
 ) -> Array:
-    """Argmax ids (B, T) of texts from their leaves; padded positions have no meaning."""
+    """Argmax ids (B, T) of texts from their leaves, behind their prefixes; padded positions have no meaning."""
 
-    def one(leaves: Leaves, tokens_T: Array, length: Array) -> Array:
-        return score_text(network, scheme, params, leaves, tokens_T, length).predicted_T
+    def one(leaves: Leaves, tokens_T: Array, length: Array, past: Past | None) -> Array:
+        return score_text(network, scheme, params, leaves, tokens_T, length, past=past).predicted_T
 
-    return jax.vmap(one)(leaves, tokens_BT, lengths_B)
+    return jax.vmap(one)(leaves, tokens_BT, lengths_B, pasts_of(network, params, prefixes))
 
 
 def _compare(model: Model, text: TextResult, predicted: np.ndarray) -> Decoded:

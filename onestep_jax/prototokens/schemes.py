@@ -50,7 +50,7 @@ class Scheme(Protocol):
 
     @property
     def extra(self) -> int:
-        """Input positions beyond the number of tokens."""
+        """Input positions beyond the number of tokens; a prefix is not counted."""
         ...
 
     @property
@@ -105,6 +105,8 @@ class OneStep:
       share: None, or the leaf ("e" or "m") that the texts of a group share (Table 2).
       group: number of texts that are optimised together and share that leaf (the paper's S_g).
       start: start vectors by leaf, (texts, D), instead of random ones; every seed of a text starts there.
+      prefix: what stands before them, frozen: "none", "bos", a text or token ids, see `prefixes.prefix_tokens`; None
+        for what the preset says.
 
     Raises:
       UserError: for an unknown arrangement or leaf, a group below one, or start vectors of other leaves.
@@ -114,8 +116,10 @@ class OneStep:
     share: str | None = None
     group: int = 1
     start: Mapping[str, np.ndarray] | None = dataclasses.field(default=None, compare=False, repr=False)
+    prefix: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", _plain_prefix(self.prefix))
         check_known("arrangement", [self.arrangement], [*ARRANGEMENTS, "cramming"])
         if self.arrangement not in ARRANGEMENTS:
             raise UserError("OneStep(arrangement='cramming'): that scheme is Cramming(vectors=K)")
@@ -127,7 +131,8 @@ class OneStep:
         _check_start("OneStep", self.start, leaves)
 
     def describe(self) -> dict[str, Any]:
-        return {"arrangement": self.arrangement, "share": self.share, "group": self.group}
+        described = {"arrangement": self.arrangement, "share": self.share, "group": self.group}
+        return described | _described_prefix(self.prefix)
 
     @property
     def notation(self) -> str:
@@ -169,6 +174,7 @@ class Cramming:
     Attributes:
       vectors: number of trainable vectors before the text (K).
       start: start vectors {"mem": (texts, K, D)}, instead of random ones.
+      prefix: as of `OneStep`.
 
     Raises:
       UserError: for less than one vector, or start vectors of other leaves.
@@ -176,14 +182,16 @@ class Cramming:
 
     vectors: int = 1
     start: Mapping[str, np.ndarray] | None = dataclasses.field(default=None, compare=False, repr=False)
+    prefix: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", _plain_prefix(self.prefix))
         if self.vectors < 1:
             raise UserError(f"Cramming(vectors={self.vectors}): expected at least 1")
         _check_start("Cramming", self.start, ["mem"])
 
     def describe(self) -> dict[str, Any]:
-        return {"arrangement": "cramming", "vectors": self.vectors}
+        return {"arrangement": "cramming", "vectors": self.vectors} | _described_prefix(self.prefix)
 
     @property
     def notation(self) -> str:
@@ -220,6 +228,16 @@ def _check_start(scheme: str, start: Mapping[str, np.ndarray] | None, leaves: li
         raise UserError(f"{scheme}(start=…): expected vectors for {' and '.join(leaves)}, got {sorted(start)}")
 
 
+def _plain_prefix(prefix: Any) -> Any:
+    """A prefix that can be hashed and compared: a word or text as it is, ids as a tuple of integers."""
+    return prefix if prefix is None or isinstance(prefix, str) else tuple(int(i) for i in prefix)
+
+
+def _described_prefix(prefix: str | tuple[int, ...] | None) -> dict[str, Any]:
+    """A description without a prefix has no such key, as those of runs from before there were prefixes."""
+    return {"prefix": list(prefix) if isinstance(prefix, tuple) else prefix} if prefix not in (None, (), "none") else {}
+
+
 def from_description(description: Mapping[str, Any]) -> Scheme:
     """The scheme of a `describe()`.
 
@@ -230,15 +248,16 @@ def from_description(description: Mapping[str, Any]) -> Scheme:
     arrangement = str(arguments.get("arrangement"))
     check_known("arrangement", [arrangement], [*ARRANGEMENTS, "cramming"])
     if arrangement == "cramming":
-        return Cramming(arguments["vectors"])
-    return OneStep(**arguments)
+        return Cramming(arguments["vectors"], prefix=arguments.get("prefix", ()))
+    return OneStep(**{"prefix": (), **arguments})
 
 
-def without_start(scheme: Scheme) -> Scheme:
-    """The scheme without its start vectors, for values that outlive them; one that is no dataclass stays as it is."""
-    if scheme.start is None or not dataclasses.is_dataclass(scheme):
+def bare(scheme: Scheme) -> Scheme:
+    """The scheme without start vectors and prefix, which programs receive as arrays; no dataclass stays as it is."""
+    if not dataclasses.is_dataclass(scheme):
         return scheme
-    return dataclasses.replace(scheme, start=None)
+    given = {field.name for field in dataclasses.fields(scheme)} & {"start", "prefix"}
+    return dataclasses.replace(scheme, **dict.fromkeys(given))
 
 
 def axes(scheme: Scheme) -> dict[str, int | None]:

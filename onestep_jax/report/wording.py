@@ -13,9 +13,10 @@ from onestep_jax.prototokens.schemes import from_description
 
 
 def notation(description: Mapping[str, Any]) -> str:
-    """An arrangement in the notation of Table 1, with the leaf that is shared (Table 2)."""
+    """An arrangement in the notation of Table 1, with the common prefix (p) and the leaf that is shared (Table 2)."""
     scheme = from_description(description)
-    words = scheme.notation
+    count = len(description.get("prefix", ()))
+    words = f"[p]×{count} {scheme.notation}" if count > 1 else f"[p] {scheme.notation}" if count else scheme.notation
     if scheme.shared:
         words += f", {' and '.join(sorted(scheme.shared))} shared by {scheme.group} texts"
     elif scheme.extra and not scheme.teacher_forced:
@@ -63,15 +64,18 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
 
     Returns:
       None if the command line has no such options: for given start vectors, an optimiser given as an object, a preset
-      that is not the package's, or texts without a common length.
+      that is not the package's, or is another one by now, prefixes from Python, or texts without a common length.
     """
     optimizer, preset, length = identity.get("optimizer") or {}, settings.get("preset"), identity.get("length")
     if optimizer.get("object") or preset not in PRESETS or length is None or identity.get("start vectors"):
         return None
     if optimizer.get("schedule") == {"name": "constant", "arguments": {}}:  # on the command line this means no schedule
         return None
+    of_preset, prefix = PRESETS[preset].describe(), _prefix_options(identity, settings, PRESETS[preset].prefix)
+    if prefix is None or any(identity.get(name, value) != value for name, value in of_preset.items()):
+        return None
     words = ["onestep", "fit", "--texts", "SOURCE", "--model", str(settings.get("model")), "--length", str(length)]
-    words += _scheme_options(identity["scheme"])
+    words += _scheme_options(identity["scheme"]) + prefix
     words += ["--preset", str(preset), *_optimizer_options(optimizer, str(preset))]
     for name in ("steps", "seed", "seeds", "dtype"):
         words += [f"--{name}", str(identity[name])] if name in identity else []
@@ -84,8 +88,17 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
 def _scheme_options(scheme: Mapping[str, Any]) -> list[str]:
     """Options for an arrangement that differs from the default."""
     usual = {"arrangement": "one-step", "share": None, "group": 1}
-    differ = [name for name in scheme if scheme[name] != usual.get(name)]
+    differ = [name for name in scheme if name != "prefix" and scheme[name] != usual.get(name)]
     return [word for name in differ for word in (f"--{name}", str(scheme[name]))]
+
+
+def _prefix_options(identity: Mapping[str, Any], settings: Mapping[str, Any], usual: str) -> list[str] | None:
+    """Options for a prefix that differs from the preset's; None if there are none for it."""
+    given = settings.get("prefix")
+    if "prefixes" in identity or (identity["scheme"].get("prefix") and given is None):
+        return None
+    given = given or "none"
+    return [] if given == usual else ["--prefix", str(given)]
 
 
 def _optimizer_options(optimizer: Mapping[str, Any], preset: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,14 +83,39 @@ def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
     Raises:
       UserError: if the table is damaged or missing.
     """
+    return _ids_of_texts(folder, "tokens")
+
+
+def _ids_of_texts(folder: Path, column: str) -> list[tuple[str, np.ndarray]]:
+    """(text_id, ids int32) of a column of texts.parquet, in source order."""
     path = folder / "texts.parquet"
     try:
-        return [(row["text_id"], np.asarray(row["tokens"], np.int32)) for row in patiently(path, read_rows)]
+        return [(row["text_id"], np.asarray(row[column], np.int32)) for row in patiently(path, read_rows)]
     except Unreadable:
         raise
     except Exception as error:  # of pyarrow, with kinds of its own
         cure = "delete it, and the same onestep fit writes it again"
         raise UserError(f"{path}: damaged ({type(error).__name__}); {cure}") from error
+
+
+def read_prefixes(folder: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """text_id → (P,) int32, the frozen tokens before the vectors, of a run whose texts have any; else empty.
+
+    Raises:
+      UserError: as `read_texts`.
+    """
+    if "prefixes" in identity:
+        return dict(_ids_of_texts(folder, "prefix"))
+    common = np.asarray(identity["scheme"].get("prefix", ()), np.int32)
+    return {text_id: common for text_id, _ in read_texts(folder)} if len(common) else {}
+
+
+def with_prefixes(texts: Iterable[TextResult], prefixes: Mapping[str, np.ndarray]) -> tuple[TextResult, ...]:
+    """Results in source order, with their prefixes, which are kept with the texts and not with each part."""
+    ordered = sorted(texts, key=lambda text: text.index)
+    if not prefixes:
+        return tuple(ordered)
+    return tuple(dataclasses.replace(text, prefix=prefixes[text.text_id]) for text in ordered)
 
 
 def part_names(folder: Path) -> list[str]:
@@ -112,7 +138,7 @@ def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
     identity, tokens = config["identity"], dict(read_texts(folder))
     parts = each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))
     found: dict[str, TextResult] = {text.text_id: text for part in parts for text in part}
-    ordered = tuple(sorted(found.values(), key=lambda text: text.index))
+    ordered = with_prefixes(found.values(), read_prefixes(folder, identity))
     return Results(ordered, identity["scheme"], identity["model"], config["settings"].get("model", ""))
 
 

@@ -44,10 +44,11 @@ class TextResult:
       index: place in the source.
       text_id: hash of the token ids, see `tokens.text_ids`.
       tokens: (N,) int32 target ids.
+      prefix: (P,) int32 ids of the frozen tokens before the vectors, often none.
       vectors: leaf → (D,) float32, or (K, D) for the `mem` of `schemes.Cramming`.
       predicted: (N,) int32, the argmax ids at the kept vectors, by the decode program.
-      nats: (N,) float32, −ln P(t_i | t_<i) under the model run autoregressively; NaN for the first token where the
-        tokenizer has no BOS.
+      nats: (N,) float32, −ln P(t_i | t_<i) under the model run autoregressively behind the prefix, without one behind
+        the tokenizer's BOS; NaN for the first token where there is neither.
       accuracy: C_tokens / N by the decode program (Eq. 2).
       c_tokens: number of exact tokens.
       loss: nats per token at the kept vectors, mean over the group.
@@ -76,6 +77,7 @@ class TextResult:
     status: str
     h_lm: float
     trials: tuple[Trial, ...] = dataclasses.field(default=(), repr=False)
+    prefix: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
 
     @property
     def best_trial(self) -> Trial | None:

@@ -198,6 +198,7 @@ def open_run(
     settings: Mapping[str, Any],
     texts: Sequence[tuple[str, np.ndarray]],
     *,
+    prefixes: Sequence[np.ndarray] = (),
     processes: int = 1,
     block: int = 1,
     apart: bool = False,
@@ -209,6 +210,7 @@ def open_run(
       identity: what must not change between sessions of the run.
       settings: what may change; recorded as of the first session.
       texts: (text_id, token ids) in source order.
+      prefixes: token ids before the vectors of each text, where each has its own.
       processes: that are going to work on it; the others use `join_run`, once this has returned.
       block: texts that a process claims at a time; kept with the session.
       apart: save and load arrays in a process of its own, as is needed where this one has joined `jax.distributed`.
@@ -222,7 +224,7 @@ def open_run(
     with writing(folder), ExitStack() as lock:
         make_folder(folder)
         number = lock.enter_context(locked(folder))
-        _create(folder, identity, settings, texts)
+        _create(folder, identity, settings, texts, prefixes)
         session = begin_session(folder, number, processes, block)
         sweep_away(folder)
         warn_of_foreign(folder)
@@ -247,7 +249,11 @@ def join_run(folder: Path, identity: Mapping[str, Any], process: int, *, apart: 
 
 
 def _create(
-    folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any], texts: Sequence[tuple[str, np.ndarray]]
+    folder: Path,
+    identity: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    texts: Sequence[tuple[str, np.ndarray]],
+    prefixes: Sequence[np.ndarray],
 ) -> None:
     """Write the description of a run and its texts where they are missing; refuse those of another run."""
     if (folder / "config.json").exists():
@@ -256,6 +262,8 @@ def _create(
         make_folder(folder / name)
     if not (folder / "texts.parquet").exists():
         rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
+        if prefixes:
+            rows = [{**row, "prefix": prefix} for row, prefix in zip(rows, prefixes, strict=True)]
         write_rows(folder / "texts.parquet", rows)
     if not (folder / "config.json").exists():
         described = {"format": FORMAT, "identity": identity, "settings": settings}

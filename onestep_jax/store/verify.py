@@ -16,7 +16,7 @@ from onestep_jax.store.locks import locked
 from onestep_jax.store.names import age, foreign_files
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parts import Scan, checksum, part_files, scan_part
-from onestep_jax.store.reading import part_names, read_config, read_texts, shared_leaf
+from onestep_jax.store.reading import part_names, read_config, read_prefixes, read_texts, shared_leaf, with_prefixes
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.run import Run
 from onestep_jax.store.saved_states import Origin, doubt, origin, read_arrays, read_state, state_files, state_names
@@ -110,7 +110,7 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     problems += others
     wrong = [problem for name, text in found.values() for problem in _check_row(name, text)]
     if decoding is not None and found:
-        ordered = tuple(sorted((text for _, text in found.values()), key=lambda text: text.index))
+        ordered = with_prefixes((text for _, text in found.values()), read_prefixes(folder, identity))
         results = Results(ordered, identity["scheme"], identity["model"])
         names = [found[text.text_id][0] for text in ordered]
         wrong += _check_decoding(decoding, results, names, identity["dtype"], progress)

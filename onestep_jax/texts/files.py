@@ -26,26 +26,60 @@ def read_source(source: str, *, split: str = "file", column: str = "text", limit
     """
     check_known("value of --split", [split], ["file", "lines"])
     where, rows, column = _hub_rows(source, column) if source.startswith("hf:") else _file_rows(source, split, column)
-    texts = []
+    return [row[column] for row in _whole_rows(where, rows, column, [], split, limit)]
+
+
+def read_with_prefixes(
+    source: str, prefix_column: str, *, column: str = "text", limit: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Read the texts of a table, each with the prefix that stands beside it; a prefix may be empty.
+
+    Args:
+      source: a table, as of `read_source`.
+      prefix_column: column of the prefixes.
+      column, limit: as of `read_source`.
+
+    Returns:
+      The texts and their prefixes, in order.
+
+    Raises:
+      UserError: as `read_source`, and for a source that is no table.
+    """
+    if not source.startswith("hf:") and ".txt" in Path(source).suffixes:
+        raise UserError(f"{source}: no table, so it has no column {prefix_column!r}; give a .jsonl, .csv or .parquet")
+    where, rows, column = _hub_rows(source, column) if source.startswith("hf:") else _file_rows(source, "file", column)
+    found = list(_whole_rows(where, rows, column, [prefix_column], "file", limit))
+    for number, row in enumerate(found):
+        if not isinstance(row[prefix_column], str | None):
+            raise UserError(f"{where}: prefix {number} is {row[prefix_column]!r}; expected a text")
+    return [row[column] for row in found], [row[prefix_column] or "none" for row in found]
+
+
+def _whole_rows(
+    where: str, rows: Iterator[dict[str, Any]], column: str, beside: list[str], split: str, limit: int | None
+) -> Iterator[dict[str, Any]]:
+    """Rows that have a text in `column` and have the columns `beside`; at most `limit`, and not none."""
+    count = 0
     try:
         for number, row in enumerate(rows):
-            if limit is not None and len(texts) >= limit:
+            if limit is not None and count >= limit:
                 break
-            if column not in row:
-                raise UserError(f"{where}: no column {column!r}{nearest(column, row)}; it has {', '.join(row)}")
+            for name in (column, *beside):
+                if name not in row:
+                    raise UserError(f"{where}: no column {name!r}{nearest(name, row)}; it has {', '.join(row)}")
             text = row[column]
             if split == "lines" and text is not None and not text.strip():
                 continue
             if not isinstance(text, str) or not text:
                 raise UserError(f"{where}: text {number} is empty; remove it or fill it")
-            texts.append(text)
+            count += 1
+            yield row
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{where}: cannot be read ({_reason(error)})") from error
-    if not texts:
+    if not count:
         raise UserError(f"{where}: no text in it")
-    return texts
 
 
 def _file_rows(source: str, split: str, column: str) -> tuple[str, Iterator[dict[str, Any]], str]:

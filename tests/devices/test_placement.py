@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 
 from onestep_jax import Interrupted, Model, OneStep, UserError, fit
 from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together, Wanted
-from onestep_jax.fitting import sizing, slots
+from onestep_jax.fitting import programs, sizing, slots
 from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.fitting.sizing import choose_placement
 from onestep_jax.fitting.slots import FitProblem
@@ -71,8 +71,8 @@ def test_a_program_is_made_once(tiny, token_lists, monkeypatch, name):
 
         return counted
 
-    for function in (slots.chunk, slots.harvest, slots.refill):
-        monkeypatch.setattr(slots, function.__name__, counting(function))
+    for function in (programs.chunk, programs.harvest, programs.refill):
+        monkeypatch.setattr(programs, function.__name__, counting(function))
     fit(tiny, token_lists, preset="paper", steps=50, slots=8, placement=PLACEMENTS[name]())
     assert sorted(traced) == ["chunk", "harvest", "refill"]
 
@@ -108,14 +108,14 @@ def problem_of(model: Model, **changes: Any) -> FitProblem:
 
 
 def filled(placement: Placement, model: Model, problem: FitProblem, token_lists: Any) -> tuple[Any, Any]:
-    """Weights and state on the devices, eight texts from their start vectors."""
+    """What is frozen and the state on the devices, eight texts from their start vectors."""
     group = problem.scheme.group
     lead = (placement.rows, 8 // group // placement.rows)
     tokens = np.array(token_lists[:8], np.int32).reshape(*lead, group, 8)
     ids = np.arange(32, dtype=np.uint32).reshape(*lead, group, 4)
     offer = slots.Offer(np.ones(lead, bool), tokens, np.full((*lead, group), 8, np.int32), ids)
-    params = placement.place(model.params, model.config.kv_heads)
-    state, taken = placement.map(slots.refill, problem)(
+    params = slots.Frozen(placement.place(model.params, model.config.kv_heads))
+    state, taken = placement.map(programs.refill, problem)(
         params, placement.spread(slots.idle(problem, 8, lead)), placement.spread(offer)
     )
     assert placement.fetch(taken).all()
@@ -125,7 +125,7 @@ def filled(placement: Placement, model: Model, problem: FitProblem, token_lists:
 def gradients(placement: Placement, model: Model, problem: FitProblem, token_lists: Any) -> dict[str, np.ndarray]:
     """Gradients of the first step, as AdamW's first moment holds them, one row a group."""
     params, state = filled(placement, model, problem, token_lists)
-    state, _ = placement.map(slots.chunk, problem, 1, donate=1)(params, state)
+    state, _ = placement.map(programs.chunk, problem, 1, donate=1)(params, state)
     moments = placement.fetch(state).opt_state[0].mu
     return {name: leaf.reshape(-1, *leaf.shape[2:]) for name, leaf in moments.items()}
 
@@ -198,7 +198,7 @@ def test_a_program_for_an_accelerator_may_have_the_kernel(tiny, token_lists, mon
     params, state = filled(placement, model, problem_of(model, **shared), token_lists)
     problem = problem_of(dataclasses.replace(model, attention=kernel), **shared)
     with placement.context():
-        traced = placement.program(Wanted(slots.chunk, (problem, 3), 1, 1)).trace(params, state)
+        traced = placement.program(Wanted(programs.chunk, (problem, 3), 1, 1)).trace(params, state)
         program = traced.lower(lowering_platforms=(platform,)).as_text()
     names = {"tpu": r'kernel_name = "splash_mha_([a-z]+)_', "cuda": r"custom_call @__cudnn\$(\w+)\("}[platform]
     parts = {"tpu": {"fwd", "dq", "dkv"}, "cuda": {"fmhaSoftmax", "fmhaSoftmaxBackward"}}[platform]
@@ -211,7 +211,7 @@ def test_a_program_for_an_accelerator_may_have_the_kernel(tiny, token_lists, mon
 
 def compiled_chunk(placement: Placement, model: Model, problem: FitProblem, token_lists: Any) -> str:
     params, state = filled(placement, model, problem, token_lists)
-    return placement.lower(slots.chunk, params, state, static=(problem, 3), donate=1).compile().as_text()
+    return placement.lower(programs.chunk, params, state, static=(problem, 3), donate=1).compile().as_text()
 
 
 def collectives(program: str) -> list[tuple[str, list[int]]]:

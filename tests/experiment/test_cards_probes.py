@@ -255,3 +255,42 @@ def test_control_untrained(tmp_path: Path, packaged: Model):
     for kind in kinds:
         least = 8 * rows[kind, 8]["exact"] + 4 * (rows[kind, 4]["exact"] - rows[kind, 8]["exact"])
         assert models[kind]["c_tokens mean"] == pytest.approx(least)
+
+
+def test_sink(tmp_path: Path, packaged: Model):
+    tables = smoke("sink", tmp_path)
+    rows = {(row["weights"], row["prefix"], row["layer"]): row for row in tables["sink"]}
+    layers = packaged.config.layers
+    assert len(rows) == len(tables["sink"]) == 2 * 2 * (layers + 1)
+    # what enters the first block are the embeddings: of BOS at position 0 of every text
+    bos = np.asarray(packaged.embed(packaged.params, np.array([packaged.tokenizer.bos_token_id])))
+    assert rows["trained", "bos", 0]["norm at 0"] == pytest.approx(np.linalg.norm(bos), rel=1e-5)
+    assert all(0 <= row["weight on 0"] <= 1 for key, row in rows.items() if key[2] < layers)
+    fits = {(row["weights"], row["e"], row["prefix"]): row for row in tables["sink_fits"]}
+    assert len(fits) == 8
+    for (weights, guided, prefix), row in fits.items():
+        arrangement = {"guided": "one-step", "unguided": "unguided-e"}[guided]
+        results = read_results(tmp_path / "sink" / "runs" / f"{weights}-{guided}-{prefix}")
+        assert results.scheme["arrangement"] == arrangement
+        assert ("prefix" in results.scheme) == (prefix == "bos")
+        assert row["solved"] == results.solved
+        assert row["first token"] == pytest.approx(np.mean([text.predicted[0] == text.tokens[0] for text in results]))
+
+
+def test_prefix_suffix(tmp_path: Path, packaged: Model):
+    tables = smoke("prefix_suffix", tmp_path)
+    rows = {(row["prefix"], row["text"]): row for row in tables["prefix_suffix_texts"]}
+    pieces = load_tokens(packaged, "demo", count=2, length=7)
+    own = [ids[:3] for ids in pieces]
+    for kind, before in (
+        ("true", own),
+        ("other", own[::-1]),
+        ("bos", [np.array([packaged.tokenizer.bos_token_id])] * 2),
+    ):
+        nats = text_nats(packaged, [ids[3:] for ids in pieces], prefixes=before)
+        for text in (0, 1):
+            row = rows[kind, text]
+            assert row["tokens"] in (0, 2, 4)
+            assert row["nats"] == pytest.approx(float(nats[text].nats[: int(row["tokens"])].sum()), rel=1e-4, abs=1e-6)
+    summary = {row["prefix"]: row for row in tables["prefix_suffix"]}
+    assert summary["true"]["tokens mean"] == np.mean([rows["true", text]["tokens"] for text in (0, 1)])

@@ -13,7 +13,7 @@ from family_cases import GOLDEN_FOLDER
 
 from onestep_jax import OneStep, Optimizer, Schedule, UserError, decode, fit, load_model
 from onestep_jax.devices.placement import Pmap
-from onestep_jax.fitting import engine, group_results, slots, sweep
+from onestep_jax.fitting import engine, group_results, programs, slots, sweep
 from onestep_jax.fitting.optimizers import PRESETS, optimizer_names
 from onestep_jax.model.decoder import input_scale
 from onestep_jax.model.likelihood import text_nats
@@ -116,9 +116,9 @@ def test_more_texts_compile_nothing_more(tiny, token_lists, one_device):
 def test_nats_are_counted_when_texts_come_up(tiny, token_lists, one_device, monkeypatch):
     counted, at_reports = [], []
 
-    def counting(model, tokens):
+    def counting(model, tokens, *, prefixes):
         counted.append(len(tokens))
-        return text_nats(model, tokens)
+        return text_nats(model, tokens, prefixes=prefixes)
 
     monkeypatch.setattr(group_results, "text_nats", counting)
     monkeypatch.setattr(sweep, "AHEAD", 2)
@@ -195,8 +195,8 @@ def test_refuted_solution_goes_on(tiny, token_lists):
     slot = slots.fresh(problem, tokens, lengths, jnp.asarray(id_words("0123456789abcdef", 0))[None])
     slot = slot._replace(status=jnp.int32(slots.SOLVED), best_accuracy=jnp.float32(1), steps=jnp.int32(7))
     three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), slot)._replace(steps=jnp.array([7, 100, 7]))
-    harvest = jax.jit(functools.partial(slots.harvest, problem))
-    after, found = harvest(tiny.params, three, jnp.array([1, 0, 3]))
+    harvest = jax.jit(functools.partial(programs.harvest, problem))
+    after, found = harvest(slots.Frozen(tiny.params), three, jnp.array([1, 0, 3]))
     assert (found.accuracy_G[:2] < 1).all()
     assert found.slot.steps[:2].tolist() == [100, 7]
     assert found.slot.status[:2].tolist() == [slots.EXHAUSTED, slots.RUNNING]
@@ -264,16 +264,16 @@ def test_every_optimizer_by_name_treats_slots_apart(tiny, monkeypatch, name):
     arguments = {"learning_rate": 0.01} if "learning_rate" in required else {}
     arguments |= {"key": 0} if name == "noisy_sgd" else {}
 
-    def bowl(model, scheme, params, leaves, tokens_GT, lengths_G, temperature=1.0):
+    def bowl(model, scheme, params, leaves, tokens_GT, lengths_G, temperature, past):
         nats_G = jnp.sum(jnp.square(leaves["e"] - 1), axis=-1) + jnp.sum(jnp.cos(leaves["m"]), axis=-1)
         return Score(nats_G, jnp.zeros(tokens_GT.shape, bool), tokens_GT)
 
-    monkeypatch.setattr(slots, "score_group", bowl)
+    monkeypatch.setattr(programs, "score_group", bowl)
     problem = slots.FitProblem(tiny, OneStep(), Optimizer(name, arguments).build(), 1.0, 100)
     ids = jnp.stack([id_words("0123456789abcdef", 0), id_words("fedcba9876543210", 0)])[:, None]
     tokens, lengths = jnp.zeros((2, 1, 4), jnp.int32), jnp.full((2, 1), 4)
     begin = jax.vmap(functools.partial(slots.fresh, problem))
-    move = jax.jit(jax.vmap(functools.partial(slots.step, problem, tiny.params)))
+    move = jax.jit(jax.vmap(functools.partial(programs.step, problem, slots.Frozen(tiny.params))))
 
     def three_steps(chosen):
         state = begin(tokens[chosen], lengths[chosen], ids[chosen])

@@ -11,8 +11,8 @@ import pytest
 from onestep_jax import OneStep, UserError, fit
 from onestep_jax.devices import compile_cache as compilation
 from onestep_jax.devices.placement import Pmap
+from onestep_jax.fitting import programs
 from onestep_jax.fitting import slot_ladder as ladder
-from onestep_jax.fitting import slots
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer
 from onestep_jax.fitting.plan import make_problem
 from onestep_jax.fitting.slot_ladder import narrower, rungs, starting
@@ -21,13 +21,13 @@ from onestep_jax.fitting.slot_ladder import narrower, rungs, starting
 @pytest.fixture
 def traced(monkeypatch) -> Counter:
     """How often the chunk was traced, by (slots, positions)."""
-    found, chunk = Counter(), slots.chunk
+    found, chunk = Counter(), programs.chunk
 
     def counted(problem, length, params, state):
         found[state.tokens_GT.shape[0], state.tokens_GT.shape[-1]] += 1
         return chunk(problem, length, params, state)
 
-    monkeypatch.setattr(slots, "chunk", counted)
+    monkeypatch.setattr(programs, "chunk", counted)
     return found
 
 
@@ -65,11 +65,11 @@ def test_narrowing_has_to_pay():
 
 def test_one_program_a_length_and_width(tiny, token_lists, one_device, traced, eager):
     texts = [*token_lists, *(tokens[:4] for tokens in token_lists)]
-    run = fit(tiny, texts, slots=8, steps=2000, placement=one_device)
+    run = fit(tiny, texts, slots=8, steps=2000, chunk=3, placement=one_device)
     assert set(traced.values()) == {1}
     assert {width for width, positions in traced if positions == 8} >= {8, 4}
     assert {width for width, _ in traced} <= {8, 4, 2, 1}
-    again = fit(tiny, texts, slots=8, steps=2000, placement=one_device)
+    again = fit(tiny, texts, slots=8, steps=2000, chunk=3, placement=one_device)
     assert set(traced.values()) == {1}
     assert [text.steps for text in again] == [text.steps for text in run]
 
@@ -144,7 +144,7 @@ def test_another_error_of_the_devices_is_not_taken_for_it(tiny, token_lists, mon
     def broken(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(slots, "chunk", broken)
+    monkeypatch.setattr(programs, "chunk", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         fit(tiny, token_lists, slots=2)
 

@@ -13,11 +13,11 @@ import pytest
 from onestep_jax import PRESETS, Model, OneStep, Preset, UserError, fit
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.fitting import memory as footprint
-from onestep_jax.fitting import sizing, throughput
+from onestep_jax.fitting import sizing
 from onestep_jax.fitting.memory import Memory
 from onestep_jax.fitting.sizing import Sizing, size_fit
+from onestep_jax.fitting.sizing import seconds_of_block as original_seconds
 from onestep_jax.fitting.slots import FitProblem
-from onestep_jax.fitting.throughput import seconds_of_block as original_seconds
 from onestep_jax.model.decoder import Network
 from onestep_jax.prototokens.schemes import Scheme
 
@@ -43,7 +43,7 @@ def account(monkeypatch):
         return max(BUSY, texts) + 0.02 * texts
 
     monkeypatch.setattr(footprint, "fit_memory", memory)
-    monkeypatch.setattr(throughput, "seconds_of_block", seconds)
+    monkeypatch.setattr(sizing, "seconds_of_block", seconds)
 
 
 def devices_of(memory: float, count: int = 1) -> Any:
@@ -88,9 +88,9 @@ def test_lengths_share_what_was_measured(tiny, monkeypatch):
         timed.add(positions)
         return texts
 
-    monkeypatch.setattr(throughput, "seconds_of_block", seconds)
+    monkeypatch.setattr(sizing, "seconds_of_block", seconds)
     for positions in range(33, 65):
-        assert throughput.busy_texts(tiny.network, jnp.float32, positions, 8, None) == 1
+        assert sizing.busy_texts(tiny.network, jnp.float32, positions, 8, None) == 1
     assert timed == {64}
 
 

@@ -67,7 +67,7 @@ def test_a_queue_claims_blocks_when_nothing_waits():
 
 
 def test_a_group_is_tried_until_solved_or_out_of_seeds():
-    trials = Trials(TOKENS, IDS, OneStep(), first_seed=3, seeds=2)
+    trials = Trials(TOKENS, IDS, OneStep(), (), first_seed=3, seeds=2)
     for group, status, ended in (((0,), "exhausted", False), ((0,), "failed", True), ((1,), "solved", True)):
         trials.add(outcome_of(trials.next_task(group), status))
         assert trials.ended(group) == ended
@@ -78,7 +78,7 @@ def test_a_group_is_tried_until_solved_or_out_of_seeds():
 def test_a_group_starts_at_the_vectors_of_its_rows():
     start = {name: np.arange(10, dtype=np.float32).reshape(5, 2) for name in "em"}
     scheme = OneStep(share="m", group=2, start=start)
-    task = Trials(TOKENS, IDS, scheme, first_seed=0, seeds=1).task((4,), seed=6)
+    task = Trials(TOKENS, IDS, scheme, (), first_seed=0, seeds=1).task((4,), seed=6)
     assert task.start is not None
     np.testing.assert_array_equal(task.start["e"], [[8, 9]])
     np.testing.assert_array_equal(task.start["m"], [8, 9])

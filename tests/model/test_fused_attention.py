@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from onestep_jax import Model, UserError, fit
 from onestep_jax.bench.step import bench_step
-from onestep_jax.fitting import slots
+from onestep_jax.fitting import programs
 from onestep_jax.fitting.sizing import check_attention
 from onestep_jax.model import fused_attention as fused
 from onestep_jax.model.cost import abstract_params
@@ -204,7 +204,7 @@ def test_a_solution_is_confirmed_by_plain_attention(anywhere, tiny: Model, token
         seen.append(network.attention)
         return score_group(network, *given)
 
-    monkeypatch.setattr(slots, "score_group", noting)
+    monkeypatch.setattr(programs, "score_group", noting)
     fit(tiny, token_lists[:2], steps=21, slots=2, attention="cudnn")
     assert set(seen) == {"plain", "cudnn"}
 
