@@ -11,10 +11,10 @@ from typing import Any
 # Names that transformers' code takes from config.json although a config class has no field for them.
 READ_BESIDES = frozenset(
     """attention_chunk_size audio_config compile_config cross_attention_hidden_size decoder distributed_config encoder
-    fusion_config generator head_dim is_causal layer_types mtp_layer_types num_key_value_heads
+    fusion_config generator head_dim is_causal layer_types mlp_layer_types mtp_layer_types num_key_value_heads
     original_max_position_embeddings partial_rotary_factor per_layer_config quantization_config rope_local_base_freq
     rope_parameters rope_scaling rope_theta rotary_emb_base rotary_pct sliding_window sliding_window_pattern text_config
-    text_encoder tie_encoder_decoder tie_last_hidden_states unpadded_vocab_size vision_config _is_quantized
+    text_encoder tie_encoder_decoder tie_last_hidden_states transformers_weights unpadded_vocab_size vision_config _is_quantized
     _rope_type_labels""".split()
 )
 
