@@ -3,8 +3,8 @@
 A family is one small file: a `Family` value with the keys it handles, a function from config.json to `ModelConfig`, and
 a function from `ModelConfig` to the weight table. Every key of config.json is handled, ignored on purpose, or refused
 if it differs from the value that the mathematics of the family assumes. Any other key is refused if transformers knows
-it. If not, it has no effect there; it has none here and is named in a note. docs/families.md says how to add a family,
-docs/models.md which checkpoints work.
+it. If not, it has no effect there; it has none here and is named in a note. docs/models.md says which checkpoints work
+and how to add a family.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ READ_BESIDES = frozenset(
     fusion_config generator head_dim is_causal layer_types mlp_layer_types mtp_layer_types num_key_value_heads
     original_max_position_embeddings partial_rotary_factor per_layer_config quantization_config rope_local_base_freq
     rope_parameters rope_scaling rope_theta rotary_emb_base rotary_pct sliding_window sliding_window_pattern text_config
-    text_encoder tie_encoder_decoder tie_last_hidden_states transformers_weights unpadded_vocab_size vision_config _is_quantized
-    _rope_type_labels""".split()
+    text_encoder tie_encoder_decoder tie_last_hidden_states transformers_weights unpadded_vocab_size vision_config
+    _is_quantized _rope_type_labels""".split()
 )
 
 
