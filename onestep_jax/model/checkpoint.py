@@ -96,7 +96,7 @@ def describe(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for note in notes:
-        warnings.warn(f"{path}: {note}", stacklevel=2)
+        warnings.warn(f"{path}: {note}", stacklevel=1)  # at this line for every caller, so a process says it once
     return described, family, config
 
 

@@ -221,4 +221,6 @@ def test_keys_of_a_whole():
     assert "frobnicate" in read_described(WHOLE | {"frobnicate": 1}).notes[1]
     with pytest.raises(UserError, match="is_causal = False is not supported for gemma3"):
         read_described(WHOLE | {"is_causal": False})
+    with pytest.raises(UserError, match="quantised checkpoints are not supported"):
+        read_described(WHOLE | {"quantization_config": {"bits": 4}})
     assert all(oracle.config_class(name) is not None for name in WRAPPERS)

@@ -113,16 +113,16 @@ def parse_rope(spelling: str, given: Mapping[str, Any], context: int, head_dim: 
     kind = _type(given)
     if not isinstance(kind, str) or kind not in _NEEDED:
         raise UserError(f"{spelling}: RoPE type {kind!r} is not supported; supported: {', '.join(_NEEDED)}")
-    for key, value in _arguments(kind).items():
-        if key in given and not KINDS[value](given[key]):
-            raise UserError(f"{spelling}: {key} = {given[key]!r}: expected {value}")
+    for key, expected in _arguments(kind).items():
+        if key in given and not KINDS[expected](given[key]):
+            raise UserError(f"{spelling}: {key} = {given[key]!r}: expected {expected}")
     missing = sorted(_NEEDED[kind].keys() - given.keys())
     if missing:
         raise UserError(f"{spelling}: RoPE type {kind!r} lacks {', '.join(missing)}")
     share = given.get("partial_rotary_factor", 1.0 if fraction is None else fraction)
     if fraction is None and share != 1.0:
         raise UserError(f"{spelling}: partial_rotary_factor = {share} is not supported here; expected 1.0")
-    # "dynamic" has larger wavelengths for inputs beyond the context, which no input may exceed here.
+    # "dynamic" stretches wavelengths only for inputs longer than the context, which are refused everywhere.
     ours = "default" if kind == "dynamic" else kind
     rope = Rope(theta=float(given["rope_theta"]), kind=ours, fraction=float(share), **_ARGUMENTS[ours](given, context))
     _check(spelling, rope, head_dim)

@@ -24,6 +24,9 @@ WRAPPERS = {
     "vipllava": "llama",
 }
 
+# Keys of the whole that are its decoder's, too.
+_SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config")
+# Those whose head is the embedding table if either the whole or its decoder says so; in others the whole decides.
 _TIED_BY_TEXT = ("llava", "llava_onevision")
 
 # What the names of the decoder's tensors begin with in the files → what they begin with in a file of the decoder alone.
@@ -63,7 +66,7 @@ def unwrap(config: Mapping[str, Any]) -> Unwrapped:
     pictures = oracle.own_keys(model_type) | oracle.config_class(model_type).attribute_map.keys()
     unknown = []
     for key, value in config.items():
-        if value is None or key in IGNORED or (key in pictures and key not in REQUIRED):
+        if value is None or key in IGNORED or key in _SHARED or (key in pictures and key not in REQUIRED):
             continue
         if key in REQUIRED and value == REQUIRED[key]:
             continue
@@ -71,7 +74,7 @@ def unwrap(config: Mapping[str, Any]) -> Unwrapped:
             raise UserError(f"{key} = {value!r} is not supported for {model_type}")
         unknown.append(key)
     described = {"model_type": WRAPPERS[model_type], **text}
-    described |= {key: config[key] for key in ("dtype", "torch_dtype", "eos_token_id", "bos_token_id") if key in config}
+    described |= {key: config[key] for key in _SHARED if config.get(key) is not None}
     described["tie_word_embeddings"] = _tied(config, described)
     if model_type == "gemma3":
         described["final_logit_softcapping"] = None  # the whole does not apply it
@@ -79,7 +82,7 @@ def unwrap(config: Mapping[str, Any]) -> Unwrapped:
 
 
 def _tied(config: Mapping[str, Any], text: Mapping[str, Any]) -> Any:
-    """Whether the head is the embedding table, which the whole says; in two of them its decoder may say so, too."""
+    """Whether the head is the embedding table."""
     tied = config.get("tie_word_embeddings")
     tied = oracle.default(config["model_type"], "tie_word_embeddings") if tied is None else tied
     if tied is False and config["model_type"] in _TIED_BY_TEXT:
