@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,19 @@ from onestep_jax.devices.weight_split import weight_sharding
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.config import ModelConfig, stated
 from onestep_jax.model.decoder import Model, Params
-from onestep_jax.model.families import Family, read_config
+from onestep_jax.model.families import Family, read_described
 from onestep_jax.model.hub import DEFAULT, locate, read_object
 from onestep_jax.model.safetensors_files import read_in_turn
-from onestep_jax.model.weight_files import all_finite, match_tensors, not_finite, stored_arrays, take_part, weight_rows
+from onestep_jax.model.weight_files import (
+    all_finite,
+    decoder_tensors,
+    match_tensors,
+    not_finite,
+    settle_head,
+    stored_arrays,
+    take_part,
+    weight_rows,
+)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -64,23 +74,30 @@ def load_model(
     check_known("dtype", [dtype], DTYPES)
     folder = locate(source, revision)
     described, family, config = describe(folder)
-    params, fingerprint = load_params(folder, family, config, DTYPES[dtype], mesh, progress)
-    loaded = load_tokenizer(folder, config) if tokenizer else None
-    return Model(config, params, loaded, str(source), fingerprint, described, _stop_tokens(folder, described))
+    params, settled, fingerprint = load_params(folder, family, config, DTYPES[dtype], mesh, progress)
+    if settled != config:
+        described["tie_word_embeddings"] = settled.tied
+    loaded = load_tokenizer(folder) if tokenizer else None
+    return Model(settled, params, loaded, str(source), fingerprint, described, _stop_tokens(folder, described))
 
 
 def describe(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
-    """A folder's config.json, its family and its architecture.
+    """A folder's config.json, its family and its architecture; of the text decoder where this is a part of a whole.
+
+    Warns of what config.json holds without effect.
 
     Raises:
       UserError: if it is missing, damaged or describes a model that is not supported.
     """
     path = folder / "config.json"
-    described = read_object(path)
+    content = read_object(path)
     try:
-        return described, *read_config(described)
+        described, family, config, notes = read_described(content)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    for note in notes:
+        warnings.warn(f"{path}: {note}", stacklevel=1)  # at this line for every caller, so a process says it once
+    return described, family, config
 
 
 def load_params(
@@ -90,14 +107,18 @@ def load_params(
     dtype: Any,
     mesh: Mesh | None = None,
     progress: Progress | None = None,
-) -> tuple[Params, str]:
-    """Params of a checkpoint, tensor by tensor in the wanted dtype and place, and the model's fingerprint.
+) -> tuple[Params, ModelConfig, str]:
+    """Params of a checkpoint, tensor by tensor in the wanted dtype and place.
+
+    Returns:
+      The params; the architecture, in which the files say whether the head is tied; the model's fingerprint.
 
     Raises:
       UserError: for a damaged file, a missing, unknown, duplicate or wrong-shaped weight, or a NaN or infinity.
     """
+    found, config = settle_head(decoder_tensors(folder, family), family, config)
     table = weight_rows(family, config)
-    stored = match_tensors(folder, family, config, table)
+    stored = match_tensors(folder, found, config, table)
     params: dict[str, jax.Array] = {}
     digest = hashlib.sha256(_statement(config).encode())
     checksums: dict[str, str] = {}
@@ -118,7 +139,7 @@ def load_params(
             progress(done, total)
     for name, tensor in stored.items():
         digest.update(f"{name} {tensor.dtype} {checksums[name]}\n".encode())
-    return unflatten_dict(params, sep="/"), digest.hexdigest()[:16]
+    return unflatten_dict(params, sep="/"), config, digest.hexdigest()[:16]
 
 
 def _statement(config: ModelConfig) -> str:
@@ -169,11 +190,13 @@ def _stop_tokens(folder: Path, described: Mapping[str, Any]) -> tuple[int, ...]:
     return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
 
-def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """The checkpoint's transformers tokenizer, or None if it has none. Code that lies in the folder is never run.
 
+    It may have more ids than the embedding table has rows. A text that has such an id is refused where it is used.
+
     Raises:
-      UserError: if it is damaged, needs code of the folder, or gives ids that the embedding table does not have.
+      UserError: if it is damaged or needs code of the folder.
     """
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
@@ -181,16 +204,10 @@ def load_tokenizer(folder: Path, config: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         if "trust_remote_code" in str(error):
             reason = "its tokenizer is code in that folder (auto_map in tokenizer_config.json), which is never run"
             cure = "take auto_map out and name one of transformers' own classes as tokenizer_class"
             raise UserError(f"{folder}: {reason}; {cure}") from error
         raise UserError(f"{folder}: the tokenizer cannot be read ({error})") from error
-    highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer's ids reach {highest}, the embedding table has {config.vocab_size} rows"
-        )
-    return tokenizer

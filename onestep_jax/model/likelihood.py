@@ -31,12 +31,13 @@ class TextNats(NamedTuple):
 
 
 def beginning(model: Model) -> int | None:
-    """Id of the token that stands before a text: the tokenizer's BOS, or None if it has none.
+    """Id of the token that stands before a text: the tokenizer's BOS, or None if the model has none.
 
     Eq. 3 does not say what the first token is predicted from. Here it is predicted from the BOS; without a BOS its term
     is left out of H_LM.
     """
-    return None if model.tokenizer is None else model.tokenizer.bos_token_id
+    bos = None if model.tokenizer is None else model.tokenizer.bos_token_id
+    return bos if bos is not None and bos < model.config.vocab_size else None  # a tokenizer may have more ids
 
 
 def text_nats(

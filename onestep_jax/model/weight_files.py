@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from onestep_jax.errors import UserError, nearest
+from onestep_jax.errors import UserError
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, parameter_shapes
-from onestep_jax.model.families import Family, Weight, read_config
+from onestep_jax.model.families import FAMILIES, Family, Weight
+from onestep_jax.model.families.wrappers import decoder_name, is_wrapped
 from onestep_jax.model.hub import shards
 from onestep_jax.model.safetensors_files import StoredTensor, stored_tensors
 
@@ -30,34 +32,62 @@ def weight_rows(family: Family, config: ModelConfig) -> dict[str, list[Weight]]:
     return table
 
 
-def match_tensors(
-    folder: Path, family: Family, config: ModelConfig, table: Mapping[str, list[Weight]]
-) -> dict[str, StoredTensor]:
-    """Name in the weight table → tensor, in the order of the names, after checking that the files hold just those.
+def decoder_tensors(folder: Path, family: Family) -> dict[str, StoredTensor]:
+    """Name in the weight table → tensor of a folder's files, buffers left out.
 
-    The files of a bare decoder, saved without its head, leave the family's prefix out of every name.
+    The files of a bare decoder, saved without its head, leave the family's prefix out of every name. Those of a decoder
+    that is part of a whole have names of their own, and tensors of other parts, which are left out.
 
     Raises:
-      UserError: for a damaged file, and for a missing, unknown, duplicate or wrong-shaped weight.
+      UserError: for a damaged file or a duplicate weight.
     """
     found = _stored_by_name(folder)
-    bare = not any(name.startswith(family.prefix) for name in found)
-    in_files = {name: name.removeprefix(family.prefix) if bare else name for name in sorted(table)}
-    known = set(in_files.values())
-    for name in sorted(known - found.keys()):
+    if any(map(is_wrapped, found)):
+        named = {decoder_name(name): tensor for name, tensor in found.items()}
+        found = {name: tensor for name, tensor in named.items() if name is not None}
+    elif not any(name.startswith(family.prefix) for name in found):
+        found = {name if name == family.head else family.prefix + name: tensor for name, tensor in found.items()}
+    return {name: tensor for name, tensor in found.items() if not name.endswith(family.buffers)}
+
+
+def settle_head(
+    found: Mapping[str, StoredTensor], family: Family, config: ModelConfig
+) -> tuple[dict[str, StoredTensor], ModelConfig]:
+    """Tensors and architecture of a decoder after its files have said whether its head is its embedding table.
+
+    As transformers has it: where config.json ties them and only the head is stored, it is the table too; where both are
+    stored and differ, they are not tied.
+
+    Args:
+      found: of `decoder_tensors`.
+    """
+    tensors = dict(found)
+    if not config.tied or family.head not in tensors:
+        return tensors, config
+    table = next(row.name for row in family.weights(config) if row.path == "embed/embedding")
+    head = tensors.pop(family.head)
+    stored = tensors.setdefault(table, head)
+    same = stored is head or (stored.shape == head.shape and np.array_equal(stored.read(), head.read()))
+    if same:
+        return tensors, config
+    return dict(found), dataclasses.replace(config, tied=False)
+
+
+def match_tensors(
+    folder: Path, found: Mapping[str, StoredTensor], config: ModelConfig, table: Mapping[str, list[Weight]]
+) -> dict[str, StoredTensor]:
+    """The tensors in the order of their names, after checking that they are just those of the weight table.
+
+    Raises:
+      UserError: for a missing, unknown or wrong-shaped weight.
+    """
+    for name in sorted(table.keys() - found.keys()):
         cure = "complete the download, or correct config.json"
-        raise UserError(f"{folder}: missing weight {name}{nearest(name, found)}; {cure}")
-    for name in sorted(found.keys() - known):
-        if name.endswith(family.buffers):
-            continue
-        if not (config.tied and name == family.head):
-            reason = f"{config.family} as config.json describes it has no place for it"
-            raise UserError(f"{found[name].path}: unknown weight {name}{nearest(name, known)}; {reason}")
-        original = next(in_files[row] for row, weights in table.items() if weights[0].path == "embed/embedding")
-        if not np.array_equal(found[name].read(), found[original].read()):
-            reason = f"{name} is no copy of {original}, though config.json has tie_word_embeddings"
-            raise UserError(f"{found[name].path}: {reason}")
-    matched = {name: found[stored] for name, stored in in_files.items()}
+        raise UserError(f"{folder}: missing weight {name}; {cure}")
+    for name in sorted(found.keys() - table.keys()):
+        reason = f"{config.family} as config.json describes it has no place for it"
+        raise UserError(f"{found[name].path}: unknown weight {found[name].name}; {reason}")
+    matched = {name: found[name] for name in sorted(table)}
     _check_shapes(matched, config, table)
     return matched
 
@@ -67,8 +97,8 @@ def _check_shapes(matched: Mapping[str, StoredTensor], config: ModelConfig, tabl
     for name, tensor in matched.items():
         expected = _stored_shape(table[name][0], shapes)
         if tensor.shape != expected:
-            reason = f"{tensor.name} has shape {tensor.shape}, expected {expected} from config.json"
-            raise UserError(f"{tensor.path}: {reason}")
+            origin = "from config.json, where absent keys have transformers' defaults"
+            raise UserError(f"{tensor.path}: {tensor.name} has shape {tensor.shape}, expected {expected} {origin}")
 
 
 def _stored_by_name(folder: Path) -> dict[str, StoredTensor]:
@@ -123,7 +153,7 @@ def not_finite(tensor: StoredTensor, dtype: Any) -> str:
 
 def stored_arrays(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """Each tensor of the checkpoint by name, fused ones put together again."""
-    family, _ = read_config(model.described)
+    family = FAMILIES[model.config.family]
     leaves = flatten_dict(model.params, sep="/")
     for name, rows in weight_rows(family, model.config).items():
         array = _fused([(row, np.asarray(leaves[row.path])) for row in rows])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.errors import UserError
-from onestep_jax.model.checkpoint import describe, load_tokenizer
+from onestep_jax.model.checkpoint import load_tokenizer
 from onestep_jax.model.hub import locate
 from onestep_jax.prototokens.reconstruction import as_text
 
@@ -27,8 +27,7 @@ def find_tokenizer(source: str) -> tuple[Any, str]:
       The tokenizer and "", or None and the reason why there is none.
     """
     try:
-        folder = locate(source, weights=False)
-        tokenizer = load_tokenizer(folder, describe(folder)[2])
+        tokenizer = load_tokenizer(locate(source, weights=False))
     except UserError as error:
         return None, str(error)
     return tokenizer, "" if tokenizer is not None else f"model {source!r} has no tokenizer"

@@ -1,4 +1,4 @@
-"""docs/families.md is true: the family on that page, put into the registry as it says, agrees with transformers."""
+"""docs/models.md is true: the family on that page, put into the registry as it says, agrees with transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onestep_jax.model import families
 
 pytest.importorskip("torch")
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 
 
 @pytest.mark.parametrize("options", [{}, {"use_qkv_bias": True, "tie_word_embeddings": True}], ids=["plain", "bias"])

@@ -108,9 +108,10 @@ def test_missing_head_of_an_untied_model(folder: Path):
     assert_says(refusal(folder), folder, "missing weight lm_head.weight")
 
 
-def test_misspelt_weight_names_the_nearest(folder: Path):
+def test_misspelt_weight(folder: Path):
     change_weights(folder, lambda tensors: tensors.update({"model.norn.weight": tensors.pop(NORM)}))
-    assert_says(refusal(folder), folder, f"missing weight {NORM}", "did you mean 'model.norn.weight'?")
+    assert_says(refusal(folder), folder, f"missing weight {NORM}")
+    assert "did you mean" not in refusal(folder)
 
 
 def test_extra_weight(folder: Path):
@@ -187,11 +188,6 @@ def test_half_precision_files(folder: Path, stored: Any):
     assert kernel.dtype == jnp.float32
     rounded = load_file(PLAIN / "model.safetensors")[Q].astype(stored)
     np.testing.assert_array_equal(kernel, rounded.astype(np.float32))
-
-
-def test_head_that_is_no_copy_of_the_tied_table(folder: Path):
-    change_weights(folder, lambda tensors: tensors.update({"lm_head.weight": 2 * tensors[TABLE]}))
-    assert_says(refusal(folder), folder / "model.safetensors", "lm_head.weight", "tie_word_embeddings")
 
 
 @pytest.mark.parametrize(
@@ -368,20 +364,28 @@ def test_config_that_is_not_json(folder: Path):
 
 
 def test_unsupported_architecture_lists_the_supported(folder: Path):
-    change_config(folder, model_type="llava")
+    change_config(folder, model_type="lama")
     assert_says(refusal(folder), folder / "config.json")
-    assert_says(refusal(folder), "unsupported architecture 'llava'", "did you mean 'llama'?", *FAMILIES)
+    assert_says(refusal(folder), "unsupported architecture 'lama'", *FAMILIES)
+    assert "did you mean" not in refusal(folder)
 
 
-@pytest.mark.parametrize("key", ["model_type", "vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers"])
-def test_missing_required_key(folder: Path, key: str):
+def test_missing_architecture(folder: Path):
+    change_config(folder, model_type=...)
+    assert_says(refusal(folder), "config.json", "the key 'model_type' is missing")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("vocab_size", "model.embed_tokens.weight has shape (97, 32), expected (32000, 32)"),
+        ("intermediate_size", "shape (32, 40), expected (32, 11008)"),
+        ("num_hidden_layers", "missing weight model.layers.10."),
+    ],
+)
+def test_default_size_that_the_weights_do_not_have(folder: Path, key: str, said: str):
     change_config(folder, **{key: ...})
-    assert_says(refusal(folder), "config.json", f"the key {key!r} is missing")
-
-
-def test_unknown_key_names_the_nearest(folder: Path):
-    change_config(folder, attention_bais=True)
-    assert_says(refusal(folder), "config.json", "'attention_bais' = True", "did you mean 'attention_bias'?", "llama")
+    assert_says(refusal(folder), said)
 
 
 def test_unknown_key_that_is_null_says_nothing(folder: Path):
@@ -468,19 +472,14 @@ def test_width_that_heads_do_not_divide(folder: Path, heads: int):
 
 
 def test_unsupported_rope_type(folder: Path):
-    change_config(folder, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0})
-    assert_says(refusal(folder), "config.json", "RoPE type 'dynamic'", "supported: default, linear, llama3")
+    change_config(folder, rope_parameters={"rope_type": "axial", "factor": 4.0, "rope_theta": 10000.0})
+    assert_says(refusal(folder), "config.json", "RoPE type 'axial'", "supported: default, linear, dynamic, llama3")
 
 
-@pytest.mark.parametrize("key", sorted(LLAMA3.keys() - {"rope_type", "rope_theta"}))
+@pytest.mark.parametrize("key", ["factor", "low_freq_factor", "high_freq_factor"])
 def test_llama3_rope_that_lacks_an_argument(folder: Path, key: str):
     change_config(folder, rope_parameters={name: value for name, value in LLAMA3.items() if name != key})
     assert_says(refusal(folder), "config.json", "RoPE type 'llama3' lacks", key)
-
-
-def test_unknown_rope_argument_names_the_nearest(folder: Path):
-    change_config(folder, rope_parameters={"rope_type": "linear", "factor": 2.0, "factr": 4.0})
-    assert_says(refusal(folder), "RoPE type 'linear'", "'factr'", "did you mean 'factor'?")
 
 
 @pytest.mark.parametrize(
@@ -521,11 +520,6 @@ def test_two_spellings_of_rope_that_disagree(folder: Path):
 def test_two_spellings_of_rope_that_agree(folder: Path):
     change_config(folder, rope_scaling={"type": "default"}, rope_theta=10000)
     assert fingerprint(folder) == fingerprint(PLAIN)
-
-
-def test_unknown_argument_of_the_default_rope(folder: Path):
-    change_config(folder, rope_parameters={"rope_type": "default", "beta_fast": 32.0})
-    assert_says(refusal(folder), folder / "config.json", "'beta_fast' of RoPE type 'default'; expected")
 
 
 # Source and dtype
@@ -596,11 +590,6 @@ def test_tokenizer_is_loaded(folder: Path):
 
 def test_folder_without_tokenizer(folder: Path):
     assert load_model(folder).tokenizer is None
-
-
-def test_tokenizer_with_ids_beyond_the_table(folder: Path):
-    write_tokenizer(folder, 98)
-    assert_says(refusal(folder), folder, "tokenizer's ids reach 97", "table has 97 rows")
 
 
 def test_code_in_a_folder_is_never_run(folder: Path):

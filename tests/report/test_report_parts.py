@@ -50,11 +50,11 @@ def test_embedded_json_closes_no_script():
 
 @pytest.mark.parametrize("text", ["The ferry left.\n\tfor x in  y:", "naïve 👩\u200d👧 – “tail”", "日本語 שלום"])
 def test_pieces_join_to_the_text(text):
-    from onestep_jax.model.checkpoint import describe, load_tokenizer
+    from onestep_jax.model.checkpoint import load_tokenizer
     from onestep_jax.model.hub import locate
 
     folder = locate("default")
-    tokenizer = load_tokenizer(folder, describe(folder)[2])
+    tokenizer = load_tokenizer(folder)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = token_pieces(tokenizer, ids)
     assert len(pieces) == len(ids)

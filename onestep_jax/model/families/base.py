@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from onestep_jax.errors import UserError, nearest
+from onestep_jax.errors import UserError
 from onestep_jax.model.config import ModelConfig
+from onestep_jax.model.families import oracle
 
 
 class Part(NamedTuple):
@@ -34,6 +35,9 @@ class Weight(NamedTuple):
     transposed: bool = False
 
 
+ROTARY_BUFFERS = tuple(f".rotary_emb.{name}" for name in ("inv_freq", "cos_cached", "sin_cached"))
+
+
 class Family(NamedTuple):
     """One architecture.
 
@@ -47,6 +51,8 @@ class Family(NamedTuple):
       prefix: what the names begin with; a checkpoint of the bare decoder leaves it out.
       head: name of the output head, which a tied checkpoint may hold as a copy of the embedding table.
       buffers: ends of the names of tensors that carry nothing.
+      unread: config.json → names of rotary settings that transformers does not read; None for `rope.unread` of those in
+        `rope_parameters` and `rope_scaling`.
     """
 
     model_type: str
@@ -57,7 +63,8 @@ class Family(NamedTuple):
     ignored: Iterable[str] = ()
     prefix: str = "model."
     head: str = "lm_head.weight"
-    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    buffers: tuple[str, ...] = ROTARY_BUFFERS
+    unread: Callable[[Mapping[str, Any]], list[str]] | None = None
 
 
 # Keys of every transformers config that say nothing about the forward pass at inference.
@@ -67,7 +74,8 @@ IGNORED = frozenset(
     problem_type return_dict task_specific_params tokenizer_class torch_dtype torchscript transformers_version
     use_cache _attn_implementation attn_implementation chunk_size_feed_forward is_llama_config max_sequence_length
     transformers.js_config _attn_implementation_autoset use_bfloat16 cache_implementation gradient_checkpointing
-    classifier_dropout num_labels _num_labels finetuning_task tf_legacy_loss prefix sep_token_id _commit_hash""".split()
+    classifier_dropout num_labels _num_labels finetuning_task tf_legacy_loss prefix sep_token_id _commit_hash
+    _pad_token_id""".split()
 )
 # Settings of `generate`, which transformers 4 kept in every config and transformers 5 drops from it.
 IGNORED |= frozenset(
@@ -109,8 +117,11 @@ ACTIVATIONS = {
 }
 
 
-def check_keys(family: Family, config: Mapping[str, Any]) -> None:
+def check_keys(family: Family, config: Mapping[str, Any]) -> list[str]:
     """Refuse a config.json with a setting whose mathematics is not implemented.
+
+    Returns:
+      The keys that neither the family nor transformers knows: they cannot change what transformers computes.
 
     Raises:
       UserError: naming the key, its value and the value that would be accepted.
@@ -119,16 +130,20 @@ def check_keys(family: Family, config: Mapping[str, Any]) -> None:
         raise UserError("quantised checkpoints are not supported; use the unquantised weights")
     required = REQUIRED | dict(family.required)
     ignored = IGNORED | set(family.ignored)
+    unknown = []
     for key, value in config.items():
         if key in required and value is not None and value != required[key]:
             raise UserError(f"{key} = {value!r} is not supported for {family.model_type}; expected {required[key]!r}")
         kind = family.handled.get(key)
         if kind is not None and value is not None and not KINDS[kind](value):
             raise UserError(f"{key} = {value!r}: expected {kind}")
-        known = kind is not None or key in ignored or key in required
-        if not known and value is not None:
-            hint = nearest(key, family.handled.keys() | required.keys())
-            raise UserError(f"unknown key {key!r} = {value!r}{hint}; {family.model_type} does not handle it")
+        if kind is not None or key in ignored or key in required or value is None:
+            continue
+        if oracle.knows(family.model_type, key):
+            reason = f"transformers knows it for {family.model_type}, and it is not implemented here"
+            raise UserError(f"{key} = {value!r} is not supported: {reason}")
+        unknown.append(key)
+    return unknown
 
 
 def keys(**kinds: str) -> dict[str, str]:
@@ -138,14 +153,18 @@ def keys(**kinds: str) -> dict[str, str]:
 
 
 def need(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a key that every checkpoint of the family must have.
+    """The value of a key that may not be null; where it is absent, transformers' default for the architecture.
 
     Raises:
-      UserError: if it is absent.
+      UserError: if it is null, or absent and without a default.
     """
-    if config.get(key) is None:
-        raise UserError(f"the key {key!r} is missing")
-    return config[key]
+    if key in config:
+        value = config[key]
+    else:
+        value = None if key == "model_type" else oracle.default(need(config, "model_type"), key)
+    if value is None:
+        raise UserError(f"the key {key!r} is {'null' if key in config else 'missing'}")
+    return value
 
 
 def given(config: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -162,8 +181,7 @@ def activation(config: Mapping[str, Any], key: str, default: str) -> str:
     """
     name = given(config, key, default)
     if name not in ACTIVATIONS:
-        hint = nearest(name, ACTIVATIONS)
-        raise UserError(f"{key} = {name!r} is not supported{hint}; supported: {', '.join(ACTIVATIONS)}")
+        raise UserError(f"{key} = {name!r} is not supported; supported: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 

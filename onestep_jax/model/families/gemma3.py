@@ -8,30 +8,49 @@ from typing import Any
 from onestep_jax.errors import UserError
 from onestep_jax.model.config import ModelConfig, Rope
 from onestep_jax.model.families import gemma2, llama, rope, windows
-from onestep_jax.model.families.base import Family, given, keys
+from onestep_jax.model.families.base import Family, given, keys, need
 
 THETAS = {windows.FULL: 1_000_000.0, windows.SLIDING: 10_000.0}
+OLD_THETAS = {windows.FULL: "rope_theta", windows.SLIDING: "rope_local_base_freq"}
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rotary settings of either kind of layer, as transformers reads them.
+
+    `rope_parameters` nests them by the kind of layer. The older `rope_scaling` changes those of layers that see all.
+
+    Raises:
+      UserError: if the settings of a kind of layer are no object.
+    """
+    outer, scaling = given(config, "rope_parameters", {}), given(config, "rope_scaling", {})
+    for kind in THETAS:
+        if not isinstance(outer.get(kind), Mapping | None):
+            raise UserError(f"rope_parameters: {kind} = {outer[kind]!r}: expected an object of rotary settings")
+    settings = {kind: {"rope_theta": given(config, OLD_THETAS[kind], theta)} for kind, theta in THETAS.items()}
+    settings = {kind: base | dict(outer.get(kind) or {}) for kind, base in settings.items()}
+    if not outer:
+        settings[windows.FULL]["rope_type"] = "default"  # which goes before a `type` in rope_scaling
+    settings[windows.FULL] |= {key: value for key, value in scaling.items() if not isinstance(value, Mapping)}
+    return settings
+
+
+def unread(config: Mapping[str, Any]) -> list[str]:
+    """Rotary settings that transformers does not read: of other kinds of layer, or nested in `rope_scaling`."""
+    beside = [f"rope_parameters.{key}" for key in given(config, "rope_parameters", {}) if key not in THETAS]
+    scaling = given(config, "rope_scaling", {}).items()
+    nested = [f"rope_scaling.{key}" for key, value in scaling if isinstance(value, Mapping)]
+    return beside + nested + rope.unread(rope_settings(config))
 
 
 def read_ropes(config: Mapping[str, Any]) -> dict[str, Rope]:
-    """Rotary positions of either kind of layer: nested in `rope_parameters`, or in the older keys.
+    """Rotary positions of either kind of layer.
 
     Raises:
-      UserError: as `read_rope`, and for anything in `rope_parameters` but the settings of the two kinds.
+      UserError: as `parse_rope` and `rope_settings`.
     """
-    nested, head_dim = given(config, "rope_parameters", {}), given(config, "head_dim", 256)
-    for kind, settings in nested.items():
-        if kind not in THETAS or not isinstance(settings, Mapping | None):
-            expected = f"objects of rotary settings under {' and '.join(THETAS)}"
-            raise UserError(f"rope_parameters: {kind} = {settings!r}: expected {expected}")
-    old = {
-        windows.FULL: {"rope_theta": config.get("rope_theta"), "rope_scaling": config.get("rope_scaling")},
-        windows.SLIDING: {"rope_theta": config.get("rope_local_base_freq"), "rope_scaling": None},
-    }
-    return {
-        kind: rope.read_rope({**config, **old[kind], "rope_parameters": nested.get(kind)}, head_dim, theta)
-        for kind, theta in THETAS.items()
-    }
+    head_dim, context = given(config, "head_dim", 256), need(config, "max_position_embeddings")
+    settings = rope_settings(config)
+    return {kind: rope.parse_rope(kind, settings[kind], context, head_dim, None) for kind in THETAS}
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
@@ -51,4 +70,4 @@ HANDLED = {
 REQUIRED = {**gemma2.FAMILY.required, "attn_logit_softcapping": None}
 # Files with `_sliding_window_pattern` have `layer_types`, which transformers reads instead.
 IGNORED = ["hidden_act", "_sliding_window_pattern"]
-FAMILY = Family("gemma3_text", HANDLED, read, gemma2.weights, REQUIRED, IGNORED)
+FAMILY = Family("gemma3_text", HANDLED, read, gemma2.weights, REQUIRED, IGNORED, unread=unread)

@@ -8,6 +8,7 @@ from typing import Any
 from onestep_jax.errors import UserError
 from onestep_jax.model.config import Layer, ModelConfig, Rope
 from onestep_jax.model.families.base import (
+    ROTARY_BUFFERS,
     Family,
     Part,
     Weight,
@@ -89,7 +90,7 @@ HANDLED = {
     ),
     **ROPE_KEYS,
 }
-BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+BUFFERS = (".attention.bias", ".attention.masked_bias", *ROTARY_BUFFERS)
 FAMILY = Family(
     "gpt_neox",
     HANDLED,

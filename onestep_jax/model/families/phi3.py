@@ -6,24 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from onestep_jax.model.config import ModelConfig
-from onestep_jax.model.families import llama
+from onestep_jax.model.families import llama, rope
 from onestep_jax.model.families.base import Family, Part, Weight, given, head_sizes, keys
-from onestep_jax.model.families.rope import read_rope
 
-ROPE_OBJECTS = ("rope_parameters", "rope_scaling")
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rotary settings in today's names: Phi-3's first checkpoints called the type "su" or "yarn"."""
+    original = {"original_max_position_embeddings": given(config, "original_max_position_embeddings", 4096)}
+    objects = {key: _renamed(config[key]) for key in rope.OBJECTS if config.get(key)}
+    return rope.rope_settings({**config, **objects, **original})
+
+
+def unread(config: Mapping[str, Any]) -> list[str]:
+    """Rotary settings that transformers does not read, such as `short_mscale`."""
+    return rope.unread(rope_settings(config))
 
 
 def read(config: Mapping[str, Any]) -> ModelConfig:
     sizes = head_sizes(config, "num_attention_heads", "hidden_size", head_dim=config.get("head_dim"))
-    original = {"original_max_position_embeddings": given(config, "original_max_position_embeddings", 4096)}
-    objects = {key: {**_renamed(config[key]), **original} for key in ROPE_OBJECTS if config.get(key)}
     share = given(config, "partial_rotary_factor", 1.0)
-    rope = read_rope({**config, **objects}, sizes["head_dim"], fraction=share)
-    return llama.read_like_llama(config, "phi3", rope=rope, windows=(config.get("sliding_window"),))
+    rotary = rope.read_rope({**config, **rope_settings(config)}, sizes["head_dim"], fraction=share)
+    return llama.read_like_llama(config, "phi3", rope=rotary, windows=(config.get("sliding_window"),))
 
 
 def _renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings with the type that Phi-3's first checkpoints called "su" or "yarn" by its later name."""
     aliases = {"su": "longrope", "yarn": "longrope"}
     names = ("type", "rope_type")
     return {key: aliases.get(value, value) if key in names else value for key, value in settings.items()}
@@ -49,10 +55,7 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 HANDLED = {
     **llama.KEYS,
-    **keys(
-        numbers="rms_norm_eps partial_rotary_factor",
-        counts="sliding_window original_max_position_embeddings",
-    ),
+    **keys(numbers="rms_norm_eps partial_rotary_factor", counts="sliding_window"),
 }
 # What the code beside Phi-4's weights could do and transformers' cannot.
 REQUIRED = {
@@ -62,4 +65,5 @@ REQUIRED = {
     "lm_head_bias": False,
     "mlp_bias": False,
 }
-FAMILY = Family("phi3", HANDLED, read, weights, REQUIRED, ignored=["resid_pdrop", "embd_pdrop"])
+IGNORED = ["resid_pdrop", "embd_pdrop"]
+FAMILY = Family("phi3", HANDLED, read, weights, REQUIRED, IGNORED, unread=unread)

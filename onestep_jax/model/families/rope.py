@@ -6,24 +6,26 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from onestep_jax.errors import UserError, nearest
+from onestep_jax.errors import UserError
 from onestep_jax.model.config import Rope
-from onestep_jax.model.families.base import COUNT, FLAG, KINDS, LIST, NUMBER, OBJECT, need
+from onestep_jax.model.families.base import COUNT, FLAG, KINDS, LIST, NUMBER, OBJECT, WORD, need
 from onestep_jax.model.rotary import rotated_channels
 
-KEYS = {"rope_parameters": OBJECT, "rope_scaling": OBJECT, "rope_theta": NUMBER}
-
 _ORIGINAL = {"original_max_position_embeddings": COUNT}
+KEYS = {"rope_parameters": OBJECT, "rope_scaling": OBJECT, "rope_theta": NUMBER, **_ORIGINAL}
+OBJECTS = ("rope_parameters", "rope_scaling")
+
 # What each type needs beside the base, and what it may have.
 _NEEDED: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": NUMBER},
-    "llama3": {"factor": NUMBER, "low_freq_factor": NUMBER, "high_freq_factor": NUMBER, **_ORIGINAL},
+    "dynamic": {"factor": NUMBER},
+    "llama3": {"factor": NUMBER, "low_freq_factor": NUMBER, "high_freq_factor": NUMBER},
     "yarn": {"factor": NUMBER},
     "longrope": {"short_factor": LIST, "long_factor": LIST},
 }
 _OPTIONAL: dict[str, dict[str, str]] = {
-    "default": {"factor": NUMBER, **_ORIGINAL},  # without effect
+    "llama3": _ORIGINAL,
     "yarn": {
         **dict.fromkeys(("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"), NUMBER),
         "truncate": FLAG,
@@ -31,6 +33,38 @@ _OPTIONAL: dict[str, dict[str, str]] = {
     },
     "longrope": {"factor": NUMBER, "attention_factor": NUMBER, **_ORIGINAL},
 }
+_NO_ZERO = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim")  # where 0 means what absence means
+
+
+def rope_settings(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rotary settings of a config.json by the key that holds them.
+
+    A context before stretching that stands outside goes before one inside, as in transformers.
+    """
+    outside = {key: config[key] for key in _ORIGINAL if config.get(key) is not None}
+    settings = {key: dict(config[key]) for key in OBJECTS if config.get(key)}
+    return {key: given | outside if _type(given) in _STRETCHED else given for key, given in settings.items()}
+
+
+def unread(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Names, with their places, of arguments that transformers does not read for the type of RoPE that is asked for."""
+    found = []
+    for place, given in settings.items():
+        kind = _type(given)
+        read = _arguments(kind).keys() if isinstance(kind, str) and kind in _NEEDED else given.keys()
+        found += [f"{place}.{key}" for key, value in given.items() if value is not None and key not in read]
+    return found
+
+
+def _type(given: Mapping[str, Any]) -> Any:
+    kind = given.get("rope_type")
+    return given.get("type", "default") if kind is None else kind
+
+
+def _arguments(kind: str) -> dict[str, str]:
+    """Every argument of a type of RoPE, with its kind of value."""
+    common = {"type": WORD, "rope_type": WORD, "rope_theta": NUMBER, "partial_rotary_factor": NUMBER}
+    return common | _NEEDED[kind] | _OPTIONAL.get(kind, {})
 
 
 def read_rope(config: Mapping[str, Any], head_dim: int, theta: float = 10000.0, fraction: float | None = None) -> Rope:
@@ -47,11 +81,11 @@ def read_rope(config: Mapping[str, Any], head_dim: int, theta: float = 10000.0, 
         as a whole.
 
     Raises:
-      UserError: for a type that is not implemented, a missing, unknown or wrong argument of one that is, or two
-        spellings that do not mean the same.
+      UserError: for a type that is not implemented, a missing or wrong argument of one that is, or two spellings that
+        do not mean the same.
     """
     base = {"rope_theta": config.get("rope_theta") or theta}
-    spellings = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)}
+    spellings = rope_settings(config)
     context = need(config, "max_position_embeddings")
     if not spellings:
         return parse_rope("RoPE", base, context, head_dim, fraction)
@@ -63,7 +97,7 @@ def read_rope(config: Mapping[str, Any], head_dim: int, theta: float = 10000.0, 
 
 
 def parse_rope(spelling: str, given: Mapping[str, Any], context: int, head_dim: int, fraction: float | None) -> Rope:
-    """One object of rotary settings.
+    """One object of rotary settings; `unread` names the arguments that have no effect.
 
     Args:
       spelling: the key that holds it, for messages.
@@ -74,32 +108,37 @@ def parse_rope(spelling: str, given: Mapping[str, Any], context: int, head_dim: 
     Raises:
       UserError: see `read_rope`.
     """
-    given = {key: value for key, value in given.items() if value is not None}
-    old, kind = given.pop("type", "default"), given.pop("rope_type", None)
-    kind = kind or old
+    given = {key: value for key, value in given.items() if value is not None and (value != 0 or key not in _NO_ZERO)}
+    _refuse_nested(spelling, given)
+    kind = _type(given)
     if not isinstance(kind, str) or kind not in _NEEDED:
         raise UserError(f"{spelling}: RoPE type {kind!r} is not supported; supported: {', '.join(_NEEDED)}")
-    kinds = {"rope_theta": NUMBER, "partial_rotary_factor": NUMBER} | _NEEDED[kind] | _OPTIONAL.get(kind, {})
-    for key, value in given.items():
-        if key not in kinds:
-            hint, expected = nearest(key, kinds), ", ".join(sorted(kinds))
-            raise UserError(f"{spelling}: unknown argument {key!r}{hint} of RoPE type {kind!r}; expected {expected}")
-        if not KINDS[kinds[key]](value):
-            raise UserError(f"{spelling}: {key} = {value!r}: expected {kinds[key]}")
+    for key, expected in _arguments(kind).items():
+        if key in given and not KINDS[expected](given[key]):
+            raise UserError(f"{spelling}: {key} = {given[key]!r}: expected {expected}")
     missing = sorted(_NEEDED[kind].keys() - given.keys())
     if missing:
         raise UserError(f"{spelling}: RoPE type {kind!r} lacks {', '.join(missing)}")
     share = given.get("partial_rotary_factor", 1.0 if fraction is None else fraction)
     if fraction is None and share != 1.0:
         raise UserError(f"{spelling}: partial_rotary_factor = {share} is not supported here; expected 1.0")
-    rope = Rope(theta=float(given["rope_theta"]), kind=kind, fraction=float(share), **_ARGUMENTS[kind](given, context))
+    # "dynamic" stretches wavelengths only for inputs longer than the context, which are refused everywhere.
+    ours = "default" if kind == "dynamic" else kind
+    rope = Rope(theta=float(given["rope_theta"]), kind=ours, fraction=float(share), **_ARGUMENTS[ours](given, context))
     _check(spelling, rope, head_dim)
     return rope
 
 
-def _llama3(given: Mapping[str, Any], _context: int) -> dict[str, Any]:
+def _refuse_nested(spelling: str, given: Mapping[str, Any]) -> None:
+    """Settings for each kind of layer belong to Gemma 3; transformers fails on them elsewhere."""
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            raise UserError(f"{spelling}: {key} = {value!r}: settings for one kind of layer are not supported here")
+
+
+def _llama3(given: Mapping[str, Any], context: int) -> dict[str, Any]:
     names = ("factor", "low_freq_factor", "high_freq_factor")
-    original = given["original_max_position_embeddings"]
+    original = given.get("original_max_position_embeddings", context)
     return {name: float(given[name]) for name in names} | {"original_context": original}
 
 
@@ -131,6 +170,7 @@ def _longrope(given: Mapping[str, Any], context: int) -> dict[str, Any]:
 
 
 _LONGROPE_LISTS = {"short_factors": "short_factor", "long_factors": "long_factor"}
+_STRETCHED = ("llama3", "yarn", "longrope")  # whose arguments have the context before stretching
 _ARGUMENTS: dict[str, Any] = {
     "default": lambda given, context: {},
     "linear": lambda given, context: {"factor": float(given["factor"])},
