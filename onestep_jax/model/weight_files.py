@@ -14,9 +14,11 @@ from onestep_jax.errors import UserError, nearest
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, parameter_shapes
 from onestep_jax.model.families import Family, Weight, read_config
+from onestep_jax.model.gguf import GgufTensor, gguf_tensors, is_gguf
 from onestep_jax.model.hub import shards
 from onestep_jax.model.safetensors_files import StoredTensor, stored_tensors
 
+CheckpointTensor = StoredTensor | GgufTensor
 _PIECE = 1 << 18  # numbers looked at at a time: they stay in the cache for the second look
 
 
@@ -32,7 +34,7 @@ def weight_rows(family: Family, config: ModelConfig) -> dict[str, list[Weight]]:
 
 def match_tensors(
     folder: Path, family: Family, config: ModelConfig, table: Mapping[str, list[Weight]]
-) -> dict[str, StoredTensor]:
+) -> dict[str, CheckpointTensor]:
     """Name in the weight table → tensor, in the order of the names, after checking that the files hold just those.
 
     The files of a bare decoder, saved without its head, leave the family's prefix out of every name.
@@ -41,41 +43,44 @@ def match_tensors(
       UserError: for a damaged file, and for a missing, unknown, duplicate or wrong-shaped weight.
     """
     found = _stored_by_name(folder)
+    described = "its metadata" if is_gguf(folder) else "config.json"
     bare = not any(name.startswith(family.prefix) for name in found)
     in_files = {name: name.removeprefix(family.prefix) if bare else name for name in sorted(table)}
     known = set(in_files.values())
     for name in sorted(known - found.keys()):
-        cure = "complete the download, or correct config.json"
+        cure = f"complete the download, or correct {described}"
         raise UserError(f"{folder}: missing weight {name}{nearest(name, found)}; {cure}")
     for name in sorted(found.keys() - known):
         if name.endswith(family.buffers):
             continue
         if not (config.tied and name == family.head):
-            reason = f"{config.family} as config.json describes it has no place for it"
+            reason = f"{config.family} as {described} describes it has no place for it"
             raise UserError(f"{found[name].path}: unknown weight {name}{nearest(name, known)}; {reason}")
         original = next(in_files[row] for row, weights in table.items() if weights[0].path == "embed/embedding")
         if not np.array_equal(found[name].read(), found[original].read()):
             reason = f"{name} is no copy of {original}, though config.json has tie_word_embeddings"
             raise UserError(f"{found[name].path}: {reason}")
     matched = {name: found[stored] for name, stored in in_files.items()}
-    _check_shapes(matched, config, table)
+    _check_shapes(matched, config, table, described)
     return matched
 
 
-def _check_shapes(matched: Mapping[str, StoredTensor], config: ModelConfig, table: Mapping[str, list[Weight]]) -> None:
+def _check_shapes(
+    matched: Mapping[str, CheckpointTensor], config: ModelConfig, table: Mapping[str, list[Weight]], described: str
+) -> None:
     shapes = parameter_shapes(config)
     for name, tensor in matched.items():
         expected = _stored_shape(table[name][0], shapes)
         if tensor.shape != expected:
-            reason = f"{tensor.name} has shape {tensor.shape}, expected {expected} from config.json"
+            reason = f"{tensor.name} has shape {tensor.shape}, expected {expected} from {described}"
             raise UserError(f"{tensor.path}: {reason}")
 
 
-def _stored_by_name(folder: Path) -> dict[str, StoredTensor]:
+def _stored_by_name(folder: Path) -> dict[str, CheckpointTensor]:
     """Every tensor of a folder's files by its name there."""
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, CheckpointTensor] = {}
     for path in shards(folder):
-        for tensor in stored_tensors(path):
+        for tensor in gguf_tensors(path) if is_gguf(path) else stored_tensors(path):
             if tensor.name in found:
                 raise UserError(f"{path}: duplicate weight {tensor.name}, also in {found[tensor.name].path}")
             found[tensor.name] = tensor
@@ -114,7 +119,7 @@ def all_finite(host: np.ndarray, dtype: Any) -> bool:
     return True
 
 
-def not_finite(tensor: StoredTensor, dtype: Any) -> str:
+def not_finite(tensor: CheckpointTensor, dtype: Any) -> str:
     """What is wrong with a tensor that `all_finite` refuses."""
     if np.isfinite(tensor.read().astype(np.float64)).all():
         return f"{tensor.path}: {tensor.name} is too large for {jnp.dtype(dtype).name}; use float32"
