@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax.errors import UserError
+from onestep_jax.model.families.base import COUNT, KINDS, NUMBER
 from onestep_jax.model.families.windows import FULL, SLIDING
 from onestep_jax.model.gguf.files import Header, read_header
 from onestep_jax.model.gguf.layouts import FREQUENCIES, LONG, SHORT, Layout, layout_of
@@ -45,12 +46,13 @@ def _config(header: Header, layout: Layout) -> dict[str, Any]:
         if key not in values:
             raise UserError(f"the metadata key {start + key} is missing")
         config[name] = values.pop(key)
+    _check_layers(header, start + "block_count", config[layout.keys["block_count"]])
     config |= {name: values.pop(key) for key, name in layout.optional.items() if key in values}
     if "token_embd.weight" not in header.tensors:
         raise UserError("the tensor token_embd.weight is missing")
     config["vocab_size"] = header.tensors["token_embd.weight"].shape[0]
     ids = {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKENS.items()}
-    config |= {name: token for name, token in ids.items() if token is not None}
+    config |= {name: token for name, token in ids.items() if type(token) is int}
     if layout.model_type != "gpt2":
         config |= _heads(values, config)
         config |= _rope(header, values, config)
@@ -65,6 +67,14 @@ def _config(header: Header, layout: Layout) -> dict[str, Any]:
     return config
 
 
+def _check_layers(header: Header, key: str, stated: Any) -> None:
+    """Refuse another number of layers than the tensors have, before anything of that number is made."""
+    numbers = [name.split(".")[1] for name in header.tensors if name.startswith("blk.")]
+    layers = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    if stated != layers:
+        raise UserError(f"{key} = {stated!r}, but there are tensors of {layers} layers; download it again")
+
+
 def _check_rest(start: str, values: Mapping[str, Any]) -> None:
     """Refuse settings that nothing above has taken."""
     for key, value in values.items():
@@ -75,9 +85,13 @@ def _check_rest(start: str, values: Mapping[str, Any]) -> None:
 
 
 def _count(config: Mapping[str, Any], key: str) -> int:
-    if type(config[key]) is not int or config[key] < 1:
-        raise UserError(f"{key} = {config[key]!r}: expected a positive integer")
-    return config[key]
+    return _checked(config[key], key, COUNT)
+
+
+def _checked(value: Any, key: str, kind: str) -> Any:
+    if not KINDS[kind](value):
+        raise UserError(f"{key} = {value!r}: expected {kind}")
+    return value
 
 
 def _heads(values: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,37 +106,49 @@ def _rope(header: Header, values: dict[str, Any], config: Mapping[str, Any]) -> 
     """The keys of rotary positions: base, the share of a head that turns, and how long contexts are reached."""
     head_dim, context = _count(config, "head_dim"), _count(config, "max_position_embeddings")
     found: dict[str, Any] = {"rope_theta": config.get("rope_theta", 10000.0)}
-    turned = values.pop("rope.dimension_count", head_dim)
+    turned = _checked(values.pop("rope.dimension_count", head_dim), "rope.dimension_count", COUNT)
     if header.architecture == "phi3":
         found["partial_rotary_factor"] = turned / head_dim
     elif turned != head_dim:
         raise UserError(f"rope.dimension_count = {turned!r} is not supported; expected the width of a head, {head_dim}")
-    kind = values.pop("rope.scaling.type", "linear")
-    factor = values.pop("rope.scaling.factor", 0.0) or values.pop("rope.scale_linear", 0.0) or 1.0
     original = values.pop("rope.scaling.original_context_length", context)
-    magnitude = values.pop("rope.scaling.attn_factor", None)
-    yarn = {name: values.pop(f"rope.scaling.yarn_{name}", None) for name in ("beta_fast", "beta_slow")}
     if header.architecture == "phi3":
         found["original_max_position_embeddings"] = original
-    scaling: dict[str, Any] = {"rope_type": kind, "original_max_position_embeddings": original}
-    if FREQUENCIES in header.tensors:
-        # Llama 3's stretched wavelengths: each frequency is divided by a number of its own, in texts of any length.
-        factors = header.tensors[FREQUENCIES].read().ravel().tolist()
-        scaling |= {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
-        scaling["original_max_position_embeddings"] = context
-    elif SHORT in header.tensors and LONG in header.tensors:
-        scaling |= {"rope_type": "longrope", "attention_factor": magnitude}
-        scaling |= {"short_factor": header.tensors[SHORT].read().ravel().tolist()}
-        scaling |= {"long_factor": header.tensors[LONG].read().ravel().tolist()}
-    elif kind == "none" or (kind == "linear" and factor == 1):
-        return found
-    elif kind == "linear":
-        scaling = {"rope_type": kind, "factor": factor}
-    elif kind == "yarn" and magnitude in (None, 1.0):
-        scaling |= {"factor": factor, **yarn}
+    scaling = _stretch(header, values, context, original)
+    return found | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _stretch(header: Header, values: dict[str, Any], context: int, original: int) -> dict[str, Any]:
+    """How wavelengths are stretched to reach long contexts; nothing if they are not."""
+    factors = [values.pop(key, 0.0) for key in ("rope.scaling.factor", "rope.scale_linear")]
+    factor = factors[0] or factors[1] or 1.0
+    kind = values.pop("rope.scaling.type", "linear")
+    plain = kind == "none" or (kind == "linear" and factor == 1)
+    magnitude = values.pop("rope.scaling.attn_factor", None)
+    yarn = {name: values.pop(f"rope.scaling.yarn_{name}", None) for name in ("beta_fast", "beta_slow")}
+    divisors = {
+        name: header.tensors[name].read().ravel().tolist()
+        for name in (FREQUENCIES, SHORT, LONG)
+        if name in header.tensors
+    }
+    if divisors.keys() == {FREQUENCIES} and plain:
+        # Llama 3: each frequency is divided by a number of its own, in texts of any length.
+        lists = {"short_factor": divisors[FREQUENCIES], "long_factor": divisors[FREQUENCIES]}
+        found = {"rope_type": "longrope", "attention_factor": 1.0, "original_max_position_embeddings": context, **lists}
+    elif divisors.keys() == {SHORT, LONG}:
+        lists = {"short_factor": divisors[SHORT], "long_factor": divisors[LONG]}
+        found = {"rope_type": "longrope", "attention_factor": magnitude, **lists}
+        found["original_max_position_embeddings"] = original
+    elif plain and not divisors:
+        return {}
+    elif kind == "linear" and not divisors:
+        found = {"rope_type": kind, "factor": factor}
+    elif kind == "yarn" and magnitude in (None, 1.0) and not divisors:
+        found = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original, **yarn}
     else:
-        raise UserError(f"rope.scaling.type = {kind!r} with attn_factor = {magnitude!r} is not supported")
-    return found | {"rope_scaling": {key: value for key, value in scaling.items() if value is not None}}
+        settings = f"rope.scaling.type = {kind!r}, attn_factor = {magnitude!r}, tensors {', '.join(divisors) or 'none'}"
+        raise UserError(f"RoPE with {settings} is not supported")
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _windows(architecture: str, values: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +161,7 @@ def _windows(architecture: str, values: dict[str, Any], config: Mapping[str, Any
         found["layer_types"] = [FULL] * layers
     elif isinstance(pattern, list):
         found["layer_types"] = [SLIDING if slides else FULL for slides in pattern]
-    elif pattern is not None:
+    elif pattern is not None and _checked(pattern, "attention.sliding_window_pattern", COUNT):
         found["layer_types"] = [SLIDING if (i + 1) % pattern else FULL for i in range(layers)]
     return found
 
@@ -143,7 +169,7 @@ def _windows(architecture: str, values: dict[str, Any], config: Mapping[str, Any
 def _score_scale(architecture: str, values: dict[str, Any], config: Mapping[str, Any]) -> float:
     """Gemma's divisor of the scores, squared. Files of old leave it out, and only the 27B models have their own."""
     if (scale := values.pop("attention.scale", None)) is not None:
-        return scale**-2
+        return _checked(scale, "attention.scale", NUMBER) ** -2
     if config["num_hidden_layers"] == _LAYERS_OF_27B[architecture]:
         return config["hidden_size"] / config["num_attention_heads"]
     return config["head_dim"]

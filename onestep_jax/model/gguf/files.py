@@ -210,9 +210,10 @@ def _parse(path: Path, cursor: _Cursor) -> Header:
     for _ in range(values):
         key = cursor.string()
         metadata[key] = cursor.value(cursor.number("<I"))
-    if metadata.get("split.count", 1) > 1:
-        part = f"part {metadata.get('split.no', 0) + 1} of {metadata['split.count']} of a split GGUF file"
-        raise UserError(f"{path}: {part}; join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`")
+    if (parts := metadata.get("split.count", 1)) not in (0, 1):
+        raise UserError(
+            f"{path}: one of {parts!r} parts of a split GGUF file; join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
+        )
     infos = [_tensor_info(cursor) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:

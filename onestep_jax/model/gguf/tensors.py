@@ -5,6 +5,7 @@ What llama.cpp's converter (convert_hf_to_gguf.py) did to them is undone.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from onestep_jax.model.gguf.files import GgufTensor, Header, check_kinds, read_header
 from onestep_jax.model.gguf.layouts import FREQUENCIES, LONG, SHORT, Layout, layout_of
+
+_NAME = re.compile(r"(?:blk\.(?P<block>\d+)\.)?(?P<part>\w+)\.(?P<leaf>weight|bias)")
 
 
 def gguf_tensors(path: Path) -> list[GgufTensor]:
@@ -31,14 +34,11 @@ def gguf_tensors(path: Path) -> list[GgufTensor]:
 
 def _renamed(tensor: GgufTensor, header: Header, layout: Layout) -> GgufTensor:
     """A tensor by its name in the checkpoint, with what llama.cpp's converter did to it undone."""
-    stem, dot, leaf = tensor.name.rpartition(".")
-    block, number, part = "", "", stem
-    if stem.startswith("blk."):
-        _, number, part = stem.split(".", 2)
-        block = f"{layout.block}.{number}."
-    if part not in layout.names:
+    found = _NAME.fullmatch(tensor.name)
+    if found is None or found["part"] not in layout.names:
         return tensor
-    tensor = tensor._replace(name=block + layout.names[part] + dot + leaf)
+    part, block = found["part"], "" if found["block"] is None else f"{layout.block}.{found['block']}."
+    tensor = tensor._replace(name=f"{block}{layout.names[part]}.{found['leaf']}")
     if layout.model_type == "llama" and part in ("attn_q", "attn_k"):
         settings = header.settings()
         heads = settings["attention.head_count"]
