@@ -35,9 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", action="store_true", help="read the weights too: fingerprint, scale of the inputs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = (
-        "Only config.json, or the header of a GGUF file, is read (and fetched, for a hub id) unless --weights is given. Memory is XLA's own account "
-        "of the step, compiled for this machine's device and not run; on a CPU, bfloat16 includes float32 copies of "
-        "the weights that accelerators do not make."
+        "Only config.json (fetched, for a hub id) or the header of a GGUF file is read unless --weights is given. "
+        "Memory is XLA's own account of the step, compiled for this machine's device and not run; on a CPU, bfloat16 "
+        "includes float32 copies of the weights that accelerators do not make."
     )
 
 

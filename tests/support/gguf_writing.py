@@ -16,6 +16,7 @@ from onestep_jax.model.families import read_config
 from onestep_jax.model.weight_files import stored_arrays
 
 WIDTH = 256  # the blocks of K-quants hold 256 numbers
+EPSILON = 2.0**-17  # files hold float32
 SIZES: dict[str, Any] = {
     "vocab_size": 264,
     "hidden_size": WIDTH,
@@ -24,7 +25,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": EPSILON,
     "rope_theta": 5000.0,
     "tie_word_embeddings": False,
 }
@@ -40,7 +41,15 @@ CASES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     "gemma3": GEMMA | {"num_hidden_layers": 6},
     "phi3": SIZES | {"pad_token_id": 0},
-    "gpt2": {"vocab_size": 264, "n_embd": WIDTH, "n_inner": 4 * WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 1024}
+    "gpt2": {
+        "vocab_size": 264,
+        "n_embd": WIDTH,
+        "n_inner": 4 * WIDTH,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 1024,
+        "layer_norm_epsilon": EPSILON,
+    }
     | {"tie_word_embeddings": False},
 }
 MODEL_TYPES = {"gemma3": "gemma3_text"}

@@ -211,9 +211,8 @@ def _parse(path: Path, cursor: _Cursor) -> Header:
         key = cursor.string()
         metadata[key] = cursor.value(cursor.number("<I"))
     if (parts := metadata.get("split.count", 1)) not in (0, 1):
-        raise UserError(
-            f"{path}: one of {parts!r} parts of a split GGUF file; join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
-        )
+        cure = "join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
+        raise UserError(f"{path}: one of {parts!r} parts of a split GGUF file; {cure}")
     infos = [_tensor_info(cursor) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or alignment < 1:
