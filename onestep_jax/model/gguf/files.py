@@ -198,9 +198,8 @@ class _Cursor:
 
 
 def _parse(path: Path, cursor: _Cursor) -> Header:
-    magic, version = cursor.take(len(_MAGIC)), cursor.number("<I")
-    if magic != _MAGIC:
-        raise UserError(f"{path}: no GGUF file: it begins with {magic!r}, expected {_MAGIC!r}")
+    cursor.take(len(_MAGIC))
+    version = cursor.number("<I")
     if version not in _VERSIONS:
         big_endian = version % (1 << 16) == 0
         got = "big-endian numbers" if big_endian else f"version {version}"
@@ -209,6 +208,8 @@ def _parse(path: Path, cursor: _Cursor) -> Header:
     metadata: dict[str, Any] = {}
     for _ in range(values):
         key = cursor.string()
+        if key in metadata:
+            raise UserError(f"{path}: two metadata values of one key, {key}; download it again")
         metadata[key] = cursor.value(cursor.number("<I"))
     if (parts := metadata.get("split.count", 1)) not in (0, 1):
         cure = "join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
@@ -218,8 +219,13 @@ def _parse(path: Path, cursor: _Cursor) -> Header:
     if type(alignment) is not int or alignment < 1:
         raise UserError(f"{path}: general.alignment = {alignment!r}: expected a positive integer")
     start = -(-cursor.at // alignment) * alignment
-    found = [_place(path, info, start, cursor.size) for info in infos]
-    return Header(path, metadata, {tensor.name: tensor for tensor in found})
+    found: dict[str, GgufTensor] = {}
+    for info in infos:
+        tensor = _place(path, info, start, cursor.size)
+        if tensor.name in found:
+            raise UserError(f"{path}: two tensors of one name, {tensor.name}; download it again")
+        found[tensor.name] = tensor
+    return Header(path, metadata, found)
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -262,13 +268,14 @@ def check_kinds(header: Header) -> None:
     from gguf.constants import GGML_QUANT_SIZES
     from gguf.quants import dequantize
 
-    for name, of_kind in {tensor.kind: tensor.name for tensor in header.tensors.values()}.items():
-        kind = _kind(name)
+    for tensor in {tensor.kind: tensor for tensor in header.tensors.values()}.values():
+        kind = _kind(tensor.kind)
         try:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
         except NotImplementedError as error:
             cure = "take a file of another quantisation, such as Q8_0 or Q4_K_M"
-            raise UserError(f"{header.path}: {of_kind} is stored as {name}, which gguf cannot read; {cure}") from error
+            reason = f"{tensor.name} is stored as {tensor.kind}, which gguf cannot read"
+            raise UserError(f"{header.path}: {reason}; {cure}") from error
 
 
 def _kind(name: str) -> Any:
