@@ -13,7 +13,9 @@ import jax
 
 from onestep_jax.bench.models import bytes_of
 from onestep_jax.bench.timing import interleaved, record, spread
+from onestep_jax.errors import UserError
 from onestep_jax.model.checkpoint import default_dtype, load_model
+from onestep_jax.model.gguf import is_gguf
 from onestep_jax.model.hub import locate, shards
 
 
@@ -30,8 +32,15 @@ def bench_load(
 
     Returns:
       See `timing.record`; one row per way.
+
+    Raises:
+      UserError: for a GGUF file.
     """
     dtype, folder = dtype or default_dtype(), locate(source)
+    if is_gguf(folder):
+        raise UserError(
+            f"{folder}: a GGUF file, which safetensors cannot read for comparison; give a checkpoint folder"
+        )
 
     def ours() -> Any:
         model = load_model(folder, dtype=dtype, tokenizer=False)

@@ -13,6 +13,7 @@ from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, load_model
 from onestep_jax.model.decoder import Model, parameter_shapes
 from onestep_jax.model.families import read_config
+from onestep_jax.model.gguf import is_gguf
 from onestep_jax.model.hub import locate
 
 STD = 0.02
@@ -72,8 +73,11 @@ def torch_subject(source: str, dtype: str, device: str) -> Any:
         with torch.device(device):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=attention)
     else:
+        folder, file = locate(source), {}
+        if is_gguf(folder):
+            folder, file = folder.parent, {"gguf_file": folder.name}
         model = AutoModelForCausalLM.from_pretrained(
-            locate(source), trust_remote_code=False, dtype=kind, attn_implementation=attention
+            folder, trust_remote_code=False, dtype=kind, attn_implementation=attention, **file
         )
     return model.to(device).eval().requires_grad_(False)
 

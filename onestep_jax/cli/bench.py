@@ -35,7 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     found = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     for name, text in BENCHMARKS.items():
         sub = found.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        sub.add_argument("--model", default="default", help="default, a folder or a hub id (default: default)")
+        sub.add_argument(
+            "--model", default="default", help="default, a folder, a GGUF file or a hub id (default: default)"
+        )
         if name not in ("sweep", "host", "load"):
             shapes = ", ".join(PREFIX + shape for shape in SHAPES)
             sub.epilog = f"--model also takes random weights of a published shape: {shapes}."

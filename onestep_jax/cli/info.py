@@ -25,7 +25,9 @@ SUMMARY = "Describe a model: architecture, sizes, memory and work of a fit."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="default", metavar="MODEL", help="default, a folder or a hub id")
+    parser.add_argument(
+        "model", nargs="?", default="default", metavar="MODEL", help="default, a folder, a GGUF file or a hub id"
+    )
     add_revision_and_dtype(parser)
     parser.add_argument("--slots", type=int, default=8, metavar="S", help="texts at a time on one device (default: 8)")
     parser.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
@@ -33,9 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", action="store_true", help="read the weights too: fingerprint, scale of the inputs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.epilog = (
-        "Only config.json is read (and fetched, for a hub id) unless --weights is given. Memory is XLA's own account "
-        "of the step, compiled for this machine's device and not run; on a CPU, bfloat16 includes float32 copies of "
-        "the weights that accelerators do not make."
+        "Only config.json (fetched, for a hub id) or the header of a GGUF file is read unless --weights is given. "
+        "Memory is XLA's own account of the step, compiled for this machine's device and not run; on a CPU, bfloat16 "
+        "includes float32 copies of the weights that accelerators do not make."
     )
 
 

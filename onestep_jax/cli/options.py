@@ -42,7 +42,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
     """--model, --revision and --dtype."""
-    parser.add_argument("--model", default=default, help=f"default, a folder or a hub id (default: {default_text})")
+    parser.add_argument(
+        "--model", default=default, help=f"default, a folder, a GGUF file or a hub id (default: {default_text})"
+    )
     add_revision_and_dtype(parser)
 
 

@@ -225,12 +225,13 @@ def prepare(
     Raises:
       UserError: for no texts, a text that is empty, too long or of unknown ids, or a length beyond the model's context.
     """
-    before = scheme.extra + max(map(len, prefixes or [prefix_of(scheme)]))
-    context = model.config.context - before
+    longest = prefix_rows(prefixes or [prefix_of(scheme)])
+    context = model.config.context - scheme.extra - longest
     if length is not None and length < 1:
         raise UserError(f"length = {length}: expected at least 1")
     if length is not None and length > context:
-        room = f" less {before} before the text" if before else ""
+        room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
+        room += f" less {longest} of the prefix" if longest else ""
         raise UserError(f"length {length} is beyond the model's context of {model.config.context} positions{room}")
     if len(texts) == 0:
         raise UserError("no texts: expected at least one")

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint, from a folder or the hub, as a frozen `Model`, and back; strict, and without torch."""
+"""A Hugging Face checkpoint or a GGUF file as a frozen `Model`, and back; strict, and without torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.config import ModelConfig, stated
 from onestep_jax.model.decoder import Model, Params
 from onestep_jax.model.families import Family, read_described
+from onestep_jax.model.gguf import gguf_config, gguf_tokenizer, is_gguf
 from onestep_jax.model.hub import DEFAULT, locate, read_object
 from onestep_jax.model.safetensors_files import read_in_turn
 from onestep_jax.model.weight_files import (
@@ -60,7 +61,7 @@ def load_model(
     """Load a checkpoint as frozen params.
 
     Args:
-      source: "default" (the packaged model), a folder in Hugging Face format, or a hub id.
+      source: "default" (the packaged model), a folder in Hugging Face format, a GGUF file, or a hub id.
       dtype: "float32" or "bfloat16", of weights and activations; None for `default_dtype()`.
       revision: branch, tag or commit on the hub.
       tokenizer: load the tokenizer too, where the checkpoint has one.
@@ -78,19 +79,21 @@ def load_model(
     if settled != config:
         described["tie_word_embeddings"] = settled.tied
     loaded = load_tokenizer(folder) if tokenizer else None
-    return Model(settled, params, loaded, str(source), fingerprint, described, _stop_tokens(folder, described))
+    name = str(folder if is_gguf(folder) else source)  # the absolute path of a file: a run finds it from any folder
+    return Model(settled, params, loaded, name, fingerprint, described, _stop_tokens(folder, described))
 
 
 def describe(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:
     """A folder's config.json, its family and its architecture; of the text decoder where this is a part of a whole.
 
-    Warns of what config.json holds without effect.
+    Of a GGUF file it is what the metadata say. Warns of what config.json holds without effect.
 
     Raises:
       UserError: if it is missing, damaged or describes a model that is not supported.
     """
-    path = folder / "config.json"
-    content = read_object(path)
+    gguf = is_gguf(folder)
+    path = folder if gguf else folder / "config.json"
+    content = gguf_config(path) if gguf else read_object(path)
     try:
         described, family, config, notes = read_described(content)
     except UserError as error:
@@ -198,13 +201,16 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
       UserError: if it is damaged or needs code of the folder.
     """
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    gguf = is_gguf(folder)
+    if not gguf and not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return gguf_tokenizer(folder) if gguf else AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:
         if "trust_remote_code" in str(error):
             reason = "its tokenizer is code in that folder (auto_map in tokenizer_config.json), which is never run"

@@ -212,7 +212,7 @@ class Model(Network):
       config: the architecture.
       params: frozen weights, a nested dict of arrays.
       tokenizer: a transformers tokenizer, or None if the checkpoint has none (token ids still work).
-      source: where it was loaded from: a folder, a hub id or "default".
+      source: where it was loaded from: a folder, a GGUF file, a hub id or "default".
       fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
       described: the contents of its config.json.
       stop_tokens: ids that end a generated text.

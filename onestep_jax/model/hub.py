@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: the packaged model, a folder, or the hub."""
+"""Where a checkpoint's files are: the packaged model, a folder, a GGUF file, or the hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax.errors import UserError
+from onestep_jax.model.gguf import is_gguf
 
 DEFAULT = "default"
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -18,21 +19,28 @@ vocab.json merges.txt""".split()
 
 
 def locate(source: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Folder that holds the checkpoint `source`, downloading the needed files of a hub id.
+    """Folder or GGUF file that holds the checkpoint `source`, downloading the needed files of a hub id.
 
     Args:
-      source: the string "default" for the packaged model, a folder, or a hub id.
+      source: the string "default" for the packaged model, a folder, a GGUF file, or a hub id.
       revision: branch, tag or commit on the hub.
       weights: fetch weights and tokenizer too, not only the description of the model.
 
     Raises:
-      UserError: if there is no such folder or the hub does not give it.
+      UserError: if there is no such folder or file, or the hub does not give it.
     """
     if source == DEFAULT:
         return Path(__file__).parent.parent / "data" / "default"
+    if is_gguf(source):
+        return Path(os.path.abspath(source))
     if os.path.isdir(source):  # unlike Path.is_dir, no exception for a name that no file can have
         return Path(source)
     name = str(source)
+    if name.lower().endswith(".gguf"):
+        reason = (
+            "not a GGUF file: it does not begin with the letters GGUF" if os.path.exists(source) else "no such file"
+        )
+        raise UserError(f"model {name!r}: {reason}; give a GGUF file, a folder, or a hub id like 'org/name'")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(source):
         raise UserError(f"model {name!r}: no such folder; give a folder, a hub id like 'org/name', or 'default'")
     folder = _download(name, revision, (*_DESCRIPTION, *_TOKENIZER, INDEX) if weights else _DESCRIPTION)
@@ -113,12 +121,14 @@ def _indexed(index: Path) -> list[str]:
 
 
 def shards(folder: Path) -> list[Path]:
-    """Weight files of a checkpoint folder, in order.
+    """Weight files of a checkpoint folder, in order; a GGUF file is its own.
 
     Raises:
       UserError: if there are none, one that the index names is missing, there are only pickles, or a single file and
         an index lie side by side.
     """
+    if is_gguf(folder):
+        return [folder]
     index, single = folder / INDEX, folder / SINGLE
     if index.exists() and single.exists():
         raise UserError(f"{folder}: both {SINGLE} and {INDEX}; remove the one that is not meant")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -69,10 +69,19 @@ class StoredTensor(NamedTuple):
         return block.view(DTYPES[self.dtype]).reshape(self.shape)
 
 
-def read_in_turn(tensors: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, np.ndarray]]:
+class Readable(Protocol):
+    """A tensor in a file."""
+
+    def read(self) -> np.ndarray: ...
+
+
+Tensor = TypeVar("Tensor", bound=Readable)
+
+
+def read_in_turn(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Each tensor with its content; the next one is read while the caller is busy with this one."""
     with ThreadPoolExecutor(1) as reader:
-        ahead: deque[tuple[StoredTensor, Future[np.ndarray]]] = deque()
+        ahead: deque[tuple[Tensor, Future[np.ndarray]]] = deque()
         for tensor in tensors:
             ahead.append((tensor, reader.submit(tensor.read)))
             if len(ahead) > 1:

@@ -16,9 +16,11 @@ from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, parameter_shapes
 from onestep_jax.model.families import FAMILIES, Family, Weight
 from onestep_jax.model.families.wrappers import decoder_name, is_wrapped
+from onestep_jax.model.gguf import GgufTensor, gguf_tensors, is_gguf
 from onestep_jax.model.hub import shards
 from onestep_jax.model.safetensors_files import StoredTensor, stored_tensors
 
+CheckpointTensor = StoredTensor | GgufTensor
 _PIECE = 1 << 18  # numbers looked at at a time: they stay in the cache for the second look
 
 
@@ -32,7 +34,7 @@ def weight_rows(family: Family, config: ModelConfig) -> dict[str, list[Weight]]:
     return table
 
 
-def decoder_tensors(folder: Path, family: Family) -> dict[str, StoredTensor]:
+def decoder_tensors(folder: Path, family: Family) -> dict[str, CheckpointTensor]:
     """Name in the weight table → tensor of a folder's files, buffers left out.
 
     The files of a bare decoder, saved without its head, leave the family's prefix out of every name. Those of a decoder
@@ -51,8 +53,8 @@ def decoder_tensors(folder: Path, family: Family) -> dict[str, StoredTensor]:
 
 
 def settle_head(
-    found: Mapping[str, StoredTensor], family: Family, config: ModelConfig
-) -> tuple[dict[str, StoredTensor], ModelConfig]:
+    found: Mapping[str, CheckpointTensor], family: Family, config: ModelConfig
+) -> tuple[dict[str, CheckpointTensor], ModelConfig]:
     """Tensors and architecture of a decoder after its files have said whether its head is its embedding table.
 
     As transformers has it: where config.json ties them and only the head is stored, it is the table too; where both are
@@ -74,38 +76,41 @@ def settle_head(
 
 
 def match_tensors(
-    folder: Path, found: Mapping[str, StoredTensor], config: ModelConfig, table: Mapping[str, list[Weight]]
-) -> dict[str, StoredTensor]:
+    folder: Path, found: Mapping[str, CheckpointTensor], config: ModelConfig, table: Mapping[str, list[Weight]]
+) -> dict[str, CheckpointTensor]:
     """The tensors in the order of their names, after checking that they are just those of the weight table.
 
     Raises:
       UserError: for a missing, unknown or wrong-shaped weight.
     """
+    described = "its metadata" if is_gguf(folder) else "config.json"
     for name in sorted(table.keys() - found.keys()):
-        cure = "complete the download, or correct config.json"
+        cure = f"complete the download, or correct {described}"
         raise UserError(f"{folder}: missing weight {name}; {cure}")
     for name in sorted(found.keys() - table.keys()):
-        reason = f"{config.family} as config.json describes it has no place for it"
+        reason = f"{config.family} as {described} describes it has no place for it"
         raise UserError(f"{found[name].path}: unknown weight {found[name].name}; {reason}")
     matched = {name: found[name] for name in sorted(table)}
-    _check_shapes(matched, config, table)
+    _check_shapes(matched, config, table, described)
     return matched
 
 
-def _check_shapes(matched: Mapping[str, StoredTensor], config: ModelConfig, table: Mapping[str, list[Weight]]) -> None:
+def _check_shapes(
+    matched: Mapping[str, CheckpointTensor], config: ModelConfig, table: Mapping[str, list[Weight]], described: str
+) -> None:
     shapes = parameter_shapes(config)
     for name, tensor in matched.items():
         expected = _stored_shape(table[name][0], shapes)
         if tensor.shape != expected:
-            origin = "from config.json, where absent keys have transformers' defaults"
+            origin = f"from {described}, where absent keys have transformers' defaults"
             raise UserError(f"{tensor.path}: {tensor.name} has shape {tensor.shape}, expected {expected} {origin}")
 
 
-def _stored_by_name(folder: Path) -> dict[str, StoredTensor]:
+def _stored_by_name(folder: Path) -> dict[str, CheckpointTensor]:
     """Every tensor of a folder's files by its name there."""
-    found: dict[str, StoredTensor] = {}
+    found: dict[str, CheckpointTensor] = {}
     for path in shards(folder):
-        for tensor in stored_tensors(path):
+        for tensor in gguf_tensors(path) if is_gguf(path) else stored_tensors(path):
             if tensor.name in found:
                 raise UserError(f"{path}: duplicate weight {tensor.name}, also in {found[tensor.name].path}")
             found[tensor.name] = tensor
@@ -144,7 +149,7 @@ def all_finite(host: np.ndarray, dtype: Any) -> bool:
     return True
 
 
-def not_finite(tensor: StoredTensor, dtype: Any) -> str:
+def not_finite(tensor: CheckpointTensor, dtype: Any) -> str:
     """What is wrong with a tensor that `all_finite` refuses."""
     if np.isfinite(tensor.read().astype(np.float64)).all():
         return f"{tensor.path}: {tensor.name} is too large for {jnp.dtype(dtype).name}; use float32"
