@@ -65,11 +65,11 @@ def test_narrowing_has_to_pay():
 
 def test_one_program_a_length_and_width(tiny, token_lists, one_device, traced, eager):
     texts = [*token_lists, *(tokens[:4] for tokens in token_lists)]
-    run = fit(tiny, texts, slots=8, steps=2000, placement=one_device)
+    run = fit(tiny, texts, slots=8, steps=2000, chunk=3, placement=one_device)
     assert set(traced.values()) == {1}
     assert len({width for width, positions in traced if positions == 8}) > 1  # fewer slots at the end
     assert {width for width, _ in traced} <= {8, 4, 2, 1}
-    again = fit(tiny, texts, slots=8, steps=2000, placement=one_device)
+    again = fit(tiny, texts, slots=8, steps=2000, chunk=3, placement=one_device)
     assert set(traced.values()) == {1}
     assert [text.steps for text in again] == [text.steps for text in run]
 
