@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from onestep_jax import OneStep
-from onestep_jax.analysis.sinks import Sinks, sinks
 from onestep_jax.experiment.study import Study
 from onestep_jax.model.decoder import Model
+from onestep_jax.model.sinks import Sinks, sinks
 from onestep_jax.model.untrained import untrained
 from onestep_jax.prototokens.prefixes import prefix_tokens
 from onestep_jax.store.results import TextResult

@@ -1,4 +1,4 @@
-"""`onestep demo`: eight short texts of many kinds, fitted and decoded on the packaged model."""
+"""`onestep demo`: eight short texts of many kinds, fitted and decoded, on the packaged model unless told otherwise."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from onestep_jax.cli.options import local_option
+from onestep_jax.cli.options import add_model_options, load, local_option
 from onestep_jax.cli.terminal import console, fitting_bar
 from onestep_jax.fitting.fitting import fit
 from onestep_jax.fitting.progress import Progress
-from onestep_jax.model.checkpoint import load_model
+from onestep_jax.model.decoder import Model
+from onestep_jax.model.hub import DEFAULT
 from onestep_jax.prototokens.reconstruction import Decoded, decode
 from onestep_jax.store.results import Results
 
-SUMMARY = "Fit eight short texts on the packaged model and decode each in one pass."
+SUMMARY = "Fit eight short texts, on the packaged model or yours, and decode each in one pass."
 TEXTS = Path(__file__).parents[1] / "data" / "demo.jsonl"
 LENGTH = 32  # tokens
 
@@ -26,13 +27,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=local_option, metavar="DIR", help="run directory (default: a new one under runs/)"
     )
+    add_model_options(parser, default=DEFAULT, default_text="default, the packaged one")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
 
 
 def run(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    began = time.perf_counter()
+    model = load(args.model, args.dtype, args.revision)
     with fitting_bar() as progress:
-        demo = run_demo(folder, progress)
+        demo = run_demo(model, folder, began, progress)
     if args.json:
         rows = [
             {
@@ -70,13 +74,11 @@ class Demo(NamedTuple):
     figure: Path
 
 
-def run_demo(run: Path, progress: Callable[[Progress], None] | None = None) -> Demo:
+def run_demo(model: Model, run: Path, began: float, progress: Callable[[Progress], None] | None = None) -> Demo:
     """Fit the packaged texts, `LENGTH` tokens each, decode them and draw the curves into the run directory."""
     from onestep_jax.report import plot_curves
 
-    began = time.perf_counter()
     texts = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
-    model = load_model()
     results = fit(model, [text["text"] for text in texts], length=LENGTH, run=run, progress=progress)
     decoded = decode(model, results)
     seconds = time.perf_counter() - began

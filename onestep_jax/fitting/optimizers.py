@@ -143,8 +143,8 @@ class Preset:
       temperature: of the softmax in the loss (1 is Eq. 1), see `token_losses.token_losses`.
       steps: budget of one text and seed, in gradient evaluations.
       patience: gradient evaluations without a better accuracy after which a text is given up; None for never.
-      prefix: what stands before the vectors where the scheme does not say: "none", or "bos" for the model's token of
-        that kind, see `prefixes.resolve_prefix`.
+      prefix: what stands before the vectors where the scheme does not say: "none", "bos" for the model's token of that
+        kind, or "auto" for it where the first position is an attention sink, see `prefixes.resolve_prefix`.
     """
 
     start: str
@@ -172,5 +172,6 @@ PRESETS = {
         start="normal",
         optimizer=Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
         temperature=0.25,
+        prefix="auto",
     ),
 }

@@ -16,10 +16,11 @@ import numpy as np
 
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model, Network, Params, Past
+from onestep_jax.model.sinks import has_sink
 from onestep_jax.prototokens.schemes import Array, Scheme
 from onestep_jax.tokens import check_tokens
 
-NONE, BOS = "none", "bos"
+NONE, BOS, AUTO = "none", "bos", "auto"
 _S = TypeVar("_S", bound=Scheme)
 
 
@@ -48,7 +49,8 @@ def resolve_prefix(scheme: _S, model: Model, default: str | None = None) -> _S:
     Args:
       scheme: as given.
       model: gives tokenizer and vocabulary.
-      default: "none" or "bos", for a scheme that names no prefix. A model without such a token then has none.
+      default: for a scheme that names no prefix: "none", "bos", or "auto", which is the BOS where the first position is
+        a sink (`sinks.has_sink`). A model without such a token then has none.
 
     Raises:
       UserError: for a prefix that the model cannot have.
@@ -56,10 +58,10 @@ def resolve_prefix(scheme: _S, model: Model, default: str | None = None) -> _S:
     given = getattr(scheme, "prefix", None)
     if given is not None:
         return _with_prefix(scheme, prefix_tokens(model, given))
-    if default != BOS or not hasattr(scheme, "prefix"):
-        return scheme
     bos = bos_token(model)
-    return scheme if bos is None else _with_prefix(scheme, np.array([bos], np.int32))
+    if default not in (BOS, AUTO) or not hasattr(scheme, "prefix") or bos is None:
+        return scheme
+    return scheme if default == AUTO and not has_sink(model) else _with_prefix(scheme, np.array([bos], np.int32))
 
 
 def _with_prefix(scheme: Any, ids: np.ndarray) -> Any:

@@ -342,3 +342,10 @@ def test_misspelt_arguments_elsewhere(capsys):
     assert "--run" in refused(["fit", "--texts", "a.txt", "--length", "4"], capsys)
     assert main([]) == 2
     assert "COMMAND" in capsys.readouterr().out
+
+
+def test_the_demo_takes_any_model(tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("onestep_jax.cli.demo.LENGTH", 2)
+    assert main(["demo", "--model", str(tiny_folder), "--run", str(tmp_path / "run"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["texts"]) == 8
+    assert read_config(tmp_path / "run")["settings"]["model"] == str(tiny_folder)

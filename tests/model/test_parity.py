@@ -6,6 +6,8 @@ The upper rungs (logits, hidden states, gradient) are those of every family, in 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +19,7 @@ from closeness import assert_close
 from family_cases import CASES
 from transformers import AutoModelForCausalLM
 
-from onestep_jax import fit, read_results
+from onestep_jax import OneStep, fit, read_results
 from onestep_jax.model.checkpoint import load_model, locate
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.layers import MLP, Attention, Block, Norm
@@ -141,20 +143,41 @@ def test_packaged_model_opens_in_transformers():
     assert_close(jax.jit(ours.apply)(ours.params, x_TD), logits_TV)
 
 
-def test_exported_vectors_give_their_tokens_in_pytorch(tmp_path):
-    """[e, m, …, m] from the exported file, as `inputs_embeds` of the packaged model in transformers."""
+def check_in_pytorch(source: str, path: Path, **how: Any) -> None:
+    """Fit some words and feed [p_1 … p_P, e, m, …, m] from the exported file to transformers as `inputs_embeds`."""
     from safetensors.torch import load_file
 
-    model = load_model("default", dtype="float32")
+    model = load_model(source, dtype="float32")
     words = ["The tide went out at noon and left", "Ein Boot fuhr an das andere Ufer", "x = [1, 2, 3]; y = x[0]"]
-    fit(model, words, length=10, steps=150, run=tmp_path / "run")
-    write_safetensors(read_results(tmp_path / "run"), tmp_path / "vectors.safetensors")
-    tensors = load_file(tmp_path / "vectors.safetensors")
-    theirs = AutoModelForCausalLM.from_pretrained(locate("default"), dtype=torch.float32)
+    fit(model, words, length=10, steps=150, run=path / "run", **how)
+    write_safetensors(read_results(path / "run"), path / "vectors.safetensors")
+    tensors = load_file(path / "vectors.safetensors")
+    theirs = AutoModelForCausalLM.from_pretrained(locate(source), dtype=torch.float32)
     assert tensors["accuracy"].max() == 1
     for row, length in enumerate(tensors["lengths"].tolist()):
-        inputs = torch.cat([tensors["e"][row : row + 1], tensors["m"][row : row + 1].repeat(length - 1, 1)])
+        prefix = tensors["prefix"][row] if "prefix" in tensors else torch.zeros(0, dtype=torch.int32)
+        before = theirs.get_input_embeddings()(prefix[prefix >= 0].long()).detach()
+        vectors = [tensors["e"][row : row + 1], tensors["m"][row : row + 1].repeat(length - 1, 1)]
         with torch.no_grad():
-            tokens = theirs(inputs_embeds=inputs[None]).logits[0].argmax(-1)
+            tokens = theirs(inputs_embeds=torch.cat([before, *vectors])[None]).logits[0, len(before) :].argmax(-1)
         accuracy = (tokens == tensors["tokens"][row, :length]).float().mean()
         assert accuracy == tensors["accuracy"][row]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"scheme": OneStep(prefix="bos")}, {"prefixes": ["The harbour was", "", "bos"]}],
+    ids=["no prefix", "BOS", "texts"],
+)
+def test_exported_vectors_give_their_tokens_in_pytorch(tmp_path, how):
+    check_in_pytorch("default", tmp_path, **how)
+
+
+@pytest.mark.long
+def test_exported_vectors_of_the_real_model_give_their_tokens_in_pytorch(tmp_path):
+    """With the folder that experiments/packaged/real_model.py makes, named by ONESTEP_REAL_MODEL."""
+    folder = os.environ.get("ONESTEP_REAL_MODEL")
+    if folder is None:
+        pytest.skip("ONESTEP_REAL_MODEL names no folder of SmolLM2-135M")
+    check_in_pytorch(folder, tmp_path)
+    assert len(read_results(tmp_path / "run").scheme["prefix"]) == 1  # the preset found the sink

@@ -158,6 +158,14 @@ def test_a_preset_gives_the_prefix_that_a_scheme_leaves_open(tiny, scheme):
         resolve_prefix(dataclasses.replace(scheme, prefix="bos"), dataclasses.replace(tiny, described={}))
 
 
+def test_auto_is_the_bos_where_the_first_position_is_a_sink(tiny, monkeypatch):
+    model = dataclasses.replace(tiny, tokenizer=Words(bos=3))
+    for sink, expected in ((True, (3,)), (False, None)):
+        monkeypatch.setattr("onestep_jax.prototokens.prefixes.has_sink", lambda _, sink=sink: sink)
+        assert resolve_prefix(OneStep(), model, "auto").prefix == expected
+        assert resolve_prefix(OneStep(prefix="none"), model, "auto").prefix == ()
+
+
 def test_a_description_keeps_a_prefix_and_has_no_key_for_none():
     for scheme in (OneStep("halves", prefix=np.array([3, 4])), Cramming(2, prefix=[3, 4])):
         assert scheme.describe()["prefix"] == [3, 4]
