@@ -8,6 +8,7 @@ packaged one with its weights shuffled, and experiments/packaged/real_model.py g
     fast              as it is: a BOS in front where the model's first position is an attention sink
     fast, none        the same without a prefix
     fast, bos         the same with a BOS on every model
+    fast, unguided    the same with the arrangement [e] [m]×N, where the output at e is not used
     paper             the protocol of the paper
 
 Each model, way and length is a run directory, so the same command continues. Work is counted in gradient evaluations,
@@ -35,6 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fast": {"preset": "fast"},
     "fast, none": {"preset": "fast", "scheme": onestep_jax.OneStep(prefix="none")},
     "fast, bos": {"preset": "fast", "scheme": onestep_jax.OneStep(prefix="bos")},
+    "fast, unguided": {"preset": "fast", "scheme": onestep_jax.OneStep("unguided-e")},
     "paper": {"preset": "paper"},
 }
 Row = dict[str, Any]
