@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from onestep_jax.cli.terminal import plain_warnings
 from onestep_jax.errors import Interrupted, Stranded, UserError, nearest
 
 # In the order of `onestep --help`. The command NAME is the module onestep_jax.cli.NAME, which has SUMMARY (a line),
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       everything is saved.
     """
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        with plain_warnings():
+            return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"onestep: error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, Stranded):

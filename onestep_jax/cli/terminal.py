@@ -1,7 +1,8 @@
-"""Progress bars on standard error, and the console that prints tables."""
+"""Progress bars and warnings on standard error, and the console that prints tables."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,23 @@ def console(**options: Any) -> Any:
     from rich.console import Console
 
     return Console(**options)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show what the package warns a user of in one line, as errors are shown; other warnings as Python does."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        if category is UserWarning:
+            return f"onestep: warning: {message}\n"
+        return usual(message, category, *place, **line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

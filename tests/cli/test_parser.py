@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import onestep_jax.cli
 from onestep_jax.cli import bench
 from onestep_jax.cli.parser import COMMANDS, build_parser, main
+from onestep_jax.cli.terminal import plain_warnings
 
 FIT = ["fit", "--texts", "missing.txt", "--length", "4", "--run", "run"]
 CARD = ["experiment", "table1_arrangements"]
@@ -95,3 +97,11 @@ print(json.dumps([name for name in "{HEAVY}".split() if name in set(sys.modules)
     assert json.loads(said.stdout) == []
     said = subprocess.run([sys.executable, "-m", "onestep_jax.cli", "--version"], capture_output=True, text=True)
     assert (said.returncode, said.stdout) == (0, importlib.metadata.version("onestep_jax") + "\n")
+
+
+def test_a_warning_is_one_line():
+    """What others warn of keeps its own form."""
+    with plain_warnings():
+        assert warnings.formatwarning(UserWarning("a name"), UserWarning, "f.py", 3) == "onestep: warning: a name\n"
+        assert warnings.formatwarning(DeprecationWarning("old"), DeprecationWarning, "f.py", 3).startswith("f.py:3: ")
+    assert warnings.formatwarning(UserWarning("a name"), UserWarning, "f.py", 3).startswith("f.py:3: ")
