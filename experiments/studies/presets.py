@@ -8,8 +8,11 @@ packaged one with its weights shuffled, and experiments/packaged/real_model.py g
     fast              as it is: a BOS in front where the model's first position is an attention sink
     fast, none        the same without a prefix
     fast, bos         the same with a BOS on every model
-    fast, unguided    the same with the arrangement [e] [m]×N, where the output at e is not used
-    paper             the protocol of the paper
+    fast, unguided    `fast` with the arrangement [e] [m]×N, where the output at e is not used
+    paper             the optimiser and start of the paper
+
+By default `fast`, the same without a prefix, and `paper` are run; --ways names others. The budget is that of --steps,
+1,000 unless given, for every way.
 
 Each model, way and length is a run directory, so the same command continues. Work is counted in gradient evaluations,
 which no machine changes, and a text that is not solved counts with its whole budget. `wrong` are the positions of the

@@ -90,9 +90,8 @@ def run_demo(model: Model, run: Path, began: float, progress: Callable[[Progress
 def _print(demo: Demo) -> None:
     from rich.table import Table
 
-    table = Table(
-        "kind", "original (32 tokens)", "one forward pass of [e, m, …, m]", "accuracy", "steps", show_lines=True
-    )
+    inputs = "[BOS, e, m, …, m]" if demo.results.scheme.get("prefix") else "[e, m, …, m]"
+    table = Table("kind", "original (32 tokens)", f"one forward pass of {inputs}", "accuracy", "steps", show_lines=True)
     for kind, text, result in zip(demo.kinds, demo.decoded, demo.results, strict=True):
         table.add_row(kind, text.expected, text.text, f"{text.accuracy:.0%}", str(result.steps))
     screen = console()

@@ -43,18 +43,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, default="default", default_text="default, the packaged one")
     texts = parser.add_argument_group("texts")
     texts.add_argument(
-        "--texts", required=True, metavar="SOURCE", help=".txt, .jsonl, .csv, .parquet or hf:NAME[:SPLIT[:COLUMN]]"
+        "--texts",
+        required=True,
+        metavar="SOURCE",
+        help=".txt, .jsonl, .csv, .parquet, hf:NAME[:SPLIT[:COLUMN]], demo, random, gen, pg19, fanfics, excerpts:FILE",
     )
     texts.add_argument("--split", default="file", metavar="HOW", help="a .txt is one text (file) or one a line (lines)")
     texts.add_argument("--column", default="text", help="column of a table (default: text)")
-    texts.add_argument("--limit", type=int, metavar="K", help="use only the first K texts")
+    texts.add_argument("--limit", type=int, metavar="K", help="use only the first K texts; a named source needs it")
     texts.add_argument(
         "--length", type=int, required=True, metavar="N", help="tokens of each text to keep, its first ones"
     )
     texts.add_argument(
         "--prefix",
         metavar="WHAT",
-        help="frozen tokens before the vectors: none, bos, a text, or @FILE for the text in it (default: the preset's)",
+        help="frozen tokens before the vectors: none, bos, a text, or @FILE for the text in it (default: the preset's; "
+        "fast takes bos where the first position is an attention sink)",
     )
     texts.add_argument("--prefix-column", metavar="NAME", help="column of a table with each text's own prefix")
     _add_run_options(parser)
@@ -86,7 +90,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--attention",
         default="plain",
         metavar="HOW",
-        help="plain, or one fused kernel: cudnn on a GPU in bfloat16, splash on a TPU (default: plain)",
+        help="plain, or one fused kernel, which needs --prefix none: cudnn on a GPU in bfloat16, splash on a TPU "
+        "(default: plain)",
     )
     run.add_argument(
         "--placement",

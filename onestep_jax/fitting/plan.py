@@ -22,7 +22,7 @@ from onestep_jax.fitting.slot_ladder import rungs
 from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
-from onestep_jax.model.likelihood import beginning
+from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
 from onestep_jax.store.sessions import versions
@@ -148,7 +148,7 @@ def resolve(
         "attention": attention,
         "chunk": chunk,
         "save_every": save_every,
-        "h_lm of the first token": "left out" if beginning(model) is None else "given BOS",
+        "h_lm of the first token": first_term(model, rows),
         "devices": len(placement.devices),
         "device": placement.devices[0].device_kind,
         **versions(),

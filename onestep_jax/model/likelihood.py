@@ -40,6 +40,12 @@ def beginning(model: Model) -> int | None:
     return bos if bos is not None and bos < model.config.vocab_size else None  # a tokenizer may have more ids
 
 
+def first_term(model: Model, prefix_rows: int) -> str:
+    """In words, what the first token is predicted from, where the longest prefix has so many tokens."""
+    without = "left out" if beginning(model) is None else "given BOS"
+    return "given the prefix" if prefix_rows else without
+
+
 def text_nats(
     model: Model, tokens: Sequence[Any], *, prefixes: Sequence[Any] | None = None, batch: int = BATCH
 ) -> list[TextNats]:

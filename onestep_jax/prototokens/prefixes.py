@@ -119,15 +119,17 @@ def own_prefixes(
 
 
 def bos_token(model: Model) -> int | None:
-    """The beginning-of-text token, else the end-of-text token, of the tokenizer, or without one of config.json."""
+    """The beginning-of-text token, else the end-of-text token, of the tokenizer, or without one of config.json.
+
+    One for which the embedding table has no row does not count.
+    """
     names = ("bos_token_id", "eos_token_id")
     if model.tokenizer is not None:
         found = [getattr(model.tokenizer, name, None) for name in names]
     else:
         found = [model.described.get(name) for name in names]
-    first = next((ids for ids in found if ids is not None), None)
-    first = first[0] if isinstance(first, list) else first
-    return first if first is None or 0 <= first < model.config.vocab_size else None
+    firsts = [ids[0] if isinstance(ids, list) and ids else ids for ids in found]
+    return next((i for i in firsts if isinstance(i, int) and 0 <= i < model.config.vocab_size), None)
 
 
 def prefix_rows(prefixes: Sequence[np.ndarray]) -> int:

@@ -107,6 +107,7 @@ def _facts(run: FittedRun, one: Headline) -> Markup:
 def _first_term(how: str | None) -> str:
     """Eq. 3 does not say what the first token is predicted from; the run does."""
     words = {"left out": "without the first token, which has no context", "given BOS": "the first token follows BOS"}
+    words["given the prefix"] = "the first token follows the prefix"
     return f"−Σ ln P(tᵢ | t₁ … tᵢ₋₁) of the same model; {words.get(str(how), 'its first term is not recorded')}"
 
 

@@ -143,7 +143,7 @@ def test_bad_checkpoints(fitted, home, tiny_folder, tmp_path, capsys):
     assert "model.safetensors" in broken(truncate)
     assert ".bin" in broken(pickle)
     assert "unsupported architecture 'lama'" in broken(config(model_type="lama"))
-    assert "RoPE type 'dynamic'" in broken(config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
+    assert "RoPE type 'spiral'" in broken(config(rope_scaling={"rope_type": "spiral", "factor": 2.0}))
     assert contents(home / "run") == before
 
 

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 from smoke import read_csv
 
 from onestep_jax import read_results
@@ -13,6 +14,7 @@ from onestep_jax import read_results
 PATH = Path(__file__).parents[2] / "experiments" / "studies" / "presets.py"
 
 
+@pytest.mark.long
 def test_rows_and_page(tiny_folder, tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("presets", PATH)
     assert spec is not None

@@ -67,6 +67,7 @@ def test_flops_are_those_that_xla_counts(default: Model, tied: bool, length: int
     assert step_flops(config, length) == pytest.approx(counted["flops"], rel=0.05)
 
 
+@pytest.mark.long
 def test_slots_that_fit_fill_the_memory(default: Model):
     shape: dict[str, Any] = {"length": 16, "preset": FAST}
     one, three = (fit_memory(default.network, jnp.float32, slots=n, **shape).total for n in (1, 3))

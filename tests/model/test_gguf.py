@@ -174,6 +174,7 @@ def test_torch_is_not_needed(llama: Model, path: Path):
     assert run.stdout.split() == [load_model(path).fingerprint, "[260]"]
 
 
+@pytest.mark.long
 def test_commands(llama: Model, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: Any):
     write_gguf(path, llama, MIXED)
     assert main(["info", str(path), "--length", "8", "--weights", "--json"]) == 0
