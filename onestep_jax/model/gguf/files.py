@@ -1,11 +1,8 @@
-"""GGUF files, the format of llama.cpp: the header, and tensors that are dequantised one by one.
-
-The layout is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The header is read here, because the
-package `gguf` takes seconds and hundreds of megabytes for a large vocabulary. Quantised blocks are its business.
-"""
+"""GGUF files, the format of llama.cpp, by the package `gguf`: the header, and tensors dequantised one by one."""
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import os
@@ -20,9 +17,6 @@ from onestep_jax.errors import UserError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_STRING, _ARRAY, _MOST_AXES = 8, 9, 4
-# Type of a metadata value → its format; a string and an array have lengths of their own.
-_FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _PIECE = 1 << 22  # numbers dequantised at a time: `gguf` makes several copies of what it is given
 
 
@@ -134,7 +128,7 @@ def _common(key: str, value: Any) -> Any:
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file; no tensor is read.
+    """The header of a file; no tensor is read. That of the last file is kept while the file does not change.
 
     Raises:
       UserError: if the file is damaged, truncated, one part of several or of a version, byte order or type of blocks
@@ -142,12 +136,55 @@ def read_header(path: Path) -> Header:
     """
     _import_gguf()
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _parse(path, _Cursor(content))
-    except (OSError, UnicodeDecodeError, struct.error) as error:
-        raise UserError(f"{path}: damaged GGUF file ({error}); download it again") from error
-    except _PastTheEndError as error:
-        raise UserError(f"{path}: truncated GGUF file, it ends within its header; download it again") from error
+        status = path.stat()
+        _check_version(path)
+        return _read(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _check_version(path: Path) -> None:
+    with path.open("rb") as file:
+        content = file.read(len(_MAGIC) + 4)[len(_MAGIC) :]
+    version = struct.unpack("<I", content)[0] if len(content) == 4 else _VERSIONS[0]  # the reader says what is missing
+    if version not in _VERSIONS:
+        big_endian = version % (1 << 16) == 0
+        got = "big-endian numbers" if big_endian else f"version {version}"
+        raise UserError(f"{path}: GGUF file with {got}; expected little-endian numbers and version 2 or 3")
+
+
+@functools.lru_cache(maxsize=1)  # `gguf` takes seconds for a large vocabulary, and a load asks three times
+def _read(path: Path, size: int, changed: int) -> Header:
+    del size, changed
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    except OSError:
+        raise
+    except Exception as error:  # where bytes are missing or wrong, the reader raises what it happens to meet
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        cure = "download it again; where its quantisation is a new one, pip install --upgrade gguf"
+        raise UserError(f"{path}: damaged or truncated GGUF file ({reason}); {cure}") from error
+    if (parts := metadata.get("split.count", 1)) not in (0, 1):
+        cure = "join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
+        raise UserError(f"{path}: one of {parts!r} parts of a split GGUF file; {cure}")
+    return Header(path, metadata, {tensor.name: _tensor(path, tensor) for tensor in reader.tensors})
+
+
+def _tensor(path: Path, found: Any) -> GgufTensor:
+    """A tensor as `gguf` lists it, its axes fastest first."""
+    shape = tuple(int(size) for size in reversed(found.shape))
+    return GgufTensor(
+        name=found.name,
+        path=path,
+        offset=int(found.data_offset),
+        nbytes=int(found.n_bytes),
+        stored=shape,
+        kind=found.tensor_type.name,
+        shape=shape,
+    )
 
 
 def _import_gguf() -> None:
@@ -155,108 +192,6 @@ def _import_gguf() -> None:
         import gguf.quants  # noqa: F401
     except ImportError as error:
         raise UserError(f"GGUF files need the package gguf ({error}); pip install 'onestep_jax[gguf]'") from error
-
-
-class _PastTheEndError(Exception):
-    """A header asks for bytes that the file does not have."""
-
-
-class _Cursor:
-    """Values of a file, one after the other."""
-
-    def __init__(self, content: mmap.mmap):
-        self.content, self.size, self.at = content, len(content), 0
-
-    def take(self, count: int) -> bytes:
-        if count > self.size - self.at:
-            raise _PastTheEndError
-        self.at += count
-        return self.content[self.at - count : self.at]
-
-    def number(self, format: str) -> Any:
-        return struct.unpack(format, self.take(struct.calcsize(format)))[0]
-
-    def string(self) -> str:
-        return self.take(self.number("<Q")).decode()
-
-    def value(self, kind: int) -> Any:
-        if kind == _STRING:
-            return self.string()
-        if kind != _ARRAY:
-            return self.number(self._format(kind))
-        inner, count = self.number("<I"), self.number("<Q")
-        if inner == _STRING:
-            return [self.string() for _ in range(count)]
-        format = self._format(inner)
-        return np.frombuffer(self.take(count * struct.calcsize(format)), format).tolist()
-
-    @staticmethod
-    def _format(kind: int) -> str:
-        if kind not in _FORMATS:
-            raise struct.error(f"unknown type {kind} of a metadata value")
-        return _FORMATS[kind]
-
-
-def _parse(path: Path, cursor: _Cursor) -> Header:
-    cursor.take(len(_MAGIC))
-    version = cursor.number("<I")
-    if version not in _VERSIONS:
-        big_endian = version % (1 << 16) == 0
-        got = "big-endian numbers" if big_endian else f"version {version}"
-        raise UserError(f"{path}: GGUF file with {got}; expected little-endian numbers and version 2 or 3")
-    tensors, values = cursor.number("<Q"), cursor.number("<Q")
-    metadata: dict[str, Any] = {}
-    for _ in range(values):
-        key = cursor.string()
-        if key in metadata:
-            raise UserError(f"{path}: two metadata values of one key, {key}; download it again")
-        metadata[key] = cursor.value(cursor.number("<I"))
-    if (parts := metadata.get("split.count", 1)) not in (0, 1):
-        cure = "join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
-        raise UserError(f"{path}: one of {parts!r} parts of a split GGUF file; {cure}")
-    infos = [_tensor_info(cursor) for _ in range(tensors)]
-    alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or alignment < 1:
-        raise UserError(f"{path}: general.alignment = {alignment!r}: expected a positive integer")
-    start = -(-cursor.at // alignment) * alignment
-    found: dict[str, GgufTensor] = {}
-    for info in infos:
-        tensor = _place(path, info, start, cursor.size)
-        if tensor.name in found:
-            raise UserError(f"{path}: two tensors of one name, {tensor.name}; download it again")
-        found[tensor.name] = tensor
-    return Header(path, metadata, found)
-
-
-def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    """Name, shape (slowest axis first), type and offset of a tensor."""
-    name, axes = cursor.string(), cursor.number("<I")
-    if not 1 <= axes <= _MOST_AXES:
-        raise struct.error(f"{name} has {axes} axes")
-    shape = tuple(cursor.number("<Q") for _ in range(axes))
-    return name, shape[::-1], cursor.number("<I"), cursor.number("<Q")
-
-
-def _place(path: Path, info: tuple[str, tuple[int, ...], int, int], start: int, size: int) -> GgufTensor:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    name, shape, type_number, offset = info
-    try:
-        kind = GGMLQuantizationType(type_number)
-    except ValueError as error:
-        cure = "pip install --upgrade gguf, or take a file of another quantisation"
-        raise UserError(f"{path}: {name} is stored as type {type_number}, which gguf does not know; {cure}") from error
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    if not all(shape) or shape[-1] % block:
-        expected = f"a positive multiple of {block} numbers in a row"
-        raise UserError(f"{path}: {name} has shape {shape}, expected {expected} ({kind.name}); download it again")
-    nbytes = math.prod(shape) // block * block_bytes
-    if start + offset + nbytes > size:
-        ends = f"it has {size} bytes, and {name} would end at {start + offset + nbytes}"
-        raise UserError(f"{path}: truncated GGUF file: {ends}; download it again")
-    return GgufTensor(
-        name=name, path=path, offset=start + offset, nbytes=nbytes, stored=shape, kind=kind.name, shape=shape
-    )
 
 
 def check_kinds(header: Header) -> None:
