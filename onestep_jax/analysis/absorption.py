@@ -249,8 +249,16 @@ def _step(growth: _Growth, frozen: Frozen, state: _State, tokens_T: Array, lengt
     """
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
-        given = (leaves, tokens_T, state.target, growth.temperature, frozen.past)
-        nats, _, predicted_T = score_text(growth.model, OneStep(), frozen.params, *given)
+        nats, _, predicted_T = score_text(
+            growth.model,
+            OneStep(),
+            frozen.params,
+            leaves,
+            tokens_T,
+            state.target,
+            growth.temperature,
+            past=frozen.past,
+        )
         return nats, predicted_T
 
     (loss, predicted_T), grads = jax.value_and_grad(loss_of, has_aux=True)(state.leaves)

@@ -110,9 +110,10 @@ class Placement(abc.ABC):
         """
         return jax.device_put(params, params_shardings(self.mesh, params, kv_heads))
 
-    def past_shardings(self, past: Any) -> Any:
-        """How keys and values of a common prefix are laid out: whole on every device."""
-        return jax.tree.map(lambda _: NamedSharding(self.mesh, PartitionSpec()), past)
+    @property
+    def whole(self) -> NamedSharding:
+        """How an array that all programs read is laid out: whole on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """How an array of the engine, (row, slot, …), is laid out over the devices."""

@@ -260,30 +260,30 @@ class Engine:
 
     def _offer(self, tasks: dict[int, Task]) -> Offer:
         """Tasks that begin, by slot, on the devices."""
-        offered = np.zeros(self.lead, bool)
-        tokens = np.zeros((*self.lead, self.group, self.positions), np.int32)
-        lengths = np.zeros((*self.lead, self.group), np.int32)
-        ids = np.zeros((*self.lead, self.group, 4), np.uint32)
-        start: dict[str, np.ndarray] | None = None
+        offer = Offer(
+            offered=np.zeros(self.lead, bool),
+            tokens_GT=np.zeros((*self.lead, self.group, self.positions), np.int32),
+            lengths_G=np.zeros((*self.lead, self.group), np.int32),
+            ids_G4=np.zeros((*self.lead, self.group, 4), np.uint32),
+            prefixes=self._prefixes(tasks),
+        )
+        start: dict[str, np.ndarray] = {}
         for slot, task in tasks.items():
             place = divmod(slot, self.per_row)
-            offered[place] = True
+            offer.offered[place] = True
             for g, text in enumerate(task.tokens):
-                tokens[place][g, : len(text)], lengths[place][g] = text, len(text)
-            ids[place][: len(task.ids)] = task.ids
+                offer.tokens_GT[place][g, : len(text)], offer.lengths_G[place][g] = text, len(text)
+            offer.ids_G4[place][: len(task.ids)] = task.ids
             for name, vectors in (task.start or {}).items():
-                start = start or {}
                 leaf = start.setdefault(name, np.zeros((*self.lead, *self._leaf_shape(name)), np.float32))
                 leaf[place][: len(vectors)] = vectors
-        given = {"tokens_GT": tokens, "lengths_G": lengths, "ids_G4": ids, "start": start}
-        return self.placement.spread(Offer(offered=offered, **given, prefixes=self._prefixes(tasks)))
+        return self.placement.spread(offer._replace(start=start or None))
 
     def _prefixes(self, tasks: dict[int, Task]) -> Prefixes | None:
         """The prefixes of tasks, by slot; None where they have none of their own."""
         none = [np.zeros(0, np.int32)] * self.group
         given = {slot: [*task.prefixes, *none][: self.group] for slot, task in tasks.items()}
-        rows = [prefix for slot in range(self.count) for prefix in given.get(slot, none)]
-        stacked = stack_prefixes(rows, self.prefix_rows)
+        stacked = stack_prefixes([one for i in range(self.count) for one in given.get(i, none)], self.prefix_rows)
         return jax.tree.map(lambda array: array.reshape(*self.lead, self.group, *array.shape[1:]), stacked)
 
     def _leaf_shape(self, name: str) -> tuple[int, ...]:

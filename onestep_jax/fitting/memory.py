@@ -108,7 +108,7 @@ def _common_past(network: Network, params: Params, placement: Placement, rows: i
     if not rows:
         return None
     past = jax.eval_shape(network.past, params, jax.ShapeDtypeStruct((rows,), "int32"))
-    return jax.tree.map(_placed, past, placement.past_shardings(past))
+    return jax.tree.map(lambda leaf: _placed(leaf, placement.whole), past)
 
 
 def _problem(network: Network, scheme: Scheme, preset: Preset) -> FitProblem:

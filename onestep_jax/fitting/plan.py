@@ -23,7 +23,7 @@ from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import first_term
-from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
+from onestep_jax.prototokens.prefixes import check_reach, own_prefixes, prefix_of, prefix_rows, resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
@@ -241,6 +241,7 @@ def prepare(
         tokens = tokenise(model.tokenizer, [str(text) for text in texts], length)
     else:
         tokens = [np.asarray(ids, np.int32)[:length] for ids in texts]
+    check_reach(model.config.boundary, longest, max(map(len, tokens)) + scheme.extra)
     return check_tokens(tokens, model.config.vocab_size, context)
 
 

@@ -77,8 +77,8 @@ class Sweep:
         prefix = prefix_of(plan.scheme)
         if not len(prefix):
             return Frozen(params)
-        past = jax.jit(model.network.past)(model.params, prefix)
-        return Frozen(params, jax.device_put(past, plan.placement.past_shardings(past)))
+        layout = plan.placement.whole
+        return Frozen(params, jax.jit(model.network.past, out_shardings=layout)(params, prefix))
 
     def _run_engine(self, frozen: Frozen, positions: int) -> None:
         """Run an engine until it ends, or until fewer slots serve better; tasks in flight then wait again."""

@@ -55,10 +55,13 @@ def has_sink(model: Model) -> bool:
 
 
 def _excess_of_random_tokens(model: Model) -> float:
-    if model.fingerprint not in _measured_models:
-        tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(_TEXTS, _POSITIONS))
-        _measured_models[model.fingerprint] = sinks(model, tokens[:, : model.config.context].tolist()).excess
-    return _measured_models[model.fingerprint]
+    if model.fingerprint in _measured_models:
+        return _measured_models[model.fingerprint]
+    tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=(_TEXTS, _POSITIONS))
+    excess = sinks(model, tokens[:, : model.config.context].tolist()).excess
+    if model.fingerprint:  # one made by hand has none, and is measured each time
+        _measured_models[model.fingerprint] = excess
+    return excess
 
 
 _measured_models: dict[str, float] = {}  # fingerprint → excess, so that a model is measured once in a process

@@ -73,14 +73,14 @@ def prefix_tokens(model: Model, prefix: str | Sequence[int]) -> np.ndarray:
 
     Args:
       model: gives tokenizer and vocabulary.
-      prefix: "none", "bos" (the tokenizer's beginning-of-text token, else its end-of-text token), a text, which is
-        tokenised with the tokenizer's special tokens, or token ids.
+      prefix: "none" or an empty text, "bos" (the tokenizer's beginning-of-text token, else its end-of-text token), a
+        text, which is tokenised with the tokenizer's special tokens, or token ids.
 
     Raises:
       UserError: for a model without a tokenizer or without such a token, or an id that it does not have.
     """
     if isinstance(prefix, str):
-        if prefix == NONE:
+        if prefix in (NONE, ""):
             return np.zeros(0, np.int32)
         if prefix == BOS:
             bos = bos_token(model)
@@ -140,6 +140,22 @@ def prefix_rows(prefixes: Sequence[np.ndarray]) -> int:
 def prefix_vectors(model: Model, prefix: np.ndarray) -> np.ndarray:
     """(P, D) input vectors of a prefix, in the dtype of the weights."""
     return np.asarray(model.embed(model.params, jax.numpy.asarray(prefix, np.int32)))
+
+
+def check_reach(boundary: int | None, rows: int, positions: int) -> None:
+    """Refuse a prefix of which the keys would be rotated otherwise than the inputs behind it.
+
+    Args:
+      boundary: see `ModelConfig.boundary`.
+      rows: tokens of the longest prefix.
+      positions: inputs behind it at most.
+
+    Raises:
+      UserError: where rotary positions change within prefix and inputs.
+    """
+    if boundary is not None and rows and rows + positions > boundary:
+        reason = f"a prefix of {rows} tokens and {positions} positions behind it reach beyond position {boundary}"
+        raise UserError(f"{reason}, where this model's rotary positions change; give a shorter text, or no prefix")
 
 
 def stack_prefixes(prefixes: Sequence[np.ndarray], rows: int) -> Prefixes | None:

@@ -98,24 +98,22 @@ def _ids_of_texts(folder: Path, column: str) -> list[tuple[str, np.ndarray]]:
         raise UserError(f"{path}: damaged ({type(error).__name__}); {cure}") from error
 
 
-def read_prefixes(folder: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """text_id → (P,) int32, the frozen tokens before the vectors, of a run whose texts have any; else empty.
+def read_prefixes(folder: Path, identity: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
+    """What gives the frozen tokens before the vectors, (P,) int32, often none, for a text_id of the run.
 
     Raises:
       UserError: as `read_texts`.
     """
     if "prefixes" in identity:
-        return dict(_ids_of_texts(folder, "prefix"))
+        return dict(_ids_of_texts(folder, "prefix")).__getitem__
     common = np.asarray(identity["scheme"].get("prefix", ()), np.int32)
-    return {text_id: common for text_id, _ in read_texts(folder)} if len(common) else {}
+    return lambda _: common
 
 
-def with_prefixes(texts: Iterable[TextResult], prefixes: Mapping[str, np.ndarray]) -> tuple[TextResult, ...]:
+def with_prefixes(texts: Iterable[TextResult], prefix: Callable[[str], np.ndarray]) -> tuple[TextResult, ...]:
     """Results in source order, with their prefixes, which are kept with the texts and not with each part."""
     ordered = sorted(texts, key=lambda text: text.index)
-    if not prefixes:
-        return tuple(ordered)
-    return tuple(dataclasses.replace(text, prefix=prefixes[text.text_id]) for text in ordered)
+    return tuple(dataclasses.replace(text, prefix=prefix(text.text_id)) for text in ordered)
 
 
 def part_names(folder: Path) -> list[str]:

@@ -185,10 +185,10 @@ def test_seed_and_identities_decide(tiny: Model, pair: Pair, found: Connection):
 def test_all_pairs_of_a_padded_length_share_three_programs(tiny: Model, pair: Pair, monkeypatch: pytest.MonkeyPatch):
     traced: list[int] = []
 
-    def counting(model, scheme, params, leaves, tokens_T, *rest):
+    def counting(model, scheme, params, leaves, tokens_T, *rest, **more):
         traced.append(tokens_T.shape[0])
         assert isinstance(params["embed"]["embedding"], jax.core.Tracer), "weights would be constants of the program"
-        return score_text(model, scheme, params, leaves, tokens_T, *rest)
+        return score_text(model, scheme, params, leaves, tokens_T, *rest, **more)
 
     monkeypatch.setattr(bezier, "score_text", counting)
     seen: list[Progress] = []

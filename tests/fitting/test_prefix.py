@@ -18,6 +18,7 @@ from onestep_jax.analysis.capacity import search
 from onestep_jax.analysis.connectivity import connect, solution_pairs
 from onestep_jax.cli.parser import main
 from onestep_jax.devices.placement import Mesh, Pmap, Together
+from onestep_jax.prototokens.prefixes import check_reach
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store.export import write_safetensors
 from onestep_jax.store.reading import read_config
@@ -163,6 +164,18 @@ def test_a_prefix_takes_room_in_the_context(tiny):
         fit(tiny, texts, scheme=OneStep(prefix=PREFIX))
     with pytest.raises(UserError, match="positions less 3 of the prefix"):
         fit(tiny, texts, length=62, scheme=OneStep(prefix=PREFIX))
+
+
+def test_rotary_positions_that_change_are_not_crossed(tiny, texts, monkeypatch):
+    """Keys of the prefix would have other frequencies than the inputs behind it."""
+    check_reach(16, 4, 12)
+    check_reach(16, 0, 40)
+    check_reach(None, 4, 40)
+    with pytest.raises(UserError, match="a prefix of 4 tokens and 13 positions behind it reach beyond position 16"):
+        check_reach(16, 4, 13)
+    monkeypatch.setattr(type(tiny.config), "boundary", property(lambda _: 10))
+    with pytest.raises(UserError, match="a prefix of 3 tokens and 8 positions behind it reach beyond position 10"):
+        fit(tiny, texts, scheme=OneStep(prefix=PREFIX))
 
 
 def test_contradictions_are_refused(tiny, texts):

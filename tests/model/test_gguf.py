@@ -250,7 +250,7 @@ def test_files_that_are_refused(llama: Model, path: Path, tmp_path: Path):
     assert "with version 1;" in refusal(patched(path, llama, b"GGUF\x03\0\0\0", b"GGUF\x01\0\0\0"))
     assert "with big-endian numbers;" in refusal(patched(path, llama, b"GGUF\x03\0\0\0", b"GGUF\0\0\0\x03"))
     shape = struct.pack("<IQI", 1, 256, 0)  # a vector in float32
-    reason = "99 is not a valid GGMLQuantizationType); download it again; where its quantisation is a new one, pip"
+    reason = "is not a valid GGMLQuantizationType); download it again; where its quantisation is a new one, pip"
     name = b"output_norm.weight"
     assert reason in refusal(patched(path, llama, name + shape, name + struct.pack("<IQI", 1, 256, 99)))
     twice = patched(path, llama, b"blk.1.attn_k.weight", b"blk.0.attn_k.weight")

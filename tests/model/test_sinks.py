@@ -57,3 +57,6 @@ def test_what_counts_as_a_sink(tiny: Model, monkeypatch):
     other = dataclasses.replace(tiny, fingerprint="f" * 16)
     assert [has_sink(other), has_sink(other)] == [True, True]
     assert seen == [4]  # measured once
+    nameless = dataclasses.replace(tiny, fingerprint="")
+    assert [has_sink(nameless), has_sink(nameless)] == [True, True]
+    assert seen == [4, 4, 4]

@@ -129,7 +129,7 @@ def test_which_tokens_a_prefix_is(tiny):
     for bos, eos, expected in ((3, 5, [3]), (None, 5, [5])):
         model = dataclasses.replace(tiny, tokenizer=Words(bos, eos))
         assert prefix_tokens(model, "bos").tolist() == expected
-        assert prefix_tokens(model, "none").tolist() == []
+        assert prefix_tokens(model, "none").tolist() == prefix_tokens(model, "").tolist() == []
         assert prefix_tokens(model, "4 9").tolist() == [7, 4, 9]
         assert prefix_tokens(model, (1, 2)).tolist() == [1, 2]
     with pytest.raises(UserError, match="names neither a BOS nor an end-of-text token; give --prefix none"):
