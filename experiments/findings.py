@@ -1,4 +1,4 @@
-"""Which findings of the paper hold on the packaged model, judged from the recorded tables for the page of overview.py.
+"""Which findings of the paper hold on each model, judged from the recorded tables for the page of overview.py.
 
 A claim is judged from the tables of one card and says by how much. Cards without a recorded result are left out.
 """
@@ -176,16 +176,19 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def section(tables_of: Callable[[str], Tables]) -> str:
+def section(tables_of: Callable[[str, str], Tables], models: Mapping[str, str]) -> str:
     """The claims as a table in Markdown.
 
     Args:
-      tables_of: name of a card → its recorded tables, empty where there are none.
+      tables_of: folder of a model, and name of a card → its recorded tables, empty where there are none.
+      models: folder → name of a model.
     """
-    lines = ["| finding | holds here | by how much |", "|---|---|---|"]
+    lines = [f"| finding | {' | '.join(models.values())} |", "|---" * (1 + len(models)) + "|"]
     for claim in CLAIMS:
-        tables = tables_of(claim.card)
-        if tables:
-            holds, said = claim.judge(tables)
-            lines.append(f"| {claim.says} | {'yes' if holds else '**no**'} | {said} |")
+        cells = []
+        for model in models:
+            tables = tables_of(model, claim.card)
+            holds, said = claim.judge(tables) if tables else (None, "not yet recorded")
+            cells.append(said if holds is None else f"{'yes' if holds else '**no**'}: {said}")
+        lines.append(f"| {claim.says} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,69 +1,133 @@
-"""What the presets do on several models: texts solved, and work, on pieces of books that nothing was chosen on.
+"""Why the preset `fast` is what it is: texts solved, and work, by several ways on several models.
 
     python experiments/studies/presets.py --texts FILE --model default --model smollm2-135m --out runs/presets
 
 FILE holds long texts, such as books. A model is what `onestep fit --model` takes; `untrained:permuted:0:default` is the
-packaged one with its weights shuffled, and experiments/packaged/real_model.py gets SmolLM2-135M.
+packaged one with its weights shuffled, and experiments/packaged/real_model.py gets SmolLM2-135M. By default `fast` and
+`paper` are run. --ways names others; each changes one thing of `fast`:
 
-    fast              as it is: a BOS in front where the model's first position is an attention sink
-    fast, none        the same without a prefix
-    fast, bos         the same with a BOS on every model
-    fast, unguided    `fast` with the arrangement [e] [m]×N, where the output at e is not used
-    paper             the optimiser and start of the paper
+    guided          the arrangement [e] [m]×(N−1), in which the output at e is the first token
+    one seed        no restart of a text that stagnates
+    none, bos       no prefix, or a BOS on every model, instead of a BOS where the first position is an attention sink
+    scale 2         start vectors from N(0, 4) instead of N(0, 1)
+    embedding       start vectors at the deviation of the input embeddings
+    temperature 1   the loss of Eq. 1
+    optax.lbfgs     the L-BFGS of Optax without its line search
+    adamw           AdamW 0.1 with warm-up and a cosine over 100 + 8 N evaluations, at temperature 1
+    adamw first     20 evaluations of that AdamW, then `fast` from there
+    warm first      40 evaluations at temperature 1, then `fast` from there
+    half first      the first half of the text, then the whole from there
 
-By default `fast`, the same without a prefix, and `paper` are run; --ways names others. The budget is that of --steps,
-1,000 unless given, for every way.
-
-Each model, way and length is a run directory, so the same command continues. Work is counted in gradient evaluations,
-which no machine changes, and a text that is not solved counts with its whole budget. `wrong` are the positions of the
-tokens that are wrong at the end. Writes presets.csv (a row a text) and README.md (a row a model, way and length).
+The budget is that of --steps, 1,000 unless given, for every way. Each model, way and length is a run directory (two
+where something comes first), so the same command continues. Work is counted in gradient evaluations, which no machine
+changes, and a text that is not solved counts with its whole budget. `wrong` are the positions of the tokens that are
+wrong at the end. Writes presets.csv (a row a text) and README.md (a row a model, way and length).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import onestep_jax
+from onestep_jax import PRESETS, OneStep, Optimizer, Preset, Results, Schedule
 from onestep_jax.cli.options import load
 from onestep_jax.cli.terminal import fitting_bar
 from onestep_jax.texts.corpora import load_tokens
 
-WAYS: dict[str, dict[str, Any]] = {
-    "fast": {"preset": "fast"},
-    "fast, none": {"preset": "fast", "scheme": onestep_jax.OneStep(prefix="none")},
-    "fast, bos": {"preset": "fast", "scheme": onestep_jax.OneStep(prefix="bos")},
-    "fast, unguided": {"preset": "fast", "scheme": onestep_jax.OneStep("unguided-e")},
-    "paper": {"preset": "paper"},
-}
+FAST = PRESETS["fast"]
 Row = dict[str, Any]
+Fit = Callable[..., Results]
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How texts are fitted.
+
+    Attributes:
+      preset: of the fit.
+      scheme: its arrangement and prefix; None for the preset's.
+      first: the protocol of a fit that comes first and gives the start vectors.
+      share: of each text's tokens that are fitted first.
+      steps: evaluations that it may spend; None for all.
+    """
+
+    preset: Preset = FAST
+    scheme: OneStep | None = None
+    first: Preset | None = None
+    share: float = 1.0
+    steps: int | None = None
+
+
+def changed(**values: Any) -> Way:
+    return Way(dataclasses.replace(FAST, **values))
+
+
+def adamw(length: int) -> Preset:
+    horizon = Schedule("warmup_cosine_decay", {"warmup_steps": 20, "decay_steps": 100 + 8 * length})
+    arguments = {"learning_rate": 0.1, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0}
+    return dataclasses.replace(FAST, optimizer=Optimizer("adamw", arguments, horizon), temperature=1.0)
+
+
+WAYS: dict[str, Callable[[int], Way]] = {
+    "fast": lambda _: Way(),
+    "paper": lambda _: Way(PRESETS["paper"]),
+    "guided": lambda _: changed(arrangement="one-step"),
+    "one seed": lambda _: changed(patience=None, seeds=1),
+    "none": lambda _: changed(prefix="none"),
+    "bos": lambda _: changed(prefix="bos"),
+    "scale 2": lambda _: changed(scale=2.0),
+    "embedding": lambda _: changed(start="embedding"),
+    "temperature 1": lambda _: changed(temperature=1.0),
+    "optax.lbfgs": lambda _: changed(optimizer=Optimizer("lbfgs", {"learning_rate": 1.0, "linesearch": None})),
+    "adamw": lambda length: Way(adamw(length)),
+    "adamw first": lambda length: Way(first=adamw(length), steps=20),
+    "warm first": lambda _: Way(first=dataclasses.replace(FAST, temperature=1.0), steps=40),
+    "half first": lambda _: Way(first=FAST, share=0.5),
+}
 
 
 def measured(source: str, args: argparse.Namespace) -> Iterator[Row]:
     """A row for each way, length and text of one model."""
     model = load(source, args.dtype, None)
-    whole = load_tokens(model, f"excerpts:{args.texts}", count=args.count, length=max(args.lengths), seed=0)
+    whole = load_tokens(model, f"excerpts:{args.texts}", count=args.count, length=max(args.lengths), seed=args.seed)
     name = re.sub(r"\W+", "-", Path(source).name if Path(source).exists() else source)
-    for way in args.ways:
+    for word in args.ways:
         for length in args.lengths:
             texts = [ids[:length].tolist() for ids in whole]
-            run = args.out / "runs" / name / f"{re.sub(r'[^a-z]+', '-', way)}-{length}"
-            with fitting_bar() as progress:
-                found = onestep_jax.fit(
-                    model, texts, length=length, run=run, steps=args.steps, progress=progress, **WAYS[way]
-                )
-            prefix = found.scheme.get("prefix", [])
+            folder = args.out / "runs" / name / f"{re.sub(r'[^a-z0-9]+', '-', word)}-{length}"
+            found, before = fitted(model, texts, WAYS[word](length), args.steps, folder)
+            labels = {"model": name, "dtype": str(model.dtype), "way": word, "length": length}
+            labels["prefix tokens"] = len(found.scheme.get("prefix", []))
             for number, text in enumerate(found):
                 wrong = np.flatnonzero(text.predicted != text.tokens)
-                row = {"model": name, "dtype": str(model.dtype), "way": way, "prefix tokens": len(prefix)}
-                row |= {"length": length, "text": number, "steps": text.steps, "solved": int(text.accuracy == 1)}
-                yield row | {"c_tokens": text.c_tokens, "wrong": " ".join(map(str, wrong[:8]))}
+                row = labels | {"text": number, "steps": text.steps + before[number]}
+                row |= {"seeds": len(text.trials), "solved": int(text.accuracy == 1), "c_tokens": text.c_tokens}
+                yield row | {"wrong": " ".join(map(str, wrong[:8]))}
+
+
+def fitted(
+    model: onestep_jax.Model, texts: list[list[int]], way: Way, steps: int, folder: Path
+) -> tuple[Results, Sequence[int]]:
+    """Results of a way, and the evaluations that came first, of each text."""
+
+    def fit(some: list[list[int]], part: str, **options: Any) -> Results:
+        with fitting_bar() as progress:
+            return onestep_jax.fit(model, some, run=folder / part, progress=progress, **options)
+
+    if way.first is None:
+        return fit(texts, "whole", preset=way.preset, scheme=way.scheme, steps=steps), [0] * len(texts)
+    beginnings = [ids[: max(1, round(way.share * len(ids)))] for ids in texts]
+    first = fit(beginnings, "first", preset=way.first, steps=way.steps or steps)
+    scheme = OneStep(way.preset.arrangement, start=first.vectors)
+    return fit(texts, "whole", preset=way.preset, scheme=scheme, steps=steps), first.steps.tolist()
 
 
 def summary(rows: Sequence[Row], steps: int) -> list[Row]:
@@ -77,7 +141,8 @@ def summary(rows: Sequence[Row], steps: int) -> list[Row]:
         line: Row = {"model": model, "dtype": dtype, "way": way, "prefix": own[0]["prefix tokens"], "N": length}
         line |= {"solved": f"{len(solved)} of {len(own)}", "budget": steps, "mean evaluations": f"{np.mean(spent):.0f}"}
         line |= {"of the solved": f"{np.mean(solved):.0f}" if solved else "–"}
-        found.append(line | {"a solved text costs": f"{sum(spent) / len(solved):.0f}" if solved else "–"})
+        line |= {"a solved text costs": f"{sum(spent) / len(solved):.0f}" if solved else "–"}
+        found.append(line | {"restarts": sum(row["seeds"] - 1 for row in own)})
     return found
 
 
@@ -99,9 +164,10 @@ def main() -> None:
     parser.add_argument("--texts", required=True, metavar="FILE", help="long texts, such as books")
     parser.add_argument("--model", action="append", required=True, dest="models", help="may be given several times")
     parser.add_argument("--out", type=Path, default=Path("runs/presets"), metavar="DIR")
-    parser.add_argument("--ways", nargs="+", default=["fast", "fast, none", "paper"], choices=WAYS)
+    parser.add_argument("--ways", nargs="+", default=["fast", "paper"], choices=WAYS)
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--count", type=int, default=16, help="texts (default: 16)")
+    parser.add_argument("--seed", type=int, default=0, help="which pieces of the texts (default: 0)")
     parser.add_argument("--steps", type=int, default=1000, help="budget of a text (default: 1000)")
     parser.add_argument("--dtype", help="of the weights (default: float32 on a CPU)")
     args = parser.parse_args()

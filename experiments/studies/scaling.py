@@ -118,7 +118,7 @@ def need(shape: str, length: int) -> Need:
 def state_bytes(config: ModelConfig, length: int) -> int:
     """Bytes of one slot under the preset `fast`."""
     fast = PRESETS["fast"]
-    problem = slots.FitProblem(Network(config), OneStep(), fast.optimizer.build(), 1.0, fast.steps, fast.temperature)
+    problem = slots.FitProblem(Network(config), OneStep(), fast.optimizer.build(), 1.0, fast.temperature)
     leaves = jax.tree.leaves(slots.shapes(problem, length))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 

@@ -15,11 +15,12 @@ import numpy as np
 from onestep_jax.analysis.metrics import THRESHOLD
 from onestep_jax.analysis.prefix_table import PrefixTable, check_nesting, create_folder, round_folder
 from onestep_jax.analysis.text_capacity import capacity
-from onestep_jax.errors import UserError, check_known
-from onestep_jax.fitting import PRESETS, Preset, fit, prepare
+from onestep_jax.errors import UserError
+from onestep_jax.fitting import fit, preset_of
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.prefixes import resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme
+from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.results import TextResult
 from onestep_jax.store.storage import run_path
 
@@ -49,10 +50,10 @@ def grid(
       UserError: as `fit`; for a text below the shortest length; for options that a grid sets itself.
       Interrupted: as `fit`.
     """
-    fit_options = _settled(model, fit_options)
+    folder = None if run is None else run_path(run)
+    fit_options = _settled(model, folder, fit_options)
     scheme = fit_options["scheme"]
     table = _empty_table(model, texts, lengths, scheme)
-    folder = None if run is None else run_path(run)
     if folder is not None:
         create_folder(folder, table, {"kind": "grid"})
     wanted = [(i, length) for length in table.lengths for i in range(len(table.texts)) if length in table.ids[i]]
@@ -96,11 +97,12 @@ def search(
     """
     if failures < 1 or not 0 < threshold <= 1:
         raise UserError(f"failures = {failures}, threshold = {threshold}: expected at least 1, and above 0 to 1")
-    fit_options = _settled(model, fit_options)
+    folder = None if run is None else run_path(run)
+    fit_options = _settled(model, folder, fit_options)
     scheme = fit_options["scheme"]
     table = _empty_table(model, texts, lengths, scheme)
-    _check_search(model, table, warm, fit_options)
-    folder, cheap = None if run is None else run_path(run), CHEAP * _budget(fit_options)
+    _check_search(model, table)
+    cheap = CHEAP * _budget(fit_options)
     if folder is not None:
         create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
     for number in range(len(table.lengths)):  # a text tries each length once at most
@@ -227,13 +229,14 @@ def _warm_start(table: PrefixTable, wanted: Sequence[tuple[int, int]], threshold
 # --- arguments ---
 
 
-def _settled(model: Model, fit_options: Mapping[str, Any]) -> dict[str, Any]:
+def _settled(model: Model, run: Path | None, fit_options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with the arrangement that they mean; those that `grid` and `search` set themselves are refused."""
     for name, default, cure in (("length", None, "lengths"), ("copies", 1, "seeds, the best of which is kept")):
         if fit_options.get(name, default) != default:
             raise UserError(f"{name} = {fit_options[name]!r}: cannot be chosen for a capacity; give {cure}")
-    default = None if fit_options.get("prefixes") else _preset(fit_options).prefix
-    scheme = resolve_prefix(fit_options.get("scheme") or OneStep(), model, default)
+    preset = preset_of(fit_options.get("preset", "fast"), round_folder(run, 0))
+    default = None if fit_options.get("prefixes") else preset.prefix
+    scheme = resolve_prefix(fit_options.get("scheme") or OneStep(preset.arrangement), model, default)
     if scheme.start is not None:
         raise UserError("a capacity draws its start vectors; give a scheme without start, or search(…, warm=True)")
     return {**fit_options, "scheme": scheme}
@@ -255,14 +258,12 @@ def _empty_table(model: Model, texts: Any, lengths: Iterable[int], scheme: Schem
     return PrefixTable(texts=tuple(tokens), lengths=lengths, scheme=scheme.describe())
 
 
-def _check_search(model: Model, table: PrefixTable, warm: bool, fit_options: Mapping[str, Any]) -> None:
-    """Refuse arrangements and options that a search cannot have."""
+def _check_search(model: Model, table: PrefixTable) -> None:
+    """Refuse arrangements and lengths that a search cannot have."""
     check_nesting(table.scheme)
-    group, seeds = table.scheme.get("group", 1), fit_options.get("seeds", 1)
+    group = table.scheme.get("group", 1)
     if group > 1:
         raise UserError(f"search with groups of {group}: all texts of a group must have the same length; use grid")
-    if warm and seeds > 1:
-        raise UserError(f"seeds = {seeds} with warm: each would start at the same vectors; give seeds=1")
     first, last, boundary = table.lengths[0], table.lengths[-1], model.config.boundary
     if boundary is not None and first <= boundary < last:
         reason = f"rotary positions change at {boundary} tokens, and solutions do not nest across that length"
@@ -271,12 +272,6 @@ def _check_search(model: Model, table: PrefixTable, warm: bool, fit_options: Map
 
 def _budget(fit_options: Mapping[str, Any]) -> int:
     """Gradient evaluations that a failure costs."""
-    return (fit_options.get("steps") or _preset(fit_options).steps) * fit_options.get("seeds", 1)
-
-
-def _preset(fit_options: Mapping[str, Any]) -> Preset:
-    preset = fit_options.get("preset", "fast")
-    if isinstance(preset, Preset):
-        return preset
-    check_known("preset", [preset], PRESETS)
-    return PRESETS[preset]
+    preset = preset_of(fit_options.get("preset", "fast"))
+    seeds = fit_options.get("seeds") or preset.seeds
+    return (fit_options.get("steps") or preset.steps) * (1 if isinstance(seeds, str) else seeds)

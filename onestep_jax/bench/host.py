@@ -132,7 +132,7 @@ def _row(measured: Sequence[Timing]) -> dict[str, float]:
 def _handing_over(model: Model, devices: Sequence[Any], slots: int, length: int, chunk: int) -> float:
     """Milliseconds of a chunk with idle slots only, the median of many calls."""
     preset, placement = PRESETS["paper"], Pmap(devices)
-    problem = make_problem(model, OneStep(), preset, preset.optimizer.build(), preset.steps)
+    problem = make_problem(model, OneStep(), preset, preset.optimizer.build())
     frozen = Frozen(placement.place(model.params, model.config.kv_heads))
     state = placement.spread(idle(problem, length, (len(devices), slots)))
     program, seconds = placement.map(programs.chunk, problem, chunk, donate=1), []

@@ -44,7 +44,7 @@ class Stepper:
 
     def __init__(self, model: Model, slots: int, length: int, chunk: int, preset: str = "fast"):
         chosen = PRESETS[preset]
-        problem = make_problem(model, OneStep(), chosen, chosen.optimizer.build(), ENDLESS)
+        problem = make_problem(model, OneStep(), chosen, chosen.optimizer.build())
         placement = Pmap(jax.local_devices()[:1])
         self.frozen = Frozen(placement.place(model.params, model.config.kv_heads))
         draw = np.random.default_rng(0)
@@ -52,6 +52,7 @@ class Stepper:
         ids = draw.integers(2**32, size=(1, slots, 1, 4), dtype=np.uint32)
         offer = Offer(
             offered=np.ones((1, slots), bool),
+            budget=np.full((1, slots), ENDLESS, np.int32),
             tokens_GT=tokens,
             lengths_G=np.full((1, slots, 1), length, np.int32),
             ids_G4=ids,

@@ -19,7 +19,7 @@ from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.fitting.distributed import join_job
 from onestep_jax.fitting.fitting import run_plan
-from onestep_jax.fitting.optimizers import PRESETS, Optimizer
+from onestep_jax.fitting.optimizers import PRESETS, Optimizer, preset_of
 from onestep_jax.fitting.plan import resolve
 from onestep_jax.fitting.sizing import choose_placement
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
@@ -119,13 +119,24 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:K=V,…]",
         help="optax schedule in units of --lr, such as cosine_decay:decay_steps=400",
     )
-    how.add_argument("--arrangement", default="one-step", metavar="NAME", help=f"{', '.join(ARRANGEMENTS)} or cramming")
+    how.add_argument(
+        "--arrangement", metavar="NAME", help=f"{', '.join(ARRANGEMENTS)} or cramming (default: the preset's)"
+    )
     how.add_argument("--share", metavar="LEAF", help="vector that the texts of a group share: e or m")
     how.add_argument("--group", default="1", metavar="G", help="texts of a group, or all (default: 1)")
     how.add_argument("--vectors", type=int, metavar="K", help="mem vectors of --arrangement cramming (default: 1)")
-    how.add_argument("--steps", type=int, metavar="K", help="budget of a text and seed (default: the preset's)")
+    how.add_argument(
+        "--steps",
+        type=int,
+        metavar="K",
+        help="budget of a text and seed (default: the preset's)",
+    )
     how.add_argument("--seed", type=int, default=0, metavar="I", help="first seed (default: 0)")
-    how.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds a text may use until solved (default: 1)")
+    how.add_argument(
+        "--seeds",
+        metavar="K",
+        help="seeds a text may use until solved; auto: as many as one budget lasts for (default: the preset's)",
+    )
     how.add_argument(
         "--copies", type=int, default=1, metavar="R", help="fit each text R times, every time recorded (default: 1)"
     )
@@ -134,8 +145,7 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _join(args)
-    check_known("preset", [args.preset], PRESETS)
-    optimizer = optimizer_of(args, PRESETS[args.preset].optimizer)
+    optimizer = optimizer_of(args, preset_of(args.preset).optimizer)
     optimizer.build()
     check_known("way of --remat", [args.remat], REMAT)
     results, seconds = _fit(args, optimizer)
@@ -175,7 +185,7 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         optimizer=optimizer,
         steps=args.steps,
         seed=args.seed,
-        seeds=args.seeds,
+        seeds=int(args.seeds) if args.seeds and args.seeds.lstrip("-").isdecimal() else args.seeds,
         slots=int(args.slots) if args.slots.lstrip("-").isdecimal() else args.slots,
         remat=REMAT[args.remat],
         attention=args.attention,
@@ -247,7 +257,8 @@ def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
     if args.group != "1" and args.share is None:
         raise UserError(f"--group {args.group} needs --share e or --share m")
     group = rows if args.group == "all" else int(args.group)
-    return OneStep(arrangement=args.arrangement, share=args.share, group=group, prefix=_prefix(args.prefix))
+    arrangement = args.arrangement or preset_of(args.preset, args.run).arrangement
+    return OneStep(arrangement=arrangement, share=args.share, group=group, prefix=_prefix(args.prefix))
 
 
 def _prefix(given: str | None) -> str | None:

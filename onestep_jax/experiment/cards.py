@@ -31,6 +31,7 @@ from typing import Any
 
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.experiment.study import Study
+from onestep_jax.fitting.optimizers import protocol
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import replace, writing
 
@@ -141,8 +142,27 @@ def run_card(name: str, settings: Any, study: Study, command: str) -> dict[str, 
     card.run(settings, study)
     record["seconds of the last call"] = round(time.perf_counter() - began, 1)
     record["files"] = sorted({file.name for file in study.written})
+    record["protocols"] = _protocols(study.folder)
     _write(path, record)
     return record
+
+
+def _protocols(folder: Path) -> list[str]:
+    """How the vectors of the card's runs were optimised, a line for each different way."""
+    lines = []
+    for path in sorted(folder.glob("runs/**/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if "identity" in config and "optimizer" in config["identity"]:
+            lines.append(_protocol(config["identity"], config["settings"]))
+    return list(dict.fromkeys(lines))
+
+
+def _protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    told = [protocol(identity, settings), f"start {identity['start']}", f"temperature {identity['temperature']}"]
+    told += [f"{identity['steps']} evaluations", f"seeds {identity['seeds']}"]
+    told += [f"patience {identity['patience']}"] if identity["patience"] else []
+    prefix = identity["scheme"].get("prefix", ())
+    return ", ".join([*told, f"frozen prefix of {len(prefix)}"] if prefix else told)
 
 
 def _check_same(path: Path, identity: Mapping[str, Any]) -> None:

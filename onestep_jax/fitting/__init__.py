@@ -4,8 +4,8 @@ May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`.
 """
 
 from onestep_jax.fitting.fitting import fit, run_plan
-from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset, Schedule
-from onestep_jax.fitting.plan import FitPlan, make_problem, prepare, resolve
+from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset, Schedule, preset_of
+from onestep_jax.fitting.plan import FitPlan, make_problem, resolve
 from onestep_jax.fitting.progress import Progress
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "Schedule",
     "fit",
     "make_problem",
-    "prepare",
+    "preset_of",
     "resolve",
     "run_plan",
 ]

@@ -148,9 +148,7 @@ class Engine:
                 break
             (fresh if task.saved is None else saved)[slot] = task
         self.offered = fresh | saved
-        taken = None
-        if fresh:
-            state, taken = self._refill(self.frozen, state, self._offer(fresh))
+        state, taken = self._refill(self.frozen, state, self._offer(fresh)) if fresh else (state, None)
         if saved:
             state, taken_saved = self._restore(self.frozen, state, *self._saved_rows(saved))
             taken = taken_saved if taken is None else taken | taken_saved
@@ -226,7 +224,7 @@ class Engine:
 
     def _in_flight(self, state: Slot) -> list[Task]:
         """Copies of the tasks that hold a slot, with `saved` set."""
-        host: Slot = self.placement.fetch(state._replace(past=None))
+        host: Slot = self.placement.fetch(state._replace(budget=None, past=None))
         tasks = []
         for slot, task in enumerate(self.tasks):
             if task is not None:
@@ -262,6 +260,7 @@ class Engine:
         """Tasks that begin, by slot, on the devices."""
         offer = Offer(
             offered=np.zeros(self.lead, bool),
+            budget=np.zeros(self.lead, np.int32),
             tokens_GT=np.zeros((*self.lead, self.group, self.positions), np.int32),
             lengths_G=np.zeros((*self.lead, self.group), np.int32),
             ids_G4=np.zeros((*self.lead, self.group, 4), np.uint32),
@@ -270,7 +269,7 @@ class Engine:
         start: dict[str, np.ndarray] = {}
         for slot, task in tasks.items():
             place = divmod(slot, self.per_row)
-            offer.offered[place] = True
+            offer.offered[place], offer.budget[place] = True, task.budget
             for g, text in enumerate(task.tokens):
                 offer.tokens_GT[place][g, : len(text)], offer.lengths_G[place][g] = text, len(text)
             offer.ids_G4[place][: len(task.ids)] = task.ids
@@ -295,6 +294,7 @@ class Engine:
         offered, rows = np.zeros(self.lead, bool), self._idle()._replace(past=None)
         for slot, task in tasks.items():
             place = divmod(slot, self.per_row)
-            offered[place] = True
-            jax.tree.map(lambda array, value, place=place: array.__setitem__(place, value), rows, task.saved)
+            offered[place], rows.budget[place] = True, task.budget
+            of_saved = rows._replace(budget=None)
+            jax.tree.map(lambda array, value, place=place: array.__setitem__(place, value), of_saved, task.saved)
         return self.placement.spread((offered, rows, self._prefixes(tasks)))

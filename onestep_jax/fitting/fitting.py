@@ -37,7 +37,7 @@ def fit(
     optimizer_name: str | None = None,
     steps: int | None = None,
     seed: int = 0,
-    seeds: int = 1,
+    seeds: int | str | None = None,
     slots: int | str = "auto",
     remat: bool | str = "auto",
     attention: str = "plain",
@@ -60,14 +60,15 @@ def fit(
       preset: "fast", "paper" (see `optimizers.PRESETS`) or a `Preset`; gives what the next ones leave open.
       optimizer: any optax optimiser, or `Optimizer` for one by name.
       optimizer_name: what a run directory shall call an optimiser given as an object.
-      steps: budget of a text and seed, in gradient evaluations.
+      steps: budget of a text and seed, in gradient evaluations; with "auto" seeds, of a text.
       seed: number of the first seed.
-      seeds: how many seeds a text may use, one after the other until it is solved; the best is kept.
+      seeds: how many seeds a text may use, one after the other until it is solved; the best is kept. With "auto" as
+        many as its budget lasts for.
       slots: texts optimised at a time over all devices, or "auto".
       remat: whether activations are computed again instead of kept, see `Network.remat`; "auto" for where one text's
         would not fit into an accelerator's memory.
       attention: "plain", or the name of a fused kernel, see `Network.attention`.
-      scheme: the arrangement, `OneStep()` by default; its `prefix` stands before the vectors of every text.
+      scheme: the arrangement, by default the preset's; its `prefix` stands before the vectors of every text.
       prefixes: what stands before the vectors of each text, frozen, instead: strings or lists of token ids, see
         `prefixes.prefix_tokens`.
       chunk: steps between looks of the host.

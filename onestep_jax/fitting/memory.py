@@ -118,7 +118,6 @@ def _problem(network: Network, scheme: Scheme, preset: Preset) -> FitProblem:
         scheme=scheme,
         optimizer=preset.optimizer.build(),
         scale=1.0,
-        steps=preset.steps,
         temperature=preset.temperature,
     )
 

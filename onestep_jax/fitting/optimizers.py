@@ -6,12 +6,17 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import optax
 
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.fitting.lbfgs import cautious_lbfgs
+from onestep_jax.store.reading import find_config
+from onestep_jax.store.storage import run_path
+
+AUTO = "auto"
 
 _OPTAX = """adabelief adadelta adafactor adagrad adam adamax adamaxw adamw adan amsgrad fromage lamb lars lbfgs lion
 nadam nadamw noisy_sgd novograd optimistic_adam_v2 optimistic_gradient_descent polyak_sgd radam rmsprop rprop sgd
@@ -141,8 +146,12 @@ class Preset:
       optimizer: see `Optimizer`.
       scale: standard deviation of a start vector's components, in that unit.
       temperature: of the softmax in the loss (1 is Eq. 1), see `token_losses.token_losses`.
-      steps: budget of one text and seed, in gradient evaluations.
-      patience: gradient evaluations without a better accuracy after which a text is given up; None for never.
+      steps: budget of one text and seed, in gradient evaluations; with "auto" seeds, of one text.
+      patience: gradient evaluations without a better accuracy after which a seed is given up; None for never.
+      patience_growth: the same as a multiple of the evaluations made before the best accuracy, where that is more. A
+        text near the capacity gains a token ever more rarely, and one that hangs does so from early on.
+      seeds: how many seeds a text may use, or "auto" for as many as its budget lasts for.
+      arrangement: of the vectors where no scheme is given, see `schemes.ARRANGEMENTS`.
       prefix: what stands before the vectors where the scheme does not say: "none", "bos" for the model's token of that
         kind, or "auto" for it where the first position is an attention sink, see `prefixes.resolve_prefix`.
     """
@@ -153,12 +162,21 @@ class Preset:
     temperature: float = 1.0
     steps: int = 5000
     patience: int | None = None
+    patience_growth: float = 0.0
+    seeds: int | str = 1
+    arrangement: str = "one-step"
     prefix: str = "none"
 
     def describe(self) -> dict[str, Any]:
         """What belongs to a run's identity besides the optimiser and the budget."""
         described = {"start": self.start, "scale": self.scale, "temperature": self.temperature}
-        return described | {"patience": self.patience}
+        growth = {"patience growth": self.patience_growth} if self.patience_growth else {}
+        return described | {"patience": self.patience} | growth
+
+    def values(self) -> dict[str, Any]:
+        """All but the optimiser and the budget, which a command may change; recorded for `preset_of`."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("optimizer", "steps")]
+        return {name: getattr(self, name) for name in names}
 
 
 _PAPER = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})
@@ -172,6 +190,49 @@ PRESETS = {
         start="normal",
         optimizer=Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
         temperature=0.25,
+        patience=100,
+        patience_growth=1.0,
+        seeds=AUTO,
+        arrangement="unguided-e",
         prefix="auto",
     ),
 }
+
+
+def preset_of(given: str | Preset, run: str | Path | None = None) -> Preset:
+    """A preset by its name; for a run that is there, with the values that the name stood for in its first session.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    if isinstance(given, Preset):
+        return given
+    check_known("preset", [given], PRESETS)
+    config = None if run is None else find_config(run_path(run))
+    recorded = None if config is None else recorded_preset(config["identity"], config["settings"])
+    return PRESETS[given] if config is None or recorded is None or config["settings"]["preset"] != given else recorded
+
+
+def recorded_preset(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> Preset | None:
+    """The preset of a run, as its name was understood then; None if it was not one of the package's.
+
+    Args:
+      identity, settings: of the run's config.json.
+    """
+    preset = PRESETS.get(settings.get("preset", ""))
+    if preset is None:
+        return None
+    # What an older version did not record had the default of its field.
+    older = {name: identity[name] for name in ("start", "scale", "temperature", "patience") if name in identity}
+    values = settings.get("preset values", older)
+    return Preset(**{"start": preset.start, "optimizer": preset.optimizer, "steps": preset.steps, **values})
+
+
+def protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Preset and optimiser of a run in one line; arguments as of `recorded_preset`."""
+    optimizer = identity.get("optimizer") or {}
+    arguments = ", ".join(f"{key} {value}" for key, value in (optimizer.get("arguments") or {}).items())
+    words = f"{optimizer.get('name')}" + (f" ({arguments})" if arguments else "")
+    if schedule := optimizer.get("schedule"):
+        words += f", {schedule['name'].replace('_', ' ')}"
+    return f"preset {settings.get('preset')}: {words}"

@@ -14,20 +14,21 @@ import optax
 
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import UserError
 from onestep_jax.fitting.memory import PastShape
-from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
+from onestep_jax.fitting.optimizers import AUTO, Optimizer, Preset, preset_of
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
 from onestep_jax.fitting.slot_ladder import rungs
 from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import first_term
-from onestep_jax.prototokens.prefixes import check_reach, own_prefixes, prefix_of, prefix_rows, resolve_prefix
+from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
+from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
-from onestep_jax.tokens import check_tokens, text_ids, tokenise
+from onestep_jax.tokens import text_ids
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +47,8 @@ class FitPlan:
       ladder: numbers of slots that it may run with over all devices, widest first, see `slot_ladder.rungs`.
       chunk: steps between looks of the host.
       first_seed: number of the first seed.
-      seeds: how many a group may use.
+      seeds: how many a group may use; None for as many as its budget lasts for.
+      steps: budget of a group and seed, or of a group where `seeds` is None, in gradient evaluations.
       save_every: seconds between saves of the slots in flight.
       folder: the run directory, or None for results in memory.
       identity: what must not change between the sessions of a run, as plain values.
@@ -64,7 +66,8 @@ class FitPlan:
     ladder: tuple[int, ...]
     chunk: int
     first_seed: int
-    seeds: int
+    seeds: int | None
+    steps: int
     save_every: float
     folder: Path | None
     identity: Mapping[str, Any]
@@ -92,7 +95,7 @@ def resolve(
     optimizer_name: str | None = None,
     steps: int | None = None,
     seed: int = 0,
-    seeds: int = 1,
+    seeds: int | str | None = None,
     slots: int | str = "auto",
     remat: bool | str = "auto",
     attention: str = "plain",
@@ -112,11 +115,12 @@ def resolve(
       UserError: for input that cannot be fitted.
     """
     use_cache()
+    chosen = preset_of(preset, run)
+    seeds = chosen.seeds if seeds is None else seeds
     _check_numbers(steps, seed, seeds, chunk, copies)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
-    chosen = _preset(preset)
-    scheme = scheme or OneStep()
+    scheme = scheme or OneStep(chosen.arrangement)
     before = own_prefixes(model, scheme, prefixes, len(texts))
     word = None if before else getattr(scheme, "prefix", None) or chosen.prefix
     scheme = resolve_prefix(scheme, model, None if before else chosen.prefix)
@@ -141,6 +145,7 @@ def resolve(
     settings = {
         "model": model.source,
         "preset": preset if isinstance(preset, str) else "given",
+        "preset values": chosen.values(),
         "prefix": word if isinstance(word, str) and len(prefix_of(scheme)) else None,
         "copies": copies,
         "slots": sized.slots,
@@ -160,12 +165,13 @@ def resolve(
         copies=copies,
         scheme=scheme,
         prefixes=before,
-        problem=make_problem(model, scheme, chosen, transformation, steps, record),
+        problem=make_problem(model, scheme, chosen, transformation, record),
         placement=placement,
         ladder=tuple(rungs(sized.slots, placement.rows)),
         chunk=chunk,
         first_seed=seed,
-        seeds=seeds,
+        seeds=None if isinstance(seeds, str) else seeds,
+        steps=steps,
         save_every=save_every,
         folder=None if run is None else run_path(run),
         identity=identity,
@@ -178,10 +184,9 @@ def make_problem(
     scheme: Scheme,
     preset: Preset,
     optimizer: optax.GradientTransformation,
-    steps: int,
     record: bool = False,
 ) -> FitProblem:
-    """What slots need to know of a fit by a preset, which gives all but the optimiser and the budget.
+    """What slots need to know of a fit by a preset, which gives all but the optimiser.
 
     Raises:
       UserError: for a scheme or an optimiser that cannot be hashed, as compiled programs are kept by what they are
@@ -193,9 +198,9 @@ def make_problem(
         scheme=bare(scheme),
         optimizer=optimizer,
         scale=preset.scale * unit,
-        steps=steps,
         temperature=preset.temperature,
         patience=preset.patience,
+        patience_growth=preset.patience_growth,
         record=record,
     )
     try:
@@ -206,48 +211,11 @@ def make_problem(
     return problem
 
 
-def prepare(
-    model: Model,
-    texts: Sequence[str] | Sequence[Sequence[int]] | Sequence[np.ndarray],
-    length: int | None,
-    scheme: Scheme,
-    prefixes: Sequence[np.ndarray] = (),
-) -> list[np.ndarray]:
-    """Token ids of texts given as strings or ids, cut to `length` and checked against the model and the scheme.
-
-    Args:
-      model, texts, length, scheme: as of `resolve`; the scheme's prefix is token ids.
-      prefixes: before each text, where each has its own.
-
-    Returns:
-      (≤ length,) int32 for each text.
-
-    Raises:
-      UserError: for no texts, a text that is empty, too long or of unknown ids, or a length beyond the model's context.
-    """
-    longest = prefix_rows(prefixes or [prefix_of(scheme)])
-    context = model.config.context - scheme.extra - longest
-    if length is not None and length < 1:
-        raise UserError(f"length = {length}: expected at least 1")
-    if length is not None and length > context:
-        room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
-        room += f" less {longest} of the prefix" if longest else ""
-        raise UserError(f"length {length} is beyond the model's context of {model.config.context} positions{room}")
-    if len(texts) == 0:
-        raise UserError("no texts: expected at least one")
-    if isinstance(texts[0], str):
-        if model.tokenizer is None:
-            raise UserError(f"model {model.source!r} has no tokenizer: give lists of token ids instead of strings")
-        tokens = tokenise(model.tokenizer, [str(text) for text in texts], length)
-    else:
-        tokens = [np.asarray(ids, np.int32)[:length] for ids in texts]
-    check_reach(model.config.boundary, longest, max(map(len, tokens)) + scheme.extra)
-    return check_tokens(tokens, model.config.vocab_size, context)
-
-
-def _check_numbers(steps: int | None, seed: int, seeds: int, chunk: int, copies: int) -> None:
+def _check_numbers(steps: int | None, seed: int, seeds: int | str, chunk: int, copies: int) -> None:
     for name, value in (("steps", steps), ("seeds", seeds), ("chunk", chunk), ("copies", copies)):
-        if value is not None and value < 1:
+        if name == "seeds" and isinstance(value, str) and value != AUTO:
+            raise UserError(f"seeds = {value!r}: expected a number, or {AUTO!r}")
+        if not isinstance(value, str | None) and value < 1:
             raise UserError(f"{name} = {value}: expected at least 1")
     if seed < 0:
         raise UserError(f"seed = {seed}: expected at least 0")
@@ -258,13 +226,6 @@ def _check_start(scheme: Scheme, model: Model, rows: int) -> None:
         given = None if scheme.start is None else np.shape(scheme.start[name])
         if given not in (None, (rows, *shape)):
             raise UserError(f"start vectors of {name!r} have shape {given}; expected {(rows, *shape)}, a row a text")
-
-
-def _preset(given: str | Preset) -> Preset:
-    if isinstance(given, Preset):
-        return given
-    check_known("preset", [given], PRESETS)
-    return PRESETS[given]
 
 
 def _optimizer(

@@ -91,8 +91,10 @@ def _keep_if_best(slot: Slot, loss: Array, accuracy: Array) -> Slot:
 
 def _status_after(problem: FitProblem, slot: Slot, loss: Array, accuracy_G: Array) -> Array:
     """Status after evaluation number `slot.steps`, counted from 0: failed before solved before given up."""
-    patience = problem.steps if problem.patience is None else problem.patience
-    given_up = (slot.steps + 1 >= problem.steps) | (slot.steps - slot.improved_step >= patience)
+    given_up = slot.steps + 1 >= slot.budget
+    if problem.patience is not None:
+        allowed = jnp.maximum(problem.patience, problem.patience_growth * slot.improved_step)
+        given_up |= slot.steps - slot.improved_step >= allowed
     status = jnp.where(given_up, EXHAUSTED, RUNNING)
     status = jnp.where(jnp.all(accuracy_G == 1), SOLVED, status)  # the paper's early stop: every token is right
     return jnp.where(jnp.isfinite(loss), status, FAILED).astype(jnp.int32)
@@ -138,7 +140,7 @@ def harvest(problem: FitProblem, frozen: Frozen, slots: Slot, which_K: Array) ->
         score = _score(network, problem.scheme, frozen, slot, slot.best)
         accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
         refuted = (slot.status == SOLVED) & ~jnp.all(accuracy_G == 1)
-        resumed = jnp.where(slot.steps >= problem.steps, EXHAUSTED, RUNNING).astype(jnp.int32)
+        resumed = jnp.where(slot.steps >= slot.budget, EXHAUSTED, RUNNING).astype(jnp.int32)
         accuracy = group_accuracy(accuracy_G, slot.lengths_G)
         slot = slot._replace(
             past=None,
@@ -157,7 +159,8 @@ def harvest(problem: FitProblem, frozen: Frozen, slots: Slot, which_K: Array) ->
 
 def refill(problem: FitProblem, frozen: Frozen, slots: Slot, offer: Offer) -> tuple[Slot, Array]:
     """Begin the offered groups in slots that are not running; returns the slots, and which of them took their group."""
-    new = jax.vmap(functools.partial(fresh, problem))(offer.tokens_GT, offer.lengths_G, offer.ids_G4, offer.start)
+    begin = jax.vmap(functools.partial(fresh, problem))
+    new = begin(offer.budget, offer.tokens_GT, offer.lengths_G, offer.ids_G4, offer.start)
     return restore(problem, frozen, slots, offer.offered, new, offer.prefixes)
 
 

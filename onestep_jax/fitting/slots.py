@@ -41,6 +41,7 @@ class Slot(NamedTuple):
     Attributes:
       status: () int32, index into STATUS.
       steps: () int32, gradient evaluations spent.
+      budget: () int32, how many it may spend; None in a saved slot, as its task says it anew.
       leaves: leaf → (G, D) or (D,) float32, the vectors now.
       opt_state: the optimiser's state of this group alone.
       tokens_GT: (G, T) int32 targets, zero beyond a text's end.
@@ -56,6 +57,7 @@ class Slot(NamedTuple):
 
     status: Array
     steps: Array
+    budget: Any
     leaves: Leaves
     opt_state: Any
     tokens_GT: Array
@@ -106,12 +108,13 @@ class Offer(NamedTuple):
 
     Attributes:
       offered: bool, whether a group is offered to this slot.
-      tokens_GT, lengths_G, ids_G4: see `fresh`.
+      budget, tokens_GT, lengths_G, ids_G4: see `fresh`.
       start: leaf → start vectors, or None to draw them.
       prefixes: of the texts, where each has its own; else None.
     """
 
     offered: Any
+    budget: Any
     tokens_GT: Any
     lengths_G: Any
     ids_G4: Any
@@ -121,7 +124,7 @@ class Offer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FitProblem:
-    """What stays the same over a fit: the frozen model's functions, the arrangement, the optimiser, the budget.
+    """What stays the same over a fit: the frozen model's functions, the arrangement, the optimiser.
 
     Equal problems share compiled programs (`placement.Placement.map`).
 
@@ -130,9 +133,9 @@ class FitProblem:
       scheme: the arrangement, without start vectors.
       optimizer: any optax optimiser.
       scale: standard deviation of the components of a start vector.
-      steps: budget of a group, in gradient evaluations.
       temperature: of the softmax in the loss, see `token_losses.token_losses`.
-      patience: gradient evaluations without a better accuracy after which a group is given up; None for never.
+      patience: gradient evaluations without a better accuracy after which a seed is given up; None for never.
+      patience_growth: the same as a multiple of the evaluations made before the best accuracy, where that is more.
       record: whether the host receives the vectors of each chunk's last step.
     """
 
@@ -140,14 +143,15 @@ class FitProblem:
     scheme: Scheme
     optimizer: optax.GradientTransformation
     scale: float
-    steps: int
     temperature: float = 1.0
     patience: int | None = None
+    patience_growth: float = 0.0
     record: bool = False
 
 
 def fresh(
     problem: FitProblem,
+    budget: Array,
     tokens_GT: Array,
     lengths_G: Array,
     ids_G4: Array,
@@ -161,6 +165,7 @@ def fresh(
     return Slot(
         status=jnp.int32(RUNNING),
         steps=jnp.int32(0),
+        budget=budget,
         leaves=leaves,
         opt_state=problem.optimizer.init(leaves),
         tokens_GT=tokens_GT,
@@ -178,9 +183,9 @@ def fresh(
 def shapes(problem: FitProblem, positions: int, past: Any = None) -> Slot:
     """A slot for texts padded to `positions` tokens, as `jax.ShapeDtypeStruct`s; `past` is that of a slot, likewise."""
     G = problem.scheme.group
-    tokens_GT, lengths_G = jax.ShapeDtypeStruct((G, positions), jnp.int32), jax.ShapeDtypeStruct((G,), jnp.int32)
+    budget, tokens_GT, lengths_G = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((), (G, positions), (G,)))
     ids_G4 = jax.ShapeDtypeStruct((G, 4), jnp.uint32)
-    return jax.eval_shape(functools.partial(fresh, problem), tokens_GT, lengths_G, ids_G4, None, past)
+    return jax.eval_shape(functools.partial(fresh, problem), budget, tokens_GT, lengths_G, ids_G4, None, past)
 
 
 def own_past_shapes(problem: FitProblem, params: Any, rows: int) -> Any:

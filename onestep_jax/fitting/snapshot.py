@@ -59,7 +59,7 @@ def unpack(
     wanted: Collection[Group],
 ) -> tuple[list[Task], list[Outcome]]:
     """What `pack` was given, of the wanted groups; `make_task` makes a task of (group, seed) as at its beginning."""
-    treedef = jax.tree.structure(slots.shapes(problem, 1))
+    treedef = jax.tree.structure(slots.shapes(problem, 1)._replace(budget=None))
     leaf_names = list(problem.scheme.leaf_shapes(problem.network.embed_width))
 
     def task_of(about: Any, kind: str, number: int) -> Task:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from onestep_jax.errors import UserError
 from onestep_jax.fitting.engine import Engine
@@ -20,6 +21,7 @@ from onestep_jax.fitting.trials import Trials
 from onestep_jax.fitting.work_queue import WorkBlock, WorkQueue, claim_order, cut
 from onestep_jax.model.cost import step_flops
 from onestep_jax.prototokens.prefixes import prefix_of, prefix_rows
+from onestep_jax.prototokens.schemes import draw
 from onestep_jax.tokens import padded_lengths
 
 AHEAD = 256  # texts whose nats are counted together with those of a group that is about to be fitted
@@ -39,7 +41,16 @@ class Sweep:
 
     def __init__(self, plan: FitPlan, recorder: Recorder, progress: Callable[[Progress], None] | None):
         self.plan, self.recorder = plan, recorder
-        self.trials = Trials(plan.tokens, plan.ids, plan.scheme, plan.prefixes, plan.first_seed, plan.seeds)
+        self.trials = Trials(
+            plan.tokens,
+            plan.ids,
+            plan.scheme,
+            plan.prefixes,
+            first_seed=plan.first_seed,
+            seeds=plan.seeds,
+            steps=plan.steps,
+            redraw=self._redraw,
+        )
         self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix)
         self.meter = Meter(len(plan.ids), plan.scheme.group, progress, recorder.recorded)
         self.ladder = SlotLadder(plan.ladder, plan.placement.devices[0].platform)
@@ -116,8 +127,15 @@ class Sweep:
         tasks, outcomes = self.recorder.in_flight(groups, self.plan.problem, self.trials.task)
         for outcome in outcomes:
             self.trials.add(outcome)
+        for task in tasks:
+            task.budget = self.trials.budget(task.texts)  # what earlier seeds have spent is known only now
         resumed = {task.texts for task in tasks}
         return [*tasks, *(self.trials.next_task(group) for group in groups if group not in resumed)]
+
+    def _redraw(self, ids_G4: np.ndarray) -> dict[str, np.ndarray]:
+        problem = self.plan.problem
+        leaves = draw(problem.scheme, jax.numpy.asarray(ids_G4), problem.network.embed_width, problem.scale)
+        return jax.device_get(leaves)
 
     def _flush(self) -> None:
         self.meter.note(self.recorder.flush())

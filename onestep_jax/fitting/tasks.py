@@ -20,6 +20,7 @@ class Task:
     Attributes:
       texts: indices of the group's texts, which the engine does not use.
       seed: number of the seed.
+      budget: gradient evaluations that it may spend.
       tokens: token ids of each text.
       prefixes: token ids of each text's own prefix; empty where they have none of their own.
       ids: (texts, 4) uint32, see `schemes.draw`.
@@ -32,6 +33,7 @@ class Task:
 
     texts: tuple[int, ...]
     seed: int
+    budget: int
     tokens: list[np.ndarray]
     ids: np.ndarray
     prefixes: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -47,7 +49,7 @@ class Outcome(NamedTuple):
 
     Attributes:
       task: with its trace and seconds.
-      status: "solved", "exhausted" (budget spent) or "failed" (not finite).
+      status: "solved", "exhausted" (budget or patience spent) or "failed" (not finite).
       steps: gradient evaluations spent.
       best_step: updates made before the vectors kept.
       loss: nats per token at the vectors kept, mean over the group.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onestep_jax.analysis import THRESHOLD, bits, exact_horizon
+from onestep_jax.fitting.optimizers import protocol
 from onestep_jax.prototokens.schemes import from_description
 from onestep_jax.report import charts
 from onestep_jax.report.data import text_strings
 from onestep_jax.report.headline import Headline, Sizes, headline, sizes
 from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import Markup, join, one_line, tag, visible
-from onestep_jax.report.wording import accuracy, duration, notation, number, protocol, size
+from onestep_jax.report.wording import accuracy, duration, notation, number, size
 from onestep_jax.store.results import TextResult
 
 CURVED_RUNS = 12  # runs whose curves are drawn

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.fitting.optimizers import PRESETS
+from onestep_jax.fitting.optimizers import Preset, recorded_preset
 from onestep_jax.prototokens.schemes import from_description
 
 
@@ -22,16 +22,6 @@ def notation(description: Mapping[str, Any]) -> str:
     elif scheme.extra and not scheme.teacher_forced:
         words += ", first output ignored"
     return words
-
-
-def protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Preset and optimiser in one line."""
-    optimizer = identity.get("optimizer") or {}
-    arguments = ", ".join(f"{key} {value}" for key, value in (optimizer.get("arguments") or {}).items())
-    words = f"{optimizer.get('name')}" + (f" ({arguments})" if arguments else "")
-    if schedule := optimizer.get("schedule"):
-        words += f", {schedule['name'].replace('_', ' ')}"
-    return f"preset {settings.get('preset')}: {words}"
 
 
 def number(value: float | None, places: int = 0) -> str:
@@ -64,19 +54,20 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
 
     Returns:
       None if the command line has no such options: for given start vectors, an optimiser given as an object, a preset
-      that is not the package's, or is another one by now, prefixes from Python, or texts without a common length.
+      that is not the package's, prefixes from Python, or texts without a common length.
     """
-    optimizer, preset, length = identity.get("optimizer") or {}, settings.get("preset"), identity.get("length")
-    if optimizer.get("object") or preset not in PRESETS or length is None or identity.get("start vectors"):
+    optimizer, name, length = identity.get("optimizer") or {}, settings.get("preset"), identity.get("length")
+    preset = recorded_preset(identity, settings)
+    if optimizer.get("object") or preset is None or length is None or identity.get("start vectors"):
         return None
     if optimizer.get("schedule") == {"name": "constant", "arguments": {}}:  # on the command line this means no schedule
         return None
-    of_preset, prefix = PRESETS[preset].describe(), _prefix_options(identity, settings, PRESETS[preset].prefix)
-    if prefix is None or any(identity.get(name, value) != value for name, value in of_preset.items()):
+    prefix = _prefix_options(identity, settings, preset.prefix)
+    if prefix is None:
         return None
     words = ["onestep", "fit", "--texts", "SOURCE", "--model", str(settings.get("model")), "--length", str(length)]
-    words += _scheme_options(identity["scheme"]) + prefix
-    words += ["--preset", str(preset), *_optimizer_options(optimizer, str(preset))]
+    words += _scheme_options(identity["scheme"], preset.arrangement) + prefix
+    words += ["--preset", str(name), *_optimizer_options(optimizer, preset)]
     for name in ("steps", "seed", "seeds", "dtype"):
         words += [f"--{name}", str(identity[name])] if name in identity else []
     if settings.get("copies", 1) != 1:
@@ -85,9 +76,9 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
     return shlex.join([*words, "--run", str(folder)])
 
 
-def _scheme_options(scheme: Mapping[str, Any]) -> list[str]:
-    """Options for an arrangement that differs from the default."""
-    usual = {"arrangement": "one-step", "share": None, "group": 1}
+def _scheme_options(scheme: Mapping[str, Any], arrangement: str) -> list[str]:
+    """Options for a scheme that differs from the preset's arrangement."""
+    usual = {"arrangement": arrangement, "share": None, "group": 1}
     differ = [name for name in scheme if name != "prefix" and scheme[name] != usual.get(name)]
     return [word for name in differ for word in (f"--{name}", str(scheme[name]))]
 
@@ -101,9 +92,9 @@ def _prefix_options(identity: Mapping[str, Any], settings: Mapping[str, Any], us
     return [] if given == usual else ["--prefix", str(given)]
 
 
-def _optimizer_options(optimizer: Mapping[str, Any], preset: str) -> list[str]:
+def _optimizer_options(optimizer: Mapping[str, Any], preset: Preset) -> list[str]:
     """Options for an optimiser that differs from the preset's."""
-    if optimizer == PRESETS[preset].optimizer.describe():
+    if optimizer == preset.optimizer.describe():
         return []
     arguments = dict(optimizer.get("arguments") or {})
     words = ["--optimizer", str(optimizer["name"])]

@@ -46,6 +46,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_description(folder / "config.json", kind="run", absent="no run directory", version=FORMAT)
 
 
+def find_config(folder: Path) -> dict[str, Any] | None:
+    """config.json of a run directory, None where there is none yet.
+
+    Raises:
+      UserError: if there is one that this version cannot read.
+    """
+    return read_config(folder) if (folder / "config.json").exists() else None
+
+
 def read_description(path: Path, *, kind: str, absent: str, version: int) -> dict[str, Any]:
     """A JSON object that describes a folder.
 

@@ -193,7 +193,6 @@ def test_groups_keep_to_one_length(monkeypatch, tiny):
         (grid, {"scheme": OneStep(share="m", group=3), "lengths": [4, 10]}, "expected at least 10"),
         (search, {"scheme": OneStep(share="m", group=3)}, "groups of 3: .*use grid"),
         (search, {"scheme": OneStep(arrangement="halves")}, "'halves': .*use grid"),
-        (search, {"seeds": 2, "warm": True}, "seeds = 2 with warm"),
         (search, {"failures": 0}, "failures = 0"),
         (search, {"threshold": 0}, "threshold = 0"),
         (search, {"preset": "fats"}, "did you mean 'fast'"),

@@ -104,7 +104,7 @@ def test_a_run_goes_on_elsewhere_with_the_same_vectors(tiny, token_lists, one_de
 
 
 def problem_of(model: Model, **changes: Any) -> FitProblem:
-    return FitProblem(model.network, OneStep(**changes), PRESETS["paper"].optimizer.build(), 1.0, 100)
+    return FitProblem(model.network, OneStep(**changes), PRESETS["paper"].optimizer.build(), 1.0)
 
 
 def filled(placement: Placement, model: Model, problem: FitProblem, token_lists: Any) -> tuple[Any, Any]:
@@ -113,7 +113,9 @@ def filled(placement: Placement, model: Model, problem: FitProblem, token_lists:
     lead = (placement.rows, 8 // group // placement.rows)
     tokens = np.array(token_lists[:8], np.int32).reshape(*lead, group, 8)
     ids = np.arange(32, dtype=np.uint32).reshape(*lead, group, 4)
-    offer = slots.Offer(np.ones(lead, bool), tokens, np.full((*lead, group), 8, np.int32), ids)
+    offer = slots.Offer(
+        np.ones(lead, bool), np.full(lead, 100, np.int32), tokens, np.full((*lead, group), 8, np.int32), ids
+    )
     params = slots.Frozen(placement.place(model.params, model.config.kv_heads))
     state, taken = placement.map(programs.refill, problem)(
         params, placement.spread(slots.idle(problem, 8, lead)), placement.spread(offer)

@@ -28,7 +28,7 @@ TEMPERATURE = PRESETS["fast"].temperature
 
 @pytest.fixture(scope="module")
 def solved(tiny, token_lists, one_device):
-    return fit(tiny, token_lists, slots=4, placement=one_device, steps=2000)
+    return fit(tiny, token_lists, slots=4, placement=one_device, steps=2000, scheme=OneStep())
 
 
 def test_stored_vectors_are_the_scored_ones(tiny, solved):
@@ -147,7 +147,8 @@ def test_a_failed_text_leaves_the_others_alone(tiny, token_lists, one_device, so
     rng = np.random.default_rng(1)
     start = {name: rng.normal(size=(12, 32)).astype(np.float32) for name in ("e", "m")}
     start["e"][3] = np.nan
-    run = fit(tiny, token_lists, slots=4, steps=1500, placement=one_device, scheme=OneStep(start=start))
+    scheme = OneStep(start=start)
+    run = fit(tiny, token_lists, slots=4, steps=1500, seeds=1, placement=one_device, scheme=scheme)
     assert run[3].status == "failed"
     assert run[3].steps == 1
     assert all(text.status in ("solved", "exhausted") for text in run if text.index != 3)
@@ -160,7 +161,7 @@ def test_given_start_vectors_are_where_it_starts(tiny, token_lists, solved, tmp_
     assert run.steps.tolist() == [1] * 12
     assert [text.accuracy for text in decode(tiny, run)] == [1.0] * 12
     with pytest.raises(UserError, match=r"start vectors: '[0-9a-f]{16}' there, None here"):
-        fit(tiny, token_lists, run=tmp_path / "run")
+        fit(tiny, token_lists, scheme=OneStep(), run=tmp_path / "run")
 
 
 def test_an_optimizer_object_needs_a_name_to_be_recorded(tiny, token_lists, tmp_path):
@@ -190,9 +191,9 @@ def test_lengths_share_a_run(tiny, token_lists, one_device):
 
 
 def test_refuted_solution_goes_on(tiny, token_lists):
-    problem = slots.FitProblem(tiny, OneStep(), optax.adam(0.01), 1.0, 100)
+    problem = slots.FitProblem(tiny, OneStep(), optax.adam(0.01), 1.0)
     tokens, lengths = jnp.asarray(token_lists[0])[None], jnp.array([8])
-    slot = slots.fresh(problem, tokens, lengths, jnp.asarray(id_words("0123456789abcdef", 0))[None])
+    slot = slots.fresh(problem, jnp.int32(100), tokens, lengths, jnp.asarray(id_words("0123456789abcdef", 0))[None])
     slot = slot._replace(status=jnp.int32(slots.SOLVED), best_accuracy=jnp.float32(1), steps=jnp.int32(7))
     three = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), slot)._replace(steps=jnp.array([7, 100, 7]))
     harvest = jax.jit(functools.partial(programs.harvest, problem))
@@ -269,10 +270,10 @@ def test_every_optimizer_by_name_treats_slots_apart(tiny, monkeypatch, name):
         return Score(nats_G, jnp.zeros(tokens_GT.shape, bool), tokens_GT)
 
     monkeypatch.setattr(programs, "score_group", bowl)
-    problem = slots.FitProblem(tiny, OneStep(), Optimizer(name, arguments).build(), 1.0, 100)
+    problem = slots.FitProblem(tiny, OneStep(), Optimizer(name, arguments).build(), 1.0)
     ids = jnp.stack([id_words("0123456789abcdef", 0), id_words("fedcba9876543210", 0)])[:, None]
     tokens, lengths = jnp.zeros((2, 1, 4), jnp.int32), jnp.full((2, 1), 4)
-    begin = jax.vmap(functools.partial(slots.fresh, problem))
+    begin = jax.vmap(functools.partial(slots.fresh, problem, jnp.int32(100)))
     move = jax.jit(jax.vmap(functools.partial(programs.step, problem, slots.Frozen(tiny.params))))
 
     def three_steps(chosen):
@@ -345,7 +346,7 @@ def test_input_scale(tiny):
         ({"texts": ["a"]}, "no tokenizer"),
         ({"texts": [[1], []]}, "text 1: empty text"),
         ({"texts": [[1, 61]]}, "token id 61 is not in the model's vocabulary of 61"),
-        ({"texts": [[1] * 65]}, "65 tokens, the model's context has 64"),
+        ({"texts": [[1] * 65]}, "65 tokens, the model's context has 63"),
         ({"texts": [[1]], "length": 65}, "length 65 is beyond the model's context of 64"),
         ({"texts": [[1]], "length": 0}, "length = 0"),
         ({"texts": [[1]], "preset": "fats"}, "unknown preset 'fats'.*did you mean 'fast'"),

@@ -75,9 +75,10 @@ def test_one_program_a_length_and_width(tiny, token_lists, one_device, traced, e
 
 
 def test_narrowing_changes_no_result(tiny, token_lists, one_device, eager, monkeypatch):
-    narrowed = fit(tiny, token_lists, slots=8, steps=2000, placement=one_device, record=True)
+    options = {"slots": 8, "steps": 2000, "scheme": OneStep(), "placement": one_device, "record": True}
+    narrowed = fit(tiny, token_lists, **options)
     monkeypatch.setattr(ladder, "COMPILING", {"cpu": float("inf")})
-    plain = fit(tiny, token_lists, slots=8, steps=2000, placement=one_device, record=True)
+    plain = fit(tiny, token_lists, **options)
     assert [text.status for text in narrowed] == [text.status for text in plain]
     for text, other in zip(narrowed, plain, strict=True):
         (trial,), (whole,) = text.trials, other.trials
@@ -167,7 +168,7 @@ def test_a_scheme_that_programs_cannot_be_kept_by_is_refused(tiny, token_lists):
 def test_programs_do_not_keep_start_vectors(tiny, token_lists):
     start = {name: np.zeros((1, 32), np.float32) for name in "em"}
     given = OneStep(start=start)
-    problem = make_problem(tiny, given, PRESETS["fast"], PRESETS["fast"].optimizer.build(), 10)
+    problem = make_problem(tiny, given, PRESETS["fast"], PRESETS["fast"].optimizer.build())
     assert problem.scheme == given
     assert problem.scheme.start is None
     assert given.start is start

@@ -56,7 +56,7 @@ def test_a_common_prefix(tiny, texts):
 
 
 def test_a_prefix_for_each_text(tiny, texts):
-    results = fit(tiny, texts, prefixes=OWN, copies=2, placement=Pmap(jax.local_devices()[:2]))
+    results = fit(tiny, texts, scheme=OneStep(), prefixes=OWN, copies=2, placement=Pmap(jax.local_devices()[:2]))
     solved(tiny, results, [prefix for prefix in OWN for _ in range(2)])
     assert "prefix" not in results.scheme
 

@@ -21,7 +21,7 @@ TOKENS = [np.full(3, i, np.int32) for i in range(5)]
 
 
 def task_of(group: Group, seed: int = 0) -> Task:
-    return Task(texts=group, seed=seed, tokens=[], ids=np.zeros((1, 4), np.uint32))
+    return Task(texts=group, seed=seed, budget=100, tokens=[], ids=np.zeros((1, 4), np.uint32))
 
 
 def outcome_of(task: Task, status: str) -> Outcome:
@@ -67,7 +67,7 @@ def test_a_queue_claims_blocks_when_nothing_waits():
 
 
 def test_a_group_is_tried_until_solved_or_out_of_seeds():
-    trials = Trials(TOKENS, IDS, OneStep(), (), first_seed=3, seeds=2)
+    trials = Trials(TOKENS, IDS, OneStep(), (), first_seed=3, seeds=2, steps=100)
     for group, status, ended in (((0,), "exhausted", False), ((0,), "failed", True), ((1,), "solved", True)):
         trials.add(outcome_of(trials.next_task(group), status))
         assert trials.ended(group) == ended
@@ -75,14 +75,36 @@ def test_a_group_is_tried_until_solved_or_out_of_seeds():
     assert [outcome.task.texts for outcome in trials.outcomes] == [(1,)]
 
 
+def test_seeds_without_a_number_share_the_budget():
+    trials = Trials(TOKENS, IDS, OneStep(), (), first_seed=3, seeds=None, steps=16)
+    for seed, budget, ended in ((3, 16, False), (4, 9, False), (5, 2, True)):
+        task = trials.next_task((0,))
+        assert (task.seed, task.budget) == (seed, budget)
+        trials.add(outcome_of(task, "exhausted"))  # of 7 evaluations
+        assert trials.ended((0,)) == ended
+    assert trials.budget((1,)) == 16
+
+
 def test_a_group_starts_at_the_vectors_of_its_rows():
     start = {name: np.arange(10, dtype=np.float32).reshape(5, 2) for name in "em"}
     scheme = OneStep(share="m", group=2, start=start)
-    task = Trials(TOKENS, IDS, scheme, (), first_seed=0, seeds=1).task((4,), seed=6)
+    task = Trials(TOKENS, IDS, scheme, (), first_seed=6, seeds=1, steps=9).task((4,), seed=6)
     assert task.start is not None
     np.testing.assert_array_equal(task.start["e"], [[8, 9]])
     np.testing.assert_array_equal(task.start["m"], [8, 9])
     assert task.ids.tolist() == [[0, 4, 0, 6], [0, 0, 0, 0]]
+
+
+def test_later_seeds_do_not_start_at_the_given_vectors():
+    start = {name: np.zeros((5, 2), np.float32) for name in "em"}
+    drawn = {name: np.ones((1, 2), np.float32) for name in "em"}
+    trials = Trials(TOKENS, IDS, OneStep(start=start), (), 0, 2, 9, lambda ids: drawn if ids[0, 3] == 1 else {})
+    first = trials.next_task((2,))
+    trials.add(outcome_of(first, "exhausted"))
+    second = trials.next_task((2,))
+    assert first.start is not None
+    np.testing.assert_array_equal(first.start["e"], [[0, 0]])
+    assert second.start is drawn
 
 
 # --- ladder ---
@@ -175,7 +197,7 @@ def test_a_plan_is_run_without_preparing_again(tiny, token_lists, one_device, mo
     options = {"steps": 30, "slots": 3, "placement": one_device}
     plan = resolve(tiny, token_lists[:4], **options)
     expected = fit(tiny, token_lists[:4], **options)
-    for name in ("check_tokens", "size_fit", "text_ids"):
+    for name in ("prepare", "size_fit", "text_ids"):
         monkeypatch.setattr(planning, name, None)
     found = run_plan(plan)
     for text, other in zip(found, expected, strict=True):

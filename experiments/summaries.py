@@ -1,0 +1,280 @@
+"""What the recorded tables of each card say, in a line, beside what the paper found; for the page of overview.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from findings import Tables, number, pick
+
+SECONDS = {32: 11.0, 64: 15.0, 128: 27.0, 256: 87.0}
+"""Tokens → the paper's seconds a text on one A100 or H100 (Table 4, Llama-3.2-1B)."""
+
+Fits = Iterable[tuple[int, int]]
+
+
+class Item(NamedTuple):
+    """One row.
+
+    Attributes:
+      paper: what the paper found.
+      ours: the same of our tables.
+      fits: (how many, of so many tokens) at the card's full size.
+    """
+
+    paper: str
+    ours: Callable[[Tables], str]
+    fits: Callable[[Any], Fits]
+
+
+def table1(tables: Tables) -> str:
+    rows = tables["table1"]
+    longest = max(int(row["length"]) for row in rows)
+    names = list(dict.fromkeys(row["arrangement"] for row in rows))
+    found = {
+        length: ", ".join(f"{number(rows, 'accuracy mean', arrangement=name, length=length):.2f}" for name in names)
+        for length in (4, longest)
+    }
+    return f"{found[4]} at N = 4; {found[longest]} at N = {longest}"
+
+
+def table2(tables: Tables) -> str:
+    rows = tables["table2"]
+    said = []
+    for leaf in "em":
+        own = pick(rows, shared=leaf)
+        cells = (f"{float(row['max mean']):.2f}/{float(row['avg mean']):.2f}" for row in own)
+        said.append(f"{leaf}: {', '.join(cells)}")
+    groups = ", ".join(row["texts a group"] for row in pick(rows, shared="m"))
+    return f"max/avg at S_g = {groups}, N = {rows[0]['length']}: {'; '.join(said)}"
+
+
+def table3(tables: Tables) -> str:
+    said = []
+    for row in pick(tables["table3"], method="grid"):
+        said.append(f"{row['texts from'].split(':')[0]}, m {row['m']}: {row['C_tokens max']} tokens (mean "
+                    f"{float(row['C_tokens mean']):.0f}), {float(row['H_LM mean, nats']):.0f} nats")  # fmt: skip
+    for row in tables.get("table3_search", []):
+        said.append(
+            f"search of {row['texts from'].split(':')[0]}: same capacity for {float(row['same capacity']):.0%} of the "
+            f"texts with {float(row['work, evaluations × tokens']):.2f} of the work"
+        )
+    return "; ".join(said)
+
+
+def table4(tables: Tables) -> str:
+    cells = (f"N = {row['length']}, {row['fitted']}: {float(row['seconds mean']):.1f} s" for row in tables["table4"])
+    return "; ".join(cells)
+
+
+def figure3(tables: Tables) -> str:
+    cells = (f"with {row['vectors']} trained {float(row['ratio median']):.2f}" for row in tables["figure3_summary"])
+    return f"median ratio of nats, {'; '.join(cells)}"
+
+
+def figure4(tables: Tables) -> str:
+    cells = (f"×{float(row['ratio']):.1f} at batch {row['batch']}" for row in tables["figure4_longest"] if row["ratio"])
+    return "one pass faster by " + ", ".join(cells)
+
+
+def figure5(tables: Tables) -> str:
+    cells = (f"{row['measure']} distance: nearer by {float(row['nearer by']):.3f}" for row in tables["figure5_gap"])
+    return "; ".join(cells)
+
+
+def figure6(tables: Tables) -> str:
+    said = []
+    for way in dict.fromkeys(row["way"] for row in tables["figure6"]):
+        cells = (f"{float(row['mean']):.2f}" for row in pick(tables["figure6"], way=way))
+        exact = float(pick(tables["figure6"], way=way)[0]["exact"])
+        said.append(f"{way}: {', '.join(cells)} (same text, same context, different; {exact:.0%} of the fits exact)")
+    return "; ".join(said)
+
+
+def figure7(tables: Tables) -> str:
+    cells = (
+        f"{row['way']}: mean accuracy {float(row['accuracy mean']):.2f}, least (mean over pairs) "
+        f"{float(row['least accuracy mean']):.2f}"
+        for row in tables["figure7"]
+    )
+    ratio = max(float(row["length ratio max"]) for row in tables["figure7"])
+    return f"{'; '.join(cells)}; length ratio ≤ {ratio:.2f} ({tables['figure7'][0]['pairs']} pairs)"
+
+
+def access(tables: Tables) -> str:
+    rows = pick(tables["access"], measure="exact", compared_with="fitted")
+    one_pass = number(rows, "own", start="one pass")
+    others = [row for row in rows if row["start"] != "one pass"]
+    worst = max(others, key=lambda row: float(row["difference"]))
+    return (
+        f"one pass {one_pass:.2f} of the tokens; by generation at most {float(worst['own']):.2f} "
+        f"(from {worst['start']}, {float(worst['other']):.2f} against other texts, p = {float(worst['p']):.2g})"
+    )
+
+
+def attention(tables: Tables) -> str:
+    share = np.array([float(row["e mean"]) for row in tables["attention"]])
+    uniform = float(tables["attention"][0]["e uniform"])
+    dropped = max(float(row["accuracy mean"]) for row in tables["ablations"] if row["replaced"] != "kept")
+    return (
+        f"share of e {share.mean():.2f} on average (uniform {uniform:.2f}), {share.max():.2f} in the highest head; "
+        f"accuracy after replacing e or m ≤ {dropped:.2f}"
+    )
+
+
+def seed_stability(tables: Tables) -> str:
+    cells = (
+        f"{row['leaf']}: {float(row['within mean']):.2f} within a text, {float(row['between mean']):.2f} between"
+        for row in tables["seed_stability"]
+    )
+    swapped = number(tables["exchange"], "accuracy mean", m="m of another seed")
+    return f"cosine distances, {'; '.join(cells)}; accuracy with m of another seed {swapped:.2f}"
+
+
+def failures(tables: Tables) -> str:
+    said = []
+    for row in tables["failures_lengths"]:
+        said.append(f"{float(row['accuracy mean']):.2f} at N = {row['length']}")
+    longest = tables["failures_lengths"][-1]["length"]
+    found = pick(tables["failures_association"], length=longest)
+    aucs = ", ".join(f"{row['by']} {float(row['auc']):.2f}" for row in found if row["auc"] not in ("", "nan"))
+    return f"accuracy {', '.join(said)}; AUC for being wrong at N = {longest}: {aucs}"
+
+
+def absorption(tables: Tables) -> str:
+    (row,) = tables["absorption"]
+    return (
+        f"rank correlation of evaluations with nats {float(row['rank correlation with nats']):.2f}, with position "
+        f"{float(row['with position']):.2f}; median {float(row['evaluations median']):.0f} evaluations a token"
+    )
+
+
+def trajectories(tables: Tables) -> str:
+    share = np.mean([float(row["displacement / length"]) for row in tables["trajectories"]])
+    plane = np.mean([float(row["variance of axis 1"]) + float(row["variance of axis 2"])
+                     for row in tables["trajectories_planes"]])  # fmt: skip
+    walks = np.mean([float(row["axis 1 of random walks"]) + float(row["axis 2 of random walks"])
+                     for row in tables["trajectories_planes"]])  # fmt: skip
+    return f"displacement/length {share:.2f}; the plane holds {plane:.0%} of the variance, of random walks {walks:.0%}"
+
+
+def control(tables: Tables) -> str:
+    rows = tables["control_untrained"]
+    longest = max(int(row["length"]) for row in rows)
+    cells = (
+        f"{row['weights']} {float(row['accuracy mean']):.2f} ({float(row['steps mean']):.0f} steps)"
+        for row in pick(rows, length=longest)
+    )
+    return f"accuracy at N = {longest}: {', '.join(cells)}"
+
+
+def cramming(tables: Tables) -> str:
+    cells = (
+        f"K = {row['vectors']}, N = {row['length']}: {float(row['forced mean']):.2f} forced, "
+        f"{float(row['generated mean']):.2f} generated"
+        for row in tables["cramming"]
+    )
+    return "; ".join(cells)
+
+
+def sink(tables: Tables) -> str:
+    rows = tables["sink"]
+    layers = max(int(row["layer"]) for row in rows)
+    found = []
+    for kind in ("trained", "permuted"):
+        own = pick(rows, weights=kind, prefix="none")
+        longest = max(float(row["norm at 0 / later"]) for row in own)
+        drawn = np.mean([float(row["weight on 0"]) for row in own if int(row["layer"]) < layers])
+        found.append(f"{kind}: first hidden states up to {longest:.3g} times as long, drawing {drawn:.0%} of attention")
+    cells = (
+        f"{row['e']} e, {row['prefix']}: {row['solved']} of {row['texts']}, first token {float(row['first token']):.2f}"
+        for row in pick(tables["sink_fits"], weights="trained")
+    )
+    return f"{'; '.join(found)}. Fits, trained: {'; '.join(cells)}"
+
+
+def prefix_suffix(tables: Tables) -> str:
+    cells = (
+        f"{row['prefix']} {float(row['tokens median']):.0f} ({float(row['nats median']):.0f} nats)"
+        for row in tables["prefix_suffix"]
+    )
+    return f"median capacity behind {', '.join(cells)}"
+
+
+ITEMS = {
+    "table1_arrangements": Item(
+        "0.17, 0.12, 1.00, 1.00, 1.00 at N = 4; 0.01, 0.01, 0.17, 0.97, 0.99 at N = 256",
+        table1,
+        lambda c: [(5 * c.count, n) for n in c.lengths],
+    ),
+    "table2_sharing": Item(
+        "max/avg at S_g = 1, 16, 256, N = 256: e 1.00/0.98, 0.99/0.90, 0.99/0.86; m 1.00/0.98, 1.00/0.86, 1.00/0.83",
+        table2,
+        lambda c: [((2 * len(c.groups) - 1) * c.count * c.seeds, c.length)],
+    ),
+    "table3_capacity": Item(
+        "Llama-3.2-1B: random 256 tokens (1551 nats) own m, 181 shared; PG-19 362 (994 nats) own, 181 shared",
+        table3,
+        lambda c: [(len(c.texts) * len(c.m) * c.seeds * c.count, n) for n in c.lengths],
+    ),
+    "table4_training_time": Item(
+        "Llama-3.2-1B: 11, 15, 27, 87 s at N = 32, 64, 128, 256",
+        table4,
+        lambda c: [(2 * len(c.texts) * c.count, n) for n in c.lengths],
+    ),
+    "figure3_information": Item(
+        "one pass holds about half of the nats, sometimes a fifth",
+        figure3,
+        lambda c: [(4 * c.count, n) for n in c.lengths],
+    ),
+    "figure4_throughput": Item("×279 on average", figure4, lambda c: [(2 * c.count, n) for n in c.lengths]),
+    "figure5_text_distance": Item(
+        "same-context pairs slightly closer at equal text distance",
+        figure5,
+        lambda c: [(c.count * (c.continuations - 1 + c.seeds), c.length)],
+    ),
+    "figure6_distances": Item(
+        "same text nearest (0.7–0.9), same context nearer than different contexts",
+        figure6,
+        lambda c: [(len(c.share) * c.count * (c.continuations - 1 + c.seeds), c.length)],
+    ),
+    "figure7_connectivity": Item(
+        "accuracy falls along the chord, stays near 1 along the curve; length ratio ≤ 1.2",
+        figure7,
+        lambda c: [(c.count * c.solutions, c.length)],
+    ),
+    "access": Item("nothing related", access, lambda c: [(c.count * c.per_context, c.length)]),
+    "attention": Item("(asked by arXiv:2602.18301)", attention, lambda c: [(c.count, c.length)]),
+    "seed_stability": Item("(asked by arXiv:2602.18301)", seed_stability, lambda c: [(c.count * c.copies, c.length)]),
+    "failures": Item("(not in the paper)", failures, lambda c: [(c.count, n) for n in c.lengths]),
+    "absorption": Item("(not in the paper)", absorption, lambda c: [(c.count, c.length)]),
+    "trajectories": Item("(not in the paper)", trajectories, lambda c: [(c.count * c.copies, c.length)]),
+    "control_untrained": Item(
+        "(not in the paper)",
+        control,
+        lambda c: [(c.count * (1 + (len(c.kinds) - 1) * c.weights), n) for n in c.lengths],
+    ),
+    "baseline_cramming": Item(
+        "K = 1: 512 tokens teacher-forced on Llama-3.2-1B",
+        cramming,
+        lambda c: [(len(c.vectors) * c.count, n) for n in c.lengths],
+    ),
+    "sink": Item("(not in the paper)", sink, lambda c: [(8 * c.count, c.length)]),
+    "prefix_suffix": Item(
+        "(not in the paper; near to its outlook)",
+        prefix_suffix,
+        lambda c: [(3 * c.count, n) for n in c.lengths],
+    ),
+}
+
+
+def paper_hours(item: Item, settings: Any) -> float:
+    """Hours of one A100 or H100 at the card's full size, by the paper's seconds a text."""
+
+    def seconds(length: int) -> float:
+        if length > 256:
+            return SECONDS[256] * length / 256
+        return float(np.interp(length, list(SECONDS), list(SECONDS.values())))
+
+    return sum(count * seconds(length) for count, length in item.fits(settings)) / 3600

@@ -1,0 +1,105 @@
+"""A text that stagnates goes on from another seed within its budget; what a preset stood for goes with the run."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onestep_jax import PRESETS, Interrupted, OneStep, UserError, fit
+from onestep_jax.fitting import preset_of, programs
+from onestep_jax.fitting.slots import EXHAUSTED, RUNNING, FitProblem, fresh
+
+BUDGET = 90
+RESTARTING = dataclasses.replace(PRESETS["fast"], patience=8, patience_growth=0.0)
+
+
+@pytest.fixture(scope="module")
+def restarted(tiny, token_lists, one_device):
+    return fit(tiny, token_lists[:6], preset=RESTARTING, steps=BUDGET, slots=3, placement=one_device)
+
+
+def test_seeds_follow_one_another_within_the_budget(tiny, token_lists, one_device, restarted):
+    assert {text.status for text in restarted} == {"solved", "exhausted"}
+    assert max(len(text.trials) for text in restarted) >= 3
+    for text in restarted:
+        assert [trial.seed for trial in text.trials] == list(range(len(text.trials)))
+        assert text.steps == sum(trial.steps for trial in text.trials)
+        assert text.steps == BUDGET if text.status == "exhausted" else text.steps <= BUDGET
+        assert text.accuracy == max(trial.accuracy for trial in text.trials)
+    number = next(text.index for text in restarted if len(text.trials) > 2)
+    second = restarted[number].trials[1]
+    alone = fit(
+        tiny, [token_lists[number]], preset=RESTARTING, steps=BUDGET, seed=1, seeds=1, slots=1, placement=one_device
+    )
+    assert (alone[0].steps, alone[0].accuracy) == (second.steps, second.accuracy)
+
+
+def test_an_interrupted_text_keeps_what_it_has_spent(tiny, token_lists, one_device, restarted, tmp_path):
+    options = {"preset": RESTARTING, "steps": BUDGET, "slots": 3, "placement": one_device, "run": tmp_path / "run"}
+    chunks = 0
+
+    def stop(_progress):
+        nonlocal chunks
+        chunks += 1
+        if chunks == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        fit(tiny, token_lists[:6], progress=stop, **options)
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "state").glob("*.json")]
+    assert any(record["state"]["record"]["outcomes"] for record in records)  # some text was at a later seed
+    found = fit(tiny, token_lists[:6], **options)
+    for text, other in zip(found, restarted, strict=True):
+        assert [trial.steps for trial in text.trials] == [trial.steps for trial in other.trials]
+        np.testing.assert_allclose(text.vectors["e"], other.vectors["e"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("growth", "improved", "steps", "status"),
+    [(0.0, 50, 59, RUNNING), (0.0, 50, 60, EXHAUSTED), (1.0, 50, 60, RUNNING), (1.0, 50, 100, EXHAUSTED),
+     (1.0, 4, 13, RUNNING), (1.0, 4, 14, EXHAUSTED)],
+)  # fmt: skip
+def test_patience_grows_with_the_way_to_the_best(tiny, growth, improved, steps, status):
+    problem = FitProblem(
+        tiny.network, OneStep(), PRESETS["fast"].optimizer.build(), 1.0, patience=10, patience_growth=growth
+    )
+    tokens, ids = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.uint32)
+    slot = fresh(problem, jnp.int32(1000), tokens, jnp.array([4]), ids)
+    slot = slot._replace(steps=jnp.int32(steps), improved_step=jnp.int32(improved))
+    assert programs._status_after(problem, slot, jnp.float32(1), jnp.array([0.5])) == status
+
+
+# --- presets and runs ---
+
+
+def test_a_run_keeps_what_its_preset_stood_for(tiny, token_lists, one_device, tmp_path, monkeypatch):
+    options = {"preset": "fast", "steps": 20, "slots": 2, "placement": one_device, "run": tmp_path / "run"}
+    first = fit(tiny, token_lists[:2], **options)
+    other = dataclasses.replace(PRESETS["fast"], arrangement="halves", scale=3.0, patience=7, seeds=2)
+    monkeypatch.setitem(PRESETS, "fast", other)
+    assert preset_of("fast", tmp_path / "elsewhere") is other
+    again = fit(tiny, token_lists[:2], **options)
+    assert again.steps.tolist() == first.steps.tolist()
+    with pytest.raises(UserError, match=r"scheme: .*unguided-e.* there, .*halves.* here"):
+        fit(tiny, token_lists[:2], **options, scheme=OneStep("halves"))
+
+
+def test_what_an_older_run_did_not_record_is_as_it_was_then(tiny, token_lists, one_device, tmp_path):
+    then = dataclasses.replace(PRESETS["fast"], patience=None, patience_growth=0.0, seeds=1, arrangement="one-step")
+    options = {"steps": 20, "slots": 2, "placement": one_device, "run": tmp_path / "run"}
+    first = fit(tiny, token_lists[:2], preset=then, **options)
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["settings"]["preset values"]
+    config["settings"]["preset"] = "fast"
+    path.write_text(json.dumps(config))
+    assert fit(tiny, token_lists[:2], **options).steps.tolist() == first.steps.tolist()
+
+
+def test_seeds_are_a_number_or_auto(tiny):
+    with pytest.raises(UserError, match="seeds = 'many': expected a number, or 'auto'"):
+        fit(tiny, [[1]], seeds="many")
