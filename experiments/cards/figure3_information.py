@@ -42,7 +42,7 @@ PAPER = {"typical": 0.5, "least": 0.2}  # H_LM in one pass over H_LM autoregress
 class Config:
     """Settings of the card; see `onestep experiment figure3_information --card`.
 
-    `preset` is that of the one-pass fits, `autoregressive` that of the others.
+    `preset` is that of the one-pass fits, `autoregressive` that of the others; `seeds` 1 stands for what they say.
     """
 
     model: str = "meta-llama/Llama-3.2-1B"
@@ -98,7 +98,8 @@ def capacities(
 ) -> list[Capacity]:
     """Capacity of each text; texts that share a vector can only go through the whole grid."""
     way = grid if config.way == "grid" or scheme.group > 1 else search
-    options = {"scheme": scheme, "preset": preset, "steps": config.steps, "seed": config.seed, "seeds": config.seeds}
+    options = {"scheme": scheme, "preset": preset, "steps": config.steps, "seed": config.seed}
+    options["seeds"] = None if config.seeds == 1 else config.seeds
     ids = [text.tolist() for text in texts]
     run = study.run_folder(name)
     table = way(study.model, ids, config.lengths, run=run, progress=study.progress, **options)

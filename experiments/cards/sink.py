@@ -78,7 +78,8 @@ def run(config: Config, study: Study) -> None:
             places += _places(kind, prefix, found)
         for guided, arrangement in ARRANGED.items():
             for prefix in PREFIXES:
-                options = {"preset": config.preset, "steps": config.steps, "seed": config.seed, "model": model}
+                options: dict[str, Any] = {"preset": config.preset, "steps": config.steps, "seed": config.seed}
+                options |= {"seeds": 1, "model": model}  # a hanging text shall be seen, not tried again
                 scheme = OneStep(arrangement, prefix=prefix)
                 texts = [ids[: config.length] for ids in whole]
                 results = study.fit(f"{kind}-{guided}-{prefix}", texts, scheme=scheme, **options)

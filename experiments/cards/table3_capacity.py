@@ -123,7 +123,7 @@ METHODS = {"grid": ("grid",), "search": ("search",), "both": ("grid", "search")}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of the card; see `onestep experiment table3_capacity --card`."""
+    """Settings of the card; with `seeds` 1 an own `m` is tried from as many seeds as the preset says."""
 
     model: str = "meta-llama/Llama-3.2-1B"
     texts: tuple[str, ...] = ("random", "fanfics", "pg19", "gen:pg19")
@@ -186,7 +186,8 @@ def _fit(config: Config, study: Study, source: str, tokens: list[np.ndarray], m:
         copies = [ids.tolist() for ids in tokens * config.seeds]
         return grid(study.model, copies, config.lengths, scheme=OneStep(share="m", group=len(copies)), **options)
     find = grid if method == "grid" else search
-    return find(study.model, [ids.tolist() for ids in tokens], config.lengths, seeds=config.seeds, **options)
+    seeds = None if config.seeds == 1 else config.seeds
+    return find(study.model, [ids.tolist() for ids in tokens], config.lengths, seeds=seeds, **options)
 
 
 def _best_copies(capacities: list[Capacity], count: int) -> list[Capacity]:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import heapq
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from preset_tables import table
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
 def write_page(folder: Path) -> Path:

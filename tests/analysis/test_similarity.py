@@ -144,6 +144,7 @@ def expected_embedding(text: str) -> np.ndarray:
     return mean / np.linalg.norm(mean)
 
 
+@pytest.mark.parity
 def test_sentence_embeddings_are_masked_means_of_unit_length(encoder_folder: Path):
     pytest.importorskip("fastembed")
     texts = ["red", "red green", "blue blue blue red red", "blue violet"]
@@ -153,6 +154,7 @@ def test_sentence_embeddings_are_masked_means_of_unit_length(encoder_folder: Pat
     np.testing.assert_allclose(again[::-1], got, atol=1e-6)
 
 
+@pytest.mark.parity
 def test_semantic_distances_are_of_the_rows_asked_for(encoder_folder: Path):
     pytest.importorskip("fastembed")
     texts = ["red", "blue", "red", "green red"]
@@ -170,6 +172,7 @@ def test_without_fastembed_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
         sentence_embeddings(["a text"])
 
 
+@pytest.mark.parity
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path):
     pytest.importorskip("fastembed")
     with pytest.raises(UserError, match=r"neither model\.onnx nor onnx/model\.onnx"):

@@ -12,6 +12,7 @@ from onestep_jax.bench.step import bench_step
 from onestep_jax.prototokens.objective import score_group
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from closeness import TOLERANCE
 from onestep_jax.model import families
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 

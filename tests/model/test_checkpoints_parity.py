@@ -23,6 +23,7 @@ from onestep_jax.model.checkpoint import load_model, save_model
 from onestep_jax.model.decoder import Model
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 import parity  # noqa: E402
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from onestep_jax.model.checkpoint import load_model, save_model
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 import parity  # noqa: E402
 

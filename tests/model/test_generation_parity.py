@@ -15,6 +15,7 @@ from onestep_jax.model.generation import generate
 from onestep_jax.model.likelihood import text_nats
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 COUNT = 24
 # The plain case of each family, and those whose cache or positions work otherwise.

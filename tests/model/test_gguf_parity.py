@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from onestep_jax.model.checkpoint import load_model, save_model
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 gguf = pytest.importorskip("gguf")
 
 import parity  # noqa: E402

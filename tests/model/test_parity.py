@@ -24,9 +24,11 @@ from onestep_jax.model.checkpoint import load_model, locate
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.layers import MLP, Attention, Block, Norm
 from onestep_jax.model.rotary import rope_frequencies, rotate
+from onestep_jax.prototokens.schemes import from_description
 from onestep_jax.store.export import write_safetensors
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 import parity  # noqa: E402
 
@@ -144,7 +146,7 @@ def test_packaged_model_opens_in_transformers():
 
 
 def check_in_pytorch(source: str, path: Path, **how: Any) -> None:
-    """Fit some words and feed [p_1 … p_P, e, m, …, m] from the exported file to transformers as `inputs_embeds`."""
+    """Fit some words and feed [p_1 … p_P, e, m × N] from the exported file to transformers as `inputs_embeds`."""
     from safetensors.torch import load_file
 
     model = load_model(source, dtype="float32")
@@ -153,13 +155,15 @@ def check_in_pytorch(source: str, path: Path, **how: Any) -> None:
     write_safetensors(read_results(path / "run"), path / "vectors.safetensors")
     tensors = load_file(path / "vectors.safetensors")
     theirs = AutoModelForCausalLM.from_pretrained(locate(source), dtype=torch.float32)
+    unread = from_description(read_results(path / "run").scheme).extra  # outputs that give no token
     assert tensors["accuracy"].max() == 1
     for row, length in enumerate(tensors["lengths"].tolist()):
         prefix = tensors["prefix"][row] if "prefix" in tensors else torch.zeros(0, dtype=torch.int32)
         before = theirs.get_input_embeddings()(prefix[prefix >= 0].long()).detach()
-        vectors = [tensors["e"][row : row + 1], tensors["m"][row : row + 1].repeat(length - 1, 1)]
+        vectors = [tensors["e"][row : row + 1], tensors["m"][row : row + 1].repeat(length - 1 + unread, 1)]
         with torch.no_grad():
-            tokens = theirs(inputs_embeds=torch.cat([before, *vectors])[None]).logits[0, len(before) :].argmax(-1)
+            logits = theirs(inputs_embeds=torch.cat([before, *vectors])[None]).logits[0]
+        tokens = logits[len(before) + unread :].argmax(-1)
         accuracy = (tokens == tensors["tokens"][row, :length]).float().mean()
         assert accuracy == tensors["accuracy"][row]
 
@@ -167,7 +171,7 @@ def check_in_pytorch(source: str, path: Path, **how: Any) -> None:
 @pytest.mark.parametrize(
     "how",
     [{}, {"scheme": OneStep(prefix="bos")}, {"prefixes": ["The harbour was", "", "bos"]}],
-    ids=["no prefix", "BOS", "texts"],
+    ids=["unguided", "BOS, guided", "texts"],
 )
 def test_exported_vectors_give_their_tokens_in_pytorch(tmp_path, how):
     check_in_pytorch("default", tmp_path, **how)
