@@ -81,7 +81,7 @@ def compiled_step(
       slots: groups on each row of devices.
       length: tokens of a text.
       preset: gives the optimiser.
-      scheme: the arrangement; `OneStep()` by default.
+      scheme: the arrangement; the preset's by default.
       placement: the devices; one local device by default.
       past: what stands before the texts.
 
@@ -91,7 +91,7 @@ def compiled_step(
     placement, params = placement or Pmap(jax.local_devices()[:1]), abstract_params(network.config, dtype)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
     frozen = Frozen(params, _common_past(network, params, placement, 0 if past.own else past.rows))
-    problem = _problem(network, scheme or OneStep(), preset)
+    problem = _problem(network, scheme or OneStep(preset.arrangement), preset)
 
     def stacked(leaf: Any) -> Any:
         whole = jax.ShapeDtypeStruct((placement.rows, slots, *leaf.shape), leaf.dtype)

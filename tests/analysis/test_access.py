@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import Model, Results, UserError, fit
+from onestep_jax import Model, OneStep, Results, UserError, fit
 from onestep_jax.analysis import access as module
 from onestep_jax.analysis.access import (
     COMBINATIONS,
@@ -29,7 +29,7 @@ from onestep_jax.model.generation import generate
 def results(tiny: Model, one_device, token_lists) -> Results:
     """Six texts, one of them shorter."""
     texts = [*token_lists[:5], token_lists[5][:7]]
-    return fit(tiny, texts, steps=400, placement=one_device, slots=8)
+    return fit(tiny, texts, steps=400, scheme=OneStep(), placement=one_device, slots=8)
 
 
 @pytest.fixture(scope="module")

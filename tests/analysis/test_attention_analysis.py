@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import Model, Results, UserError, fit
+from onestep_jax import Model, OneStep, Results, UserError, fit
 from onestep_jax.analysis.attention import ABLATIONS, ablate, attention, next_texts
 from onestep_jax.model.config import Layer, Rope
 
@@ -20,7 +20,7 @@ LENGTHS = (8, 5, 1, 8, 3)
 def results(tiny: Model, one_device, token_lists) -> Results:
     """Five texts of different lengths."""
     texts = [ids[:length] for ids, length in zip(token_lists, LENGTHS, strict=False)]
-    return fit(tiny, texts, steps=300, placement=one_device, slots=8)
+    return fit(tiny, texts, steps=300, scheme=OneStep(), placement=one_device, slots=8)
 
 
 def windowed(tiny: Model) -> Model:

@@ -24,7 +24,7 @@ ONE = OneStep()
 def solutions(tiny: Model, token_lists: list[list[int]]) -> list[TextResult]:
     """Two texts, three solutions each: of the first, then of the second."""
     texts = [tokens for tokens in token_lists[:2] for _ in range(3)]
-    results = fit(tiny, texts, steps=600, slots=6, placement=Pmap(jax.local_devices()[:1]))
+    results = fit(tiny, texts, steps=600, scheme=OneStep(), slots=6, placement=Pmap(jax.local_devices()[:1]))
     assert results.solved == 6
     return list(results)
 

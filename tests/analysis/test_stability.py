@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import Model, Results, UserError, fit
+from onestep_jax import Model, OneStep, Results, UserError, fit
 from onestep_jax.analysis.stability import exchange, solutions_by_text, stability
 from onestep_jax.store.results import TextResult
 
@@ -55,7 +55,7 @@ def drawn(texts: int, copies: int, width: int, between: float, seed: int) -> np.
 def fitted(tiny: Model, one_device, token_lists) -> Results:
     """Three texts, solved from two seeds each."""
     texts = [ids[:5] for ids in token_lists[:3]]
-    return fit(tiny, texts, copies=2, steps=400, placement=one_device, slots=8)
+    return fit(tiny, texts, copies=2, steps=400, scheme=OneStep(), placement=one_device, slots=8)
 
 
 def test_variance_is_split_as_it_was_drawn():

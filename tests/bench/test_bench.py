@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import UserError, fit
+from onestep_jax import OneStep, UserError, fit
 from onestep_jax.bench import sweep
 from onestep_jax.bench import timing as measuring
 from onestep_jax.bench.decode import bench_decode, one_pass
@@ -202,7 +202,7 @@ def test_decode(tiny_folder: Path):
 
 
 def test_one_pass_emits_what_was_fitted(tiny, token_lists):
-    run = fit(tiny, token_lists[:3], steps=2000)
+    run = fit(tiny, token_lists[:3], steps=2000, scheme=OneStep())
     assert run.solved == 3
     assert one_pass(tiny, 8, [text.vectors for text in run]).tolist() == token_lists[:3]
 
