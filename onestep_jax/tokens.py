@@ -37,7 +37,8 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int | None, context: int | N
         if array.ndim != 1 or not len(array):
             raise UserError(f"text {i}: empty text; expected at least one token")
         if context is not None and len(array) > context:
-            raise UserError(f"text {i}: {len(array)} tokens, the model's context has {context}; give a smaller length")
+            room = f"the model's context has room for {context}"
+            raise UserError(f"text {i}: {len(array)} tokens, {room}; give a smaller length")
         if vocab_size is not None and not 0 <= array.min() <= array.max() < vocab_size:
             bad = array[(array < 0) | (array >= vocab_size)][0]
             raise UserError(f"text {i}: token id {bad} is not in the model's vocabulary of {vocab_size}")

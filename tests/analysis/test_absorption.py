@@ -170,6 +170,6 @@ def test_refusals(tiny: Model, texts):
         absorb(tiny, texts, preset="papers")
     with pytest.raises(UserError, match="vocabulary of 61"):
         absorb(tiny, [[61]])
-    with pytest.raises(UserError, match="context has 64"):
+    with pytest.raises(UserError, match="context has room for 64"):
         absorb(tiny, [[1] * 65])
     assert absorb(tiny, [[1] * 65], last=2, steps=1).lengths.tolist() == [2]

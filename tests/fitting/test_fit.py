@@ -346,7 +346,7 @@ def test_input_scale(tiny):
         ({"texts": ["a"]}, "no tokenizer"),
         ({"texts": [[1], []]}, "text 1: empty text"),
         ({"texts": [[1, 61]]}, "token id 61 is not in the model's vocabulary of 61"),
-        ({"texts": [[1] * 65]}, "65 tokens, the model's context has 63"),
+        ({"texts": [[1] * 65]}, "65 tokens, the model's context has room for 63"),
         ({"texts": [[1]], "length": 65}, "length 65 is beyond the model's context of 64"),
         ({"texts": [[1]], "length": 0}, "length = 0"),
         ({"texts": [[1]], "preset": "fats"}, "unknown preset 'fats'.*did you mean 'fast'"),

@@ -160,7 +160,7 @@ def test_a_capacity_behind_prefixes(tiny, token_lists, one_device):
 
 def test_a_prefix_takes_room_in_the_context(tiny):
     texts, room = [[1] * 64], 64 - len(PREFIX)
-    with pytest.raises(UserError, match=f"the model's context has {room}"):
+    with pytest.raises(UserError, match=f"the model's context has room for {room}"):
         fit(tiny, texts, scheme=OneStep(prefix=PREFIX))
     with pytest.raises(UserError, match="positions less 3 of the prefix"):
         fit(tiny, texts, length=62, scheme=OneStep(prefix=PREFIX))

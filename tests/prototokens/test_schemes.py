@@ -131,7 +131,7 @@ def test_decoding_gives_what_was_recorded(tiny, by_arrangement):
 def test_an_extra_input_takes_room(tiny):
     with pytest.raises(UserError, match=r"context of 64 positions less 1 of \[e\] \[m\]×N"):
         fit(tiny, [[1] * 64], length=64, scheme=OneStep("unguided-e"))
-    with pytest.raises(UserError, match="62 tokens, the model's context has 61"):
+    with pytest.raises(UserError, match="62 tokens, the model's context has room for 61"):
         fit(tiny, [[1] * 62], scheme=Cramming(4))
     assert len(fit(tiny, [[1] * 61], scheme=Cramming(4), steps=1)) == 1
 
