@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from onestep_jax import OneStep
 from onestep_jax.analysis.capacity import search
 from onestep_jax.analysis.text_capacity import Capacity
 from onestep_jax.experiment.study import Study
@@ -76,6 +77,7 @@ def run(config: Config, study: Study) -> None:
             suffixes,
             config.lengths,
             run=study.run_folder(kind),
+            scheme=OneStep(),
             prefixes=prefixes[kind],
             threshold=config.threshold,
             progress=study.progress,

@@ -187,7 +187,8 @@ def _fit(config: Config, study: Study, source: str, tokens: list[np.ndarray], m:
         return grid(study.model, copies, config.lengths, scheme=OneStep(share="m", group=len(copies)), **options)
     find = grid if method == "grid" else search
     seeds = None if config.seeds == 1 else config.seeds
-    return find(study.model, [ids.tolist() for ids in tokens], config.lengths, seeds=seeds, **options)
+    own = [ids.tolist() for ids in tokens]
+    return find(study.model, own, config.lengths, scheme=OneStep(), seeds=seeds, **options)
 
 
 def _best_copies(capacities: list[Capacity], count: int) -> list[Capacity]:

@@ -19,9 +19,10 @@ packaged one with its weights shuffled, and experiments/packaged/real_model.py g
     half first      the first half of the text, then the whole from there
 
 The budget is that of --steps, 1,000 unless given, for every way. Each model, way and length is a run directory (two
-where something comes first), so the same command continues. Work is counted in gradient evaluations, which no machine
-changes, and a text that is not solved counts with its whole budget. `wrong` are the positions of the tokens that are
-wrong at the end. Writes presets.csv (a row a text) and README.md (a row a model, way and length).
+where something comes first), so the same command continues, and another one adds to the tables. Work is counted in
+gradient evaluations, which no machine changes, and a text that is not solved counts with its whole budget. `wrong` are
+the positions of the tokens that are wrong at the end. Writes presets.csv (a row a text) and README.md (a row a model,
+way and length).
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def measured(source: str, args: argparse.Namespace) -> Iterator[Row]:
             folder = args.out / "runs" / name / f"{re.sub(r'[^a-z0-9]+', '-', word)}-{length}"
             found, before = fitted(model, texts, WAYS[word](length), args.steps, folder)
             labels = {"model": name, "dtype": str(model.dtype), "way": word, "length": length}
-            labels["prefix tokens"] = len(found.scheme.get("prefix", []))
+            labels |= {"budget": args.steps, "prefix tokens": len(found.scheme.get("prefix", []))}
             for number, text in enumerate(found):
                 wrong = np.flatnonzero(text.predicted != text.tokens)
                 row = labels | {"text": number, "steps": text.steps + before[number]}
@@ -130,29 +131,43 @@ def fitted(
     return fit(texts, "whole", preset=way.preset, scheme=scheme, steps=steps), first.steps.tolist()
 
 
-def summary(rows: Sequence[Row], steps: int) -> list[Row]:
+def summary(rows: Sequence[Row]) -> list[Row]:
     """A row for each model, way and length."""
-    keys = list(dict.fromkeys((row["model"], row["dtype"], row["way"], row["length"]) for row in rows))
     found = []
-    for model, dtype, way, length in keys:
-        own = [row for row in rows if (row["model"], row["way"], row["length"]) == (model, way, length)]
-        solved = [row["steps"] for row in own if row["solved"]]
-        spent = [row["steps"] for row in own]
+    for key in dict.fromkeys(place(row)[:-1] for row in rows):
+        own = [row for row in rows if place(row)[:-1] == key]
+        model, dtype, way, length = key
+        solved = [int(row["steps"]) for row in own if int(row["solved"])]
+        spent = [int(row["steps"]) for row in own]
         line: Row = {"model": model, "dtype": dtype, "way": way, "prefix": own[0]["prefix tokens"], "N": length}
-        line |= {"solved": f"{len(solved)} of {len(own)}", "budget": steps, "mean evaluations": f"{np.mean(spent):.0f}"}
+        line |= {"solved": f"{len(solved)} of {len(own)}", "budget": own[0]["budget"]}
+        line |= {"mean evaluations": f"{np.mean(spent):.0f}"}
         line |= {"of the solved": f"{np.mean(solved):.0f}" if solved else "–"}
         line |= {"a solved text costs": f"{sum(spent) / len(solved):.0f}" if solved else "–"}
-        found.append(line | {"restarts": sum(row["seeds"] - 1 for row in own)})
+        found.append(line | {"restarts": sum(int(row["seeds"]) - 1 for row in own)})
     return found
 
 
-def write(out: Path, rows: list[Row], steps: int) -> None:
+def read(out: Path) -> list[Row]:
+    """The table of texts as it is so far."""
+    if not (out / "presets.csv").exists():
+        return []
+    with (out / "presets.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def place(row: Row) -> tuple[str, ...]:
+    """What a row is about."""
+    return tuple(str(row[name]) for name in ("model", "dtype", "way", "length", "text"))
+
+
+def write(out: Path, rows: list[Row]) -> None:
     """The table of texts, and the page."""
     with (out / "presets.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    lines = summary(rows, steps)
+    lines = summary(rows)
     table = [" | ".join(lines[0]), " | ".join("---" for _ in lines[0])]
     table += [" | ".join(map(str, line.values())) for line in lines]
     page = f"# Presets on several models\n\n{__doc__}\n" + "\n".join(f"| {line} |" for line in table) + "\n"
@@ -172,11 +187,11 @@ def main() -> None:
     parser.add_argument("--dtype", help="of the weights (default: float32 on a CPU)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows = {place(row): row for row in read(args.out)}
     for source in args.models:
         for row in measured(source, args):
-            rows.append(row)
-            write(args.out, rows, args.steps)
+            rows[place(row)] = row
+            write(args.out, list(rows.values()))
 
 
 if __name__ == "__main__":

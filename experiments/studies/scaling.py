@@ -6,7 +6,7 @@
 Nothing here is measured on these machines. Operations of a step are `cost.step_flops`; speed and memory of a chip
 are the vendors' (`CHIPS`); the share of that speed which a step reaches is assumed, 20, 35 and 50 %, unless a record of
 `onestep bench step` on the same chip, model and length says it. Evaluations a text are those of
-`results/preset_fast/judge.csv`, measured on the packaged model at its longest length there, and the whole budget of
+`results/presets/judge/presets.csv`, measured on SmolLM2-135M at its longest length there, and the whole budget of
 `fast`: what a larger model needs at N = 256 or 512 is not known and lies somewhere below the budget.
 docs/scaling.md shows what this prints; a test compares them.
 """
@@ -39,7 +39,7 @@ from onestep_jax.model.token_losses import LOGITS_BYTES
 
 SHARES = (0.2, 0.35, 0.5)  # of the published peak
 TOKENS = 2**16  # at a time of a device, at most; a fit measures how many keep it busy
-JUDGED = Path(__file__).parents[1] / "results" / "preset_fast" / "judge.csv"
+JUDGED = Path(__file__).parents[1] / "results" / "presets" / "judge" / "presets.csv"
 
 
 class Chip(NamedTuple):
@@ -235,9 +235,9 @@ def measured_share(record: dict[str, Any]) -> tuple[str, str, int, float]:
 
 
 def judged() -> list[int]:
-    """Evaluations of each text of the study behind `fast`, at its longest length, on the packaged model."""
+    """Evaluations of each text of the study behind `fast`, at its longest length, on SmolLM2-135M."""
     with JUDGED.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["preset"] == "fast"]
+        rows = [row for row in csv.DictReader(file) if (row["model"], row["way"]) == ("smollm2-135m", "fast")]
     longest = max(int(row["length"]) for row in rows)
     return [int(row["steps"]) for row in rows if int(row["length"]) == longest]
 

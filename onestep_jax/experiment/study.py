@@ -13,6 +13,7 @@ import numpy as np
 from onestep_jax.fitting.fitting import fit
 from onestep_jax.fitting.progress import Progress
 from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.schemes import OneStep
 from onestep_jax.store.results import Results
 from onestep_jax.store.storage import writing
 from onestep_jax.texts.corpora import load_tokens
@@ -47,6 +48,8 @@ class Study:
     def fit(self, name: str, tokens: Sequence[np.ndarray], *, model: Model | None = None, **options: Any) -> Results:
         """Fit token ids into the run directory `runs/NAME` of the experiment; the same call later resumes it.
 
+        Cards repeat the paper, so the arrangement is the paper's `OneStep()` and not that of the preset, unless given.
+
         Args:
           name: of the run directory.
           tokens: token ids of each text.
@@ -54,6 +57,7 @@ class Study:
           options: see `onestep_jax.fit`.
         """
         texts = [ids.tolist() for ids in tokens]
+        options = {"scheme": OneStep()} | options
         return fit(model or self.model, texts, run=self.run_folder(name), progress=self.progress, **options)
 
     def run_folder(self, name: str) -> Path:
