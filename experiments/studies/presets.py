@@ -45,7 +45,6 @@ from onestep_jax.texts.corpora import load_tokens
 
 FAST = PRESETS["fast"]
 Row = dict[str, Any]
-Fit = Callable[..., Results]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from onestep_jax.analysis.metrics import THRESHOLD
 from onestep_jax.analysis.prefix_table import PrefixTable, check_nesting, create_folder, round_folder
 from onestep_jax.analysis.text_capacity import capacity
 from onestep_jax.errors import UserError
-from onestep_jax.fitting import fit, preset_of
+from onestep_jax.fitting import Preset, fit, preset_of
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.prefixes import resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme
@@ -102,7 +102,7 @@ def search(
     scheme = fit_options["scheme"]
     table = _empty_table(model, texts, lengths, scheme)
     _check_search(model, table)
-    cheap = CHEAP * _budget(fit_options)
+    cheap = CHEAP * _budget(folder, fit_options)
     if folder is not None:
         create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
     for number in range(len(table.lengths)):  # a text tries each length once at most
@@ -234,7 +234,7 @@ def _settled(model: Model, run: Path | None, fit_options: Mapping[str, Any]) -> 
     for name, default, cure in (("length", None, "lengths"), ("copies", 1, "seeds, the best of which is kept")):
         if fit_options.get(name, default) != default:
             raise UserError(f"{name} = {fit_options[name]!r}: cannot be chosen for a capacity; give {cure}")
-    preset = preset_of(fit_options.get("preset", "fast"), round_folder(run, 0))
+    preset = _preset(run, fit_options)
     default = None if fit_options.get("prefixes") else preset.prefix
     scheme = resolve_prefix(fit_options.get("scheme") or OneStep(preset.arrangement), model, default)
     if scheme.start is not None:
@@ -270,8 +270,13 @@ def _check_search(model: Model, table: PrefixTable) -> None:
         raise UserError(f"lengths {first} to {last}: {reason}; search the two sides separately")
 
 
-def _budget(fit_options: Mapping[str, Any]) -> int:
-    """Gradient evaluations that a failure costs."""
-    preset = preset_of(fit_options.get("preset", "fast"))
+def _preset(run: Path | None, fit_options: Mapping[str, Any]) -> Preset:
+    """The preset, as it was understood when the first round began."""
+    return preset_of(fit_options.get("preset", "fast"), round_folder(run, 0))
+
+
+def _budget(run: Path | None, fit_options: Mapping[str, Any]) -> int:
+    """Gradient evaluations that a failure costs at most."""
+    preset = _preset(run, fit_options)
     seeds = fit_options.get("seeds") or preset.seeds
     return (fit_options.get("steps") or preset.steps) * (1 if isinstance(seeds, str) else seeds)

@@ -125,12 +125,7 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--share", metavar="LEAF", help="vector that the texts of a group share: e or m")
     how.add_argument("--group", default="1", metavar="G", help="texts of a group, or all (default: 1)")
     how.add_argument("--vectors", type=int, metavar="K", help="mem vectors of --arrangement cramming (default: 1)")
-    how.add_argument(
-        "--steps",
-        type=int,
-        metavar="K",
-        help="budget of a text and seed (default: the preset's)",
-    )
+    how.add_argument("--steps", type=int, metavar="K", help="budget of a text and seed (default: the preset's)")
     how.add_argument("--seed", type=int, default=0, metavar="I", help="first seed (default: 0)")
     how.add_argument(
         "--seeds",

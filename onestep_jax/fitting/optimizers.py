@@ -209,8 +209,9 @@ def preset_of(given: str | Preset, run: str | Path | None = None) -> Preset:
         return given
     check_known("preset", [given], PRESETS)
     config = None if run is None else find_config(run_path(run))
-    recorded = None if config is None else recorded_preset(config["identity"], config["settings"])
-    return PRESETS[given] if config is None or recorded is None or config["settings"]["preset"] != given else recorded
+    if config is None or config["settings"].get("preset") != given:
+        return PRESETS[given]
+    return recorded_preset(config["identity"], config["settings"]) or PRESETS[given]
 
 
 def recorded_preset(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> Preset | None:
@@ -224,7 +225,8 @@ def recorded_preset(identity: Mapping[str, Any], settings: Mapping[str, Any]) ->
         return None
     # What an older version did not record had the default of its field.
     older = {name: identity[name] for name in ("start", "scale", "temperature", "patience") if name in identity}
-    values = settings.get("preset values", older)
+    recorded = settings.get("preset values", older)
+    values = {name: recorded[name] for name in preset.values() if name in recorded}  # a newer version may have more
     return Preset(**{"start": preset.start, "optimizer": preset.optimizer, "steps": preset.steps, **values})
 
 

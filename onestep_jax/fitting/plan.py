@@ -212,10 +212,11 @@ def make_problem(
 
 
 def _check_numbers(steps: int | None, seed: int, seeds: int | str, chunk: int, copies: int) -> None:
-    for name, value in (("steps", steps), ("seeds", seeds), ("chunk", chunk), ("copies", copies)):
-        if name == "seeds" and isinstance(value, str) and value != AUTO:
-            raise UserError(f"seeds = {value!r}: expected a number, or {AUTO!r}")
-        if not isinstance(value, str | None) and value < 1:
+    if isinstance(seeds, str) and seeds != AUTO:
+        raise UserError(f"seeds = {seeds!r}: expected a number, or {AUTO!r}")
+    number = None if isinstance(seeds, str) else seeds
+    for name, value in (("steps", steps), ("seeds", number), ("chunk", chunk), ("copies", copies)):
+        if value is not None and value < 1:
             raise UserError(f"{name} = {value}: expected at least 1")
     if seed < 0:
         raise UserError(f"seed = {seed}: expected at least 0")

@@ -78,10 +78,16 @@ class Trials:
         self._outcomes.setdefault(outcome.task.texts, []).append(outcome)
 
     def ended(self, group: Group) -> bool:
-        """Whether a group is solved, or has used all its seeds or its budget."""
+        """Whether a group is solved, or has used all its seeds or its budget.
+
+        Without a number of seeds a failed one ends it too: a failure costs one evaluation, and a model whose loss is
+        never finite would fail from thousands of seeds.
+        """
         outcomes = self._outcomes[group]
-        spent = self.budget(group) <= 0 if self._seeds is None else len(outcomes) >= self._seeds
-        return outcomes[-1].status == "solved" or spent
+        status = outcomes[-1].status
+        if self._seeds is None:
+            return status != "exhausted" or self.budget(group) <= 0
+        return status == "solved" or len(outcomes) >= self._seeds
 
     def pop(self, group: Group) -> list[Outcome]:
         """Remove and return the outcomes of a group that has ended, in the order of their seeds."""

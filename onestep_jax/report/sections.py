@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onestep_jax.analysis import THRESHOLD, bits, exact_horizon
-from onestep_jax.fitting.optimizers import protocol
+from onestep_jax.fitting.optimizers import AUTO, protocol
 from onestep_jax.prototokens.schemes import from_description
 from onestep_jax.report import charts
 from onestep_jax.report.data import text_strings
@@ -91,9 +91,9 @@ def _facts(run: FittedRun, one: Headline) -> Markup:
     lengths = sorted({len(text.tokens) for text in run.results})
     span = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     seeds = identity.get("seeds", 1)
-    budget = f"{number(identity.get('steps'))} gradient evaluations a text" + (
-        f", up to {seeds} seeds" if seeds != 1 else ""
-    )
+    budget = f"{number(identity.get('steps'))} gradient evaluations a text"
+    if seeds != 1:
+        budget += ", over as many seeds as they last for" if seeds == AUTO else f" and seed, up to {seeds} seeds"
     facts = [
         ("Model", f"{visible(run.results.source)}, {identity.get('dtype', 'dtype not recorded')}, frozen"),
         ("Input", notation(run.results.scheme)),

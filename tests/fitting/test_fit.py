@@ -147,8 +147,7 @@ def test_a_failed_text_leaves_the_others_alone(tiny, token_lists, one_device, so
     rng = np.random.default_rng(1)
     start = {name: rng.normal(size=(12, 32)).astype(np.float32) for name in ("e", "m")}
     start["e"][3] = np.nan
-    scheme = OneStep(start=start)
-    run = fit(tiny, token_lists, slots=4, steps=1500, seeds=1, placement=one_device, scheme=scheme)
+    run = fit(tiny, token_lists, slots=4, steps=1500, placement=one_device, scheme=OneStep(start=start))
     assert run[3].status == "failed"
     assert run[3].steps == 1
     assert all(text.status in ("solved", "exhausted") for text in run if text.index != 3)

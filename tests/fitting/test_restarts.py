@@ -58,6 +58,18 @@ def test_an_interrupted_text_keeps_what_it_has_spent(tiny, token_lists, one_devi
         np.testing.assert_allclose(text.vectors["e"], other.vectors["e"], rtol=1e-4, atol=1e-5)
 
 
+def test_seeds_after_given_start_vectors_are_drawn(tiny, token_lists, one_device):
+    options = {"steps": 12, "slots": 2, "placement": one_device, "preset": "paper"}
+    for sharing in ({}, {"share": "m", "group": 2}):
+        drawn = OneStep(**sharing)
+        given = OneStep(**sharing, start={name: np.ones((2, 32), np.float32) for name in "em"})
+        second = fit(tiny, token_lists[:2], scheme=drawn, seed=1, **options)
+        both = fit(tiny, token_lists[:2], scheme=given, seeds=2, **options)
+        for text, other in zip(both, second, strict=True):
+            np.testing.assert_allclose(text.trials[1].trace[:, 1], other.trials[0].trace[:, 1], rtol=1e-5)
+            assert text.trials[0].trace[0, 1] != text.trials[1].trace[0, 1]
+
+
 @pytest.mark.parametrize(
     ("growth", "improved", "steps", "status"),
     [(0.0, 50, 59, RUNNING), (0.0, 50, 60, EXHAUSTED), (1.0, 50, 60, RUNNING), (1.0, 50, 100, EXHAUSTED),
@@ -94,10 +106,14 @@ def test_what_an_older_run_did_not_record_is_as_it_was_then(tiny, token_lists, o
     first = fit(tiny, token_lists[:2], preset=then, **options)
     path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
-    del config["settings"]["preset values"]
+    newer = config["settings"]["preset values"] | {"of a newer version": 1}
     config["settings"]["preset"] = "fast"
-    path.write_text(json.dumps(config))
-    assert fit(tiny, token_lists[:2], **options).steps.tolist() == first.steps.tolist()
+    for values in (None, newer):
+        config["settings"]["preset values"] = values
+        if values is None:
+            del config["settings"]["preset values"]
+        path.write_text(json.dumps(config))
+        assert fit(tiny, token_lists[:2], **options).steps.tolist() == first.steps.tolist()
 
 
 def test_seeds_are_a_number_or_auto(tiny):

@@ -83,6 +83,8 @@ def test_seeds_without_a_number_share_the_budget():
         trials.add(outcome_of(task, "exhausted"))  # of 7 evaluations
         assert trials.ended((0,)) == ended
     assert trials.budget((1,)) == 16
+    trials.add(outcome_of(trials.next_task((1,)), "failed"))
+    assert trials.ended((1,))
 
 
 def test_a_group_starts_at_the_vectors_of_its_rows():

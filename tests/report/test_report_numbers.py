@@ -56,6 +56,7 @@ def test_numbers_shown_equal_the_run(page, run):
     assert f"{nats / math.log(2):,.0f} bits; {nats / 6:,.1f} nats a text" in page.by_id("summary").text
     assert tiles["Steps"] == f"{np.median(results.steps):.0f}"
     assert "[e] [m]×N, first output ignored" in page.by_id("summary").text
+    assert "gradient evaluations a text, over as many seeds as they last for" in page.by_id("summary").text
     assert f"6 texts, {results.solved} of them exact" in page.all("header")[0].text
     assert "preset fast: cautious_lbfgs (learning_rate 1" in page.by_id("summary").text
     sizes = {row[0]: row[1] for row in rows_of(page.by_id("summary").all("table")[0])}
