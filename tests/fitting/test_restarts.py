@@ -1,6 +1,7 @@
 """A text that stagnates goes on from another seed within its budget; what a preset stood for goes with the run."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -38,22 +39,25 @@ def test_seeds_follow_one_another_within_the_budget(tiny, token_lists, one_devic
     assert (alone[0].steps, alone[0].accuracy) == (second.steps, second.accuracy)
 
 
-def test_an_interrupted_text_keeps_what_it_has_spent(tiny, token_lists, one_device, restarted, tmp_path):
-    options = {"preset": RESTARTING, "steps": BUDGET, "slots": 3, "placement": one_device, "run": tmp_path / "run"}
-    chunks = 0
+def test_an_interrupted_text_keeps_what_it_has_spent(tiny, token_lists, one_device, tmp_path):
+    """Stopped while later seeds are under way, which end with the budget and not with the patience."""
+    patient = dataclasses.replace(PRESETS["fast"], patience=20, patience_growth=0.0)
+    options = {"preset": patient, "steps": 45, "slots": 6, "chunk": 4, "placement": one_device}
+    whole = fit(tiny, token_lists[:6], **options)
+    assert any(0 < text.trials[-1].steps < 20 for text in whole if text.status == "exhausted")
+    seen, under_way = itertools.count(1), []
 
     def stop(_progress):
-        nonlocal chunks
-        chunks += 1
-        if chunks == 4:
+        if next(seen) == 11:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        fit(tiny, token_lists[:6], progress=stop, **options)
-    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "state").glob("*.json")]
-    assert any(record["state"]["record"]["outcomes"] for record in records)  # some text was at a later seed
-    found = fit(tiny, token_lists[:6], **options)
-    for text, other in zip(found, restarted, strict=True):
+        fit(tiny, token_lists[:6], progress=stop, run=tmp_path / "run", **options)
+    for path in (tmp_path / "run" / "state").glob("*.json"):
+        under_way += [task for task in json.loads(path.read_text())["state"]["record"]["tasks"] if task["seed"] > 0]
+    assert under_way
+    found = fit(tiny, token_lists[:6], run=tmp_path / "run", **options)
+    for text, other in zip(found, whole, strict=True):
         assert [trial.steps for trial in text.trials] == [trial.steps for trial in other.trials]
         np.testing.assert_allclose(text.vectors["e"], other.vectors["e"], rtol=1e-4, atol=1e-5)
 
