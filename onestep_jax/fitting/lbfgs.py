@@ -3,7 +3,8 @@
 The loss of a text is a smooth function of a few hundred or thousand numbers without noise. `optax.lbfgs` is meant for a
 line search, which asks for further evaluations and, batched over slots, for as many as the slowest slot needs. Without
 one it keeps pairs of negative curvature, after which its steps may lead uphill, and its steps have any length. Here
-such pairs are left out and a step is no longer than a bound.
+such pairs are left out and a step is no longer than a bound. The initial inverse Hessian may be a diagonal that knows
+how large the gradient of each component has been, as Adam does: the pairs are far fewer than the components.
 
 Notation of Nocedal and Wright, Numerical Optimization (2nd edition, section 7.2): s = x_{k+1} − x_k is `move`,
 y = ∇f_{k+1} − ∇f_k is `turn`, ρ = 1 / (s · y) is `weight`.
@@ -28,7 +29,8 @@ class CautiousLbfgsState(NamedTuple):
       moves_MP: differences of points (s); zero where there is no pair yet.
       turns_MP: differences of gradients (y); zero where there is no pair yet.
       weights_M: 1 / (s · y), the ρ of a pair; zero where there is no pair yet, which leaves that pair out.
-      scale: () γ of the initial inverse Hessian γ·I.
+      scale: () γ of the initial inverse Hessian γ·I, or γ·diag(d).
+      squares_P: decayed sum of squared gradients, or None for γ·I.
     """
 
     steps: jax.Array
@@ -38,6 +40,7 @@ class CautiousLbfgsState(NamedTuple):
     turns_MP: jax.Array
     weights_M: jax.Array
     scale: jax.Array
+    squares_P: jax.Array | None = None
 
 
 def cautious_lbfgs(
@@ -45,6 +48,7 @@ def cautious_lbfgs(
     memory_size: int = 40,
     max_rms: float = 0.08,
     curvature: float = 1e-3,
+    diagonal: float | None = None,
 ) -> optax.GradientTransformation:
     """L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5) with cautious pairs and bounded steps.
 
@@ -53,15 +57,20 @@ def cautious_lbfgs(
       memory_size: number of pairs kept (M).
       max_rms: largest root mean square of the components of an update, over all leaves; a longer update is shortened.
       curvature: least cosine between s and y of a pair that is kept.
+      diagonal: decay of a mean of squared gradients, whose inverse square root is the initial inverse Hessian up to a
+        factor; Adam's β₂. None for the identity up to a factor.
 
     Raises:
-      ValueError: for a memory size below one.
+      ValueError: for a memory size below one, or a decay that is not one.
     """
     if memory_size < 1:
         raise ValueError(f"memory_size = {memory_size}: expected at least 1")
+    if diagonal is not None and not 0 <= diagonal < 1:
+        raise ValueError(f"diagonal = {diagonal}: expected a decay, at least 0 and below 1")
 
     def init(params: optax.Params) -> CautiousLbfgsState:
-        return _without_pairs(ravel_pytree(params)[0], memory_size)
+        state = _without_pairs(ravel_pytree(params)[0], memory_size)
+        return state if diagonal is None else state._replace(squares_P=state.point_P)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
@@ -70,6 +79,10 @@ def cautious_lbfgs(
         if params is None:
             raise ValueError("cautious_lbfgs needs params: update(updates, state, params)")
         (gradient_P, restore), (point_P, _) = ravel_pytree(updates), ravel_pytree(params)
+        if diagonal is not None:
+            assert state.squares_P is not None
+            squares_P = diagonal * state.squares_P + (1 - diagonal) * jnp.square(gradient_P)
+            state = state._replace(squares_P=squares_P)
         state = _remember(state, point_P, gradient_P, curvature)
         rate: Any = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         step_P = _bounded(-rate * _precondition(state, gradient_P), max_rms)
@@ -103,6 +116,7 @@ def _remember(
     """The state at this point; the newest pair takes the place of the oldest if its curvature is positive enough."""
     move_P, turn_P = point_P - state.point_P, gradient_P - state.gradient_P
     product, square = jnp.vdot(move_P, turn_P), jnp.vdot(turn_P, turn_P)
+    weighted = square if state.squares_P is None else jnp.vdot(turn_P, _diagonal(state.squares_P) * turn_P)
     known = state.steps > 0
     # A line search by the Wolfe conditions would make s · y positive; without one it may be negative, where the loss is
     # not convex, and such a pair makes the inverse Hessian indefinite: steps lead uphill. The cautious update of Li and
@@ -113,9 +127,10 @@ def _remember(
     def push(pairs: jax.Array, newest: jax.Array) -> jax.Array:
         return jnp.where(kept, jnp.concatenate([pairs[1:], newest[None]]), pairs)
 
-    # γ = s · y / y · y of the newest pair (Eq. 7.20). Before the first pair, as in optax, a step is no longer than 1.
+    # γ = s · y / y · y of the newest pair (Eq. 7.20), and s · y / y · diag(d) y for a diagonal, so that the curvature
+    # along y is that pair's either way. Before the first pair, as in optax, a step is no longer than 1.
     first = 1.0 / jnp.maximum(1.0, jnp.linalg.norm(gradient_P))
-    scale = jnp.where(kept, product / jnp.where(kept, square, 1.0), jnp.where(known, state.scale, first))
+    scale = jnp.where(kept, product / jnp.where(kept, weighted, 1.0), jnp.where(known, state.scale, first))
     return state._replace(
         point_P=point_P,
         gradient_P=gradient_P,
@@ -143,6 +158,17 @@ def _precondition(state: CautiousLbfgsState, gradient_P: jax.Array) -> jax.Array
         beta = weight * jnp.vdot(turn_P, r_P)  # β ← ρ_i y_i · r
         return r_P + (alpha - beta) * move_P, None  # r ← r + s_i (α_i − β)
 
-    # First loop: from the newest pair to the oldest. Then r ← γ q. Second loop: from the oldest to the newest.
+    # First loop: from the newest pair to the oldest. Then r ← H⁰ q. Second loop: from the oldest to the newest.
     q_P, alphas_M = jax.lax.scan(backward, gradient_P, pairs, reverse=True)
-    return jax.lax.scan(forward, state.scale * q_P, (*pairs, alphas_M))[0]
+    initial_P = state.scale if state.squares_P is None else state.scale * _diagonal(state.squares_P)
+    return jax.lax.scan(forward, initial_P * q_P, (*pairs, alphas_M))[0]
+
+
+def _diagonal(squares_P: jax.Array) -> jax.Array:
+    """d, with mean 1: the inverse square roots of the squared gradients, of which no component is taken for still.
+
+    A factor of `squares_P`, such as Adam's correction of the first steps, falls out.
+    """
+    mean = jnp.mean(squares_P)
+    inverse_P = jax.lax.rsqrt(squares_P + 1e-3 * mean + jnp.finfo(squares_P.dtype).tiny)
+    return inverse_P / jnp.mean(inverse_P)

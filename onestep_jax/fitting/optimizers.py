@@ -188,7 +188,9 @@ PRESETS = {
     "cramming": Preset(start="embedding", optimizer=_PAPER, patience=2000),
     "fast": Preset(
         start="normal",
-        optimizer=Optimizer("cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08}),
+        optimizer=Optimizer(
+            "cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08, "diagonal": 0.99}
+        ),
         temperature=0.25,
         patience=100,
         patience_growth=1.0,
