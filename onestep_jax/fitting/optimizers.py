@@ -147,9 +147,11 @@ class Preset:
       scale: standard deviation of a start vector's components, in that unit.
       temperature: of the softmax in the loss (1 is Eq. 1), see `token_losses.token_losses`.
       steps: budget of one text and seed, in gradient evaluations; with "auto" seeds, of one text.
-      patience: gradient evaluations without a better accuracy after which a seed is given up; None for never.
-      patience_growth: the same as a multiple of the evaluations made before the best accuracy, where that is more. A
-        text near the capacity gains a token ever more rarely, and one that hangs does so from early on.
+      patience: gradient evaluations without progress after which a seed is given up; None for never.
+      patience_growth: the same as a multiple of the evaluations made before the last progress, where that is more. A
+        text near the capacity makes progress ever more slowly, and one that hangs does so from early on.
+      progress: what counts as progress: None for a better accuracy, else a loss of at most this share of that at the
+        last progress.
       seeds: how many seeds a text may use, or "auto" for as many as its budget lasts for.
       arrangement: of the vectors where no scheme is given, see `schemes.ARRANGEMENTS`.
       prefix: what stands before the vectors where the scheme does not say: "none", "bos" for the model's token of that
@@ -163,6 +165,7 @@ class Preset:
     steps: int = 5000
     patience: int | None = None
     patience_growth: float = 0.0
+    progress: float | None = None
     seeds: int | str = 1
     arrangement: str = "one-step"
     prefix: str = "none"
@@ -171,7 +174,8 @@ class Preset:
         """What belongs to a run's identity besides the optimiser and the budget."""
         described = {"start": self.start, "scale": self.scale, "temperature": self.temperature}
         growth = {"patience growth": self.patience_growth} if self.patience_growth else {}
-        return described | {"patience": self.patience} | growth
+        progress = {} if self.progress is None else {"progress": self.progress}
+        return described | {"patience": self.patience} | growth | progress
 
     def values(self) -> dict[str, Any]:
         """All but the optimiser and the budget, which a command may change; recorded for `preset_of`."""
@@ -192,8 +196,9 @@ PRESETS = {
             "cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08, "diagonal": 0.99}
         ),
         temperature=0.25,
-        patience=100,
+        patience=60,
         patience_growth=1.0,
+        progress=0.7,
         seeds=AUTO,
         arrangement="unguided-e",
         prefix="auto",

@@ -201,6 +201,7 @@ def make_problem(
         temperature=preset.temperature,
         patience=preset.patience,
         patience_growth=preset.patience_growth,
+        progress=preset.progress,
         record=record,
     )
     try:

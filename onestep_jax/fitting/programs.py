@@ -46,7 +46,7 @@ def step(problem: FitProblem, frozen: Frozen, slot: Slot) -> tuple[Slot, Info]:
     accuracy = group_accuracy(accuracy_G, slot.lengths_G)
 
     # Keep: before the update, since the vectors after it have no score yet.
-    moved = _keep_if_best(slot, loss, accuracy)
+    moved = _note_progress(problem, slot, _keep_if_best(slot, loss, accuracy), loss)
     status = _status_after(problem, moved, loss, accuracy_G)
 
     # Update: the optimiser sees this group alone, because it is vmapped with the rest.
@@ -85,8 +85,18 @@ def _keep_if_best(slot: Slot, loss: Array, accuracy: Array) -> Slot:
         best_accuracy=jnp.where(better, accuracy, slot.best_accuracy),
         best_loss=jnp.where(better, loss, slot.best_loss),
         best_step=jnp.where(better, slot.steps, slot.best_step),
-        improved_step=jnp.where(better & more_accurate, slot.steps, slot.improved_step),
     )
+
+
+def _note_progress(problem: FitProblem, before: Slot, slot: Slot, loss: Array) -> Slot:
+    """The slot with the step of its last progress, from which patience is counted."""
+    if problem.progress is None:
+        progressed = slot.best_accuracy > before.best_accuracy
+    else:
+        assert slot.milestone is not None
+        progressed = ~(loss > problem.progress * slot.milestone)  # the first loss is one: the milestone was infinite
+        slot = slot._replace(milestone=jnp.where(progressed, loss, slot.milestone))
+    return slot._replace(improved_step=jnp.where(progressed, slot.steps, slot.improved_step))
 
 
 def _status_after(problem: FitProblem, slot: Slot, loss: Array, accuracy_G: Array) -> Array:

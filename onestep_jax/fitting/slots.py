@@ -50,9 +50,10 @@ class Slot(NamedTuple):
       best_accuracy: () float32, mean accuracy over the group (ties are broken by the lower loss).
       best_loss: () float32, nats per token at that step.
       best_step: () int32, updates made before that step.
-      improved_step: () int32, updates made before the best accuracy was first reached.
+      improved_step: () int32, updates made before the last progress, see `FitProblem`.
       first_hit_GT: (G, T) int32, gradient evaluation at which a token was first right, counted from 0; −1 for never.
       past: keys and values of each text's own prefix, arrays leading with G; None where they have none of their own.
+      milestone: () float32, loss at the last progress; None where progress is a better accuracy.
     """
 
     status: Array
@@ -69,6 +70,7 @@ class Slot(NamedTuple):
     improved_step: Array
     first_hit_GT: Array
     past: Past | None = None
+    milestone: Array | None = None
 
 
 class Info(NamedTuple):
@@ -134,8 +136,10 @@ class FitProblem:
       optimizer: any optax optimiser.
       scale: standard deviation of the components of a start vector.
       temperature: of the softmax in the loss, see `token_losses.token_losses`.
-      patience: gradient evaluations without a better accuracy after which a seed is given up; None for never.
-      patience_growth: the same as a multiple of the evaluations made before the best accuracy, where that is more.
+      patience: gradient evaluations without progress after which a seed is given up; None for never.
+      patience_growth: the same as a multiple of the evaluations made before the last progress, where that is more.
+      progress: what counts as progress: None for a better accuracy, else a loss of at most this share of that at the
+        last progress.
       record: whether the host receives the vectors of each chunk's last step.
     """
 
@@ -146,6 +150,7 @@ class FitProblem:
     temperature: float = 1.0
     patience: int | None = None
     patience_growth: float = 0.0
+    progress: float | None = None
     record: bool = False
 
 
@@ -177,6 +182,7 @@ def fresh(
         improved_step=jnp.int32(0),
         first_hit_GT=jnp.full(tokens_GT.shape, -1, jnp.int32),
         past=past,
+        milestone=None if problem.progress is None else jnp.float32(jnp.inf),
     )
 
 

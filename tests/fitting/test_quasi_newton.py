@@ -4,6 +4,7 @@ import itertools
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -74,8 +75,38 @@ def test_pairs_are_kept_oldest_first():
     chex.assert_trees_all_close(state.moves_MP[:, :6], np.stack(moves), atol=1e-6)
 
 
+@pytest.mark.parametrize("diagonal", [None, 0.9])
+def test_steps_are_those_of_the_dense_matrix(diagonal):
+    """H of BFGS written out (Nocedal and Wright, Eq. 7.16), from γ·I or γ·diag(d) at every step."""
+    points, _ = descend(cautious_lbfgs(max_rms=10.0, diagonal=diagonal), bowl, start(), 6)
+    x = [np.asarray(jax.flatten_util.ravel_pytree(point)[0], np.float64) for point in points]
+    g = [np.asarray(jax.flatten_util.ravel_pytree(jax.grad(bowl)(point))[0], np.float64) for point in points]
+    squares = np.zeros_like(g[0])
+    for k in range(6):
+        if diagonal is not None:
+            squares = diagonal * squares + (1 - diagonal) * g[k] ** 2
+        d = np.ones_like(squares) if diagonal is None else (squares + 1e-3 * squares.mean()) ** -0.5
+        d /= d.mean()
+        pairs = [(x[i + 1] - x[i], g[i + 1] - g[i]) for i in range(k)]
+        s, y = pairs[-1] if pairs else (0, 0)
+        H = np.diag(d) * (s @ y / (y @ (d * y)) if pairs else 1 / max(1, np.linalg.norm(g[0])))
+        for s, y in pairs:
+            V = np.eye(len(s)) - np.outer(y, s) / (s @ y)
+            H = V.T @ H @ V + np.outer(s, s) / (s @ y)
+        np.testing.assert_allclose(x[k + 1] - x[k], -H @ g[k], rtol=1e-3, atol=1e-5)
+
+
+def test_a_diagonal_evens_out_components_of_other_units():
+    def steep(x):
+        return bowl({"a": x["a"] * jnp.array([1.0, 1.0, 1.0, 30.0, 30.0, 30.0]), "b": x["b"]})
+
+    plain, _ = descend(cautious_lbfgs(max_rms=10.0, memory_size=2), steep, start(), 15)
+    evened, _ = descend(cautious_lbfgs(max_rms=10.0, memory_size=2, diagonal=0.9), steep, start(), 15)
+    assert float(steep(evened[-1])) < 0.1 * float(steep(plain[-1]))
+
+
 def test_texts_do_not_reach_each_other():
-    optimizer = cautious_lbfgs()
+    optimizer = cautious_lbfgs(diagonal=0.99)
     both = jax.tree.map(lambda x: jnp.stack([x, 3 * x]), start())
     state = jax.vmap(optimizer.init)(both)
     for _ in range(4):
@@ -96,6 +127,8 @@ def test_the_learning_rate_may_be_a_schedule():
 def test_bad_input_is_refused():
     with pytest.raises(UserError, match="refused its options: memory_size = 0: expected at least 1"):
         Optimizer("cautious_lbfgs", {"memory_size": 0}).build()
+    with pytest.raises(UserError, match=r"diagonal = 1\.0: expected a decay, at least 0 and below 1"):
+        Optimizer("cautious_lbfgs", {"diagonal": 1.0}).build()
     optimizer = cautious_lbfgs()
     with pytest.raises(ValueError, match="params"):
         optimizer.update(start(), optimizer.init(start()))

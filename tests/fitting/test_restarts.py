@@ -41,10 +41,10 @@ def test_seeds_follow_one_another_within_the_budget(tiny, token_lists, one_devic
 
 def test_an_interrupted_text_keeps_what_it_has_spent(tiny, token_lists, one_device, tmp_path):
     """Stopped while later seeds are under way, which end with the budget and not with the patience."""
-    patient = dataclasses.replace(PRESETS["fast"], patience=20, patience_growth=0.0)
+    patient = dataclasses.replace(PRESETS["fast"], patience=10, patience_growth=0.0, progress=0.2)
     options = {"preset": patient, "steps": 45, "slots": 6, "chunk": 4, "placement": one_device}
     whole = fit(tiny, token_lists[:6], **options)
-    assert any(0 < text.trials[-1].steps < 20 for text in whole if text.status == "exhausted")
+    assert any(0 < text.trials[-1].steps < 10 for text in whole if text.status == "exhausted")
     seen, under_way = itertools.count(1), []
 
     def stop(_progress):
@@ -89,6 +89,27 @@ def test_patience_grows_with_the_way_to_the_best(tiny, growth, improved, steps, 
     assert programs._status_after(problem, slot, jnp.float32(1), jnp.array([0.5])) == status
 
 
+@pytest.mark.parametrize(
+    ("progress", "losses", "accuracies", "improved", "milestone"),
+    [
+        (None, [9.0, 8.0, 1.0, 7.0], [0.0, 0.5, 0.5, 0.25], 1, None),
+        (0.5, [8.0, 4.1, 4.0, 5.0, 2.1], [0.0, 0.25, 0.5, 0.75, 0.5], 2, 4.0),
+        (0.5, [8.0, 3.0, 1.6, 1.4, 9.0], [0.0, 0.0, 0.0, 0.0, 0.0], 3, 1.4),
+    ],
+)
+def test_progress_is_a_better_accuracy_or_a_lower_loss(tiny, progress, losses, accuracies, improved, milestone):
+    optimizer = PRESETS["fast"].optimizer.build()
+    problem = FitProblem(tiny.network, OneStep(), optimizer, 1.0, patience=10, progress=progress)
+    ids = jnp.zeros((1, 4), jnp.uint32)
+    slot = fresh(problem, jnp.int32(1000), jnp.zeros((1, 4), jnp.int32), jnp.array([4]), ids)
+    for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True)):
+        before = slot._replace(steps=jnp.int32(step))
+        kept = programs._keep_if_best(before, jnp.float32(loss), jnp.float32(accuracy))
+        slot = programs._note_progress(problem, before, kept, jnp.float32(loss))
+    assert int(slot.improved_step) == improved
+    assert (slot.milestone is None) if milestone is None else float(slot.milestone) == pytest.approx(milestone)
+
+
 # --- presets and runs ---
 
 
@@ -105,7 +126,9 @@ def test_a_run_keeps_what_its_preset_stood_for(tiny, token_lists, one_device, tm
 
 
 def test_what_an_older_run_did_not_record_is_as_it_was_then(tiny, token_lists, one_device, tmp_path):
-    then = dataclasses.replace(PRESETS["fast"], patience=None, patience_growth=0.0, seeds=1, arrangement="one-step")
+    then = dataclasses.replace(
+        PRESETS["fast"], patience=None, patience_growth=0.0, progress=None, seeds=1, arrangement="one-step"
+    )
     options = {"steps": 20, "slots": 2, "placement": one_device, "run": tmp_path / "run"}
     first = fit(tiny, token_lists[:2], preset=then, **options)
     path = tmp_path / "run" / "config.json"
