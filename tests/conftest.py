@@ -9,7 +9,7 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the time goes into compiling. LLVM at its lowest level takes a quarter less; `.ci/run` has it at the usual one
-# for the tests marked `long` and those of parity.
+# for the tests of parity.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit the controller's

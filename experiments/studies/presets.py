@@ -12,6 +12,8 @@ packaged one with its weights shuffled, and experiments/packaged/real_model.py g
     scale 2         start vectors from N(0, 4) instead of N(0, 1)
     embedding       start vectors at the deviation of the input embeddings
     temperature 1   the loss of Eq. 1
+    identity        L-BFGS from a multiple of the identity instead of Adam's diagonal
+    by accuracy     a seed is given up after 100 evaluations without a better accuracy, and as many as before it
     optax.lbfgs     the L-BFGS of Optax without its line search
     adamw           AdamW 0.1 with warm-up and a cosine over 100 + 8 N evaluations, at temperature 1
     adamw first     20 evaluations of that AdamW, then `fast` from there
@@ -70,6 +72,11 @@ def changed(**values: Any) -> Way:
     return Way(dataclasses.replace(FAST, **values))
 
 
+def without(optimizer: Optimizer, argument: str) -> Optimizer:
+    """The optimiser with the argument's default."""
+    return Optimizer(optimizer.name, {key: value for key, value in optimizer.arguments.items() if key != argument})
+
+
 def adamw(length: int) -> Preset:
     horizon = Schedule("warmup_cosine_decay", {"warmup_steps": 20, "decay_steps": 100 + 8 * length})
     arguments = {"learning_rate": 0.1, "b1": 0.9, "b2": 0.999, "weight_decay": 0.0}
@@ -86,6 +93,8 @@ WAYS: dict[str, Callable[[int], Way]] = {
     "scale 2": lambda _: changed(scale=2.0),
     "embedding": lambda _: changed(start="embedding"),
     "temperature 1": lambda _: changed(temperature=1.0),
+    "identity": lambda _: changed(optimizer=without(FAST.optimizer, "diagonal")),
+    "by accuracy": lambda _: changed(patience=100, progress=None),
     "optax.lbfgs": lambda _: changed(optimizer=Optimizer("lbfgs", {"learning_rate": 1.0, "linesearch": None})),
     "adamw": lambda length: Way(adamw(length)),
     "adamw first": lambda length: Way(first=adamw(length), steps=20),

@@ -36,7 +36,8 @@ class Job:
     """Processes of one job on this machine, all running the same `onestep fit`."""
 
     def __init__(self, arguments: Sequence[str], processes: int, devices: int):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        environment = {**os.environ, "XLA_FLAGS": flags.strip()}
         command = [sys.executable, "-m", "onestep_jax.cli", "fit", *arguments]
         job = ["--distributed", "--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
         self.processes = [

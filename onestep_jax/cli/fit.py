@@ -140,7 +140,7 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _join(args)
-    optimizer = optimizer_of(args, preset_of(args.preset).optimizer)
+    optimizer = optimizer_of(args, preset_of(args.preset, args.run).optimizer)
     optimizer.build()
     check_known("way of --remat", [args.remat], REMAT)
     results, seconds = _fit(args, optimizer)

@@ -135,6 +135,12 @@ class Optimizer:
             described["schedule"] = {"name": self.schedule.name, "arguments": dict(self.schedule.arguments)}
         return described
 
+    @classmethod
+    def from_description(cls, described: Mapping[str, Any]) -> Optimizer:
+        """The optimiser that `describe` described."""
+        schedule = described.get("schedule")
+        return cls(described["name"], described["arguments"], Schedule(**schedule) if schedule else None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
@@ -178,9 +184,9 @@ class Preset:
         return described | {"patience": self.patience} | growth | progress
 
     def values(self) -> dict[str, Any]:
-        """All but the optimiser and the budget, which a command may change; recorded for `preset_of`."""
+        """All but the budget, as plain values; recorded for `preset_of`."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in ("optimizer", "steps")]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"optimizer": self.optimizer.describe()}
 
 
 _PAPER = Optimizer("adamw", {"learning_rate": 0.01, "b1": 0.9, "b2": 0.9, "weight_decay": 0.01})
@@ -234,6 +240,9 @@ def recorded_preset(identity: Mapping[str, Any], settings: Mapping[str, Any]) ->
     older = {name: identity[name] for name in ("start", "scale", "temperature", "patience") if name in identity}
     recorded = settings.get("preset values", older)
     values = {name: recorded[name] for name in preset.values() if name in recorded}  # a newer version may have more
+    described = values.pop("optimizer", None) or identity.get("optimizer") or {}
+    if described.get("name") == preset.optimizer.name or "optimizer" in recorded:
+        values["optimizer"] = Optimizer.from_description(described)
     return Preset(**{"start": preset.start, "optimizer": preset.optimizer, "steps": preset.steps, **values})
 
 

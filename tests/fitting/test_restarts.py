@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onestep_jax import PRESETS, Interrupted, OneStep, UserError, fit
+from onestep_jax import PRESETS, Interrupted, OneStep, Optimizer, Schedule, UserError, fit
 from onestep_jax.fitting import preset_of, programs
+from onestep_jax.fitting.optimizers import recorded_preset
 from onestep_jax.fitting.slots import EXHAUSTED, RUNNING, FitProblem, fresh
 
 BUDGET = 90
@@ -117,12 +118,28 @@ def test_a_run_keeps_what_its_preset_stood_for(tiny, token_lists, one_device, tm
     options = {"preset": "fast", "steps": 20, "slots": 2, "placement": one_device, "run": tmp_path / "run"}
     first = fit(tiny, token_lists[:2], **options)
     other = dataclasses.replace(PRESETS["fast"], arrangement="halves", scale=3.0, patience=7, seeds=2)
+    other = dataclasses.replace(other, optimizer=Optimizer("sgd", {"learning_rate": 0.1}))
     monkeypatch.setitem(PRESETS, "fast", other)
     assert preset_of("fast", tmp_path / "elsewhere") is other
     again = fit(tiny, token_lists[:2], **options)
     assert again.steps.tolist() == first.steps.tolist()
     with pytest.raises(UserError, match=r"scheme: .*unguided-e.* there, .*halves.* here"):
         fit(tiny, token_lists[:2], **options, scheme=OneStep("halves"))
+    with pytest.raises(UserError, match=r"optimizer: .*cautious_lbfgs.* there, .*sgd.* here"):
+        fit(tiny, token_lists[:2], **options, optimizer=other.optimizer)
+
+
+def test_an_older_run_keeps_the_arguments_of_its_optimizer():
+    optimizer = Optimizer("cautious_lbfgs", {"max_rms": 0.01}, Schedule("cosine_decay", {"decay_steps": 9}))
+    identity = {"start": "normal", "optimizer": optimizer.describe()}
+    settings = {"preset": "fast", "preset values": {"patience": 9}}
+    found = recorded_preset(json.loads(json.dumps(identity)), settings)
+    assert found is not None
+    assert (found.optimizer, found.patience, found.progress) == (optimizer, 9, None)
+    # One that was given on the command line is no part of what the preset was.
+    given = recorded_preset(identity | {"optimizer": {"name": "sgd", "arguments": {}}}, settings)
+    assert given is not None
+    assert given.optimizer == PRESETS["fast"].optimizer
 
 
 def test_what_an_older_run_did_not_record_is_as_it_was_then(tiny, token_lists, one_device, tmp_path):
