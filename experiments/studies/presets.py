@@ -94,7 +94,7 @@ WAYS: dict[str, Callable[[int], Way]] = {
     "embedding": lambda _: changed(start="embedding"),
     "temperature 1": lambda _: changed(temperature=1.0),
     "identity": lambda _: changed(optimizer=without(FAST.optimizer, "diagonal")),
-    "by accuracy": lambda _: changed(patience=100, progress=None),
+    "by accuracy": lambda _: changed(patience=100, patience_per_token=0.0, progress=None),
     "optax.lbfgs": lambda _: changed(optimizer=Optimizer("lbfgs", {"learning_rate": 1.0, "linesearch": None})),
     "adamw": lambda length: Way(adamw(length)),
     "adamw first": lambda length: Way(first=adamw(length), steps=20),

@@ -161,7 +161,8 @@ def _protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     told = [protocol(identity, settings), f"start {identity['start']}", f"temperature {identity['temperature']}"]
     told += [f"{identity['steps']} evaluations", f"seeds {identity['seeds']}"]
     told += [f"patience {identity['patience']}"] if identity["patience"] else []
-    told += [f"{name} {identity[name]}" for name in ("patience growth", "progress") if name in identity]
+    more = ("patience per token", "patience growth", "progress")
+    told += [f"{name} {identity[name]}" for name in more if name in identity]
     prefix = identity["scheme"].get("prefix", ())
     return ", ".join([*told, f"frozen prefix of {len(prefix)}"] if prefix else told)
 

@@ -154,6 +154,7 @@ class Preset:
       temperature: of the softmax in the loss (1 is Eq. 1), see `token_losses.token_losses`.
       steps: budget of one text and seed, in gradient evaluations; with "auto" seeds, of one text.
       patience: gradient evaluations without progress after which a seed is given up; None for never.
+      patience_per_token: the same for each token of the text, where that is more.
       patience_growth: the same as a multiple of the evaluations made before the last progress, where that is more. A
         text near the capacity makes progress ever more slowly, and one that hangs does so from early on.
       progress: what counts as progress: None for a better accuracy, else a loss of at most this share of that at the
@@ -170,6 +171,7 @@ class Preset:
     temperature: float = 1.0
     steps: int = 5000
     patience: int | None = None
+    patience_per_token: float = 0.0
     patience_growth: float = 0.0
     progress: float | None = None
     seeds: int | str = 1
@@ -179,9 +181,10 @@ class Preset:
     def describe(self) -> dict[str, Any]:
         """What belongs to a run's identity besides the optimiser and the budget."""
         described = {"start": self.start, "scale": self.scale, "temperature": self.temperature}
-        growth = {"patience growth": self.patience_growth} if self.patience_growth else {}
-        progress = {} if self.progress is None else {"progress": self.progress}
-        return described | {"patience": self.patience} | growth | progress
+        described |= {"patience": self.patience}
+        more = {"patience per token": self.patience_per_token, "patience growth": self.patience_growth}
+        more |= {"progress": self.progress}
+        return described | {name: value for name, value in more.items() if value}
 
     def values(self) -> dict[str, Any]:
         """All but the budget, as plain values; recorded for `preset_of`."""
@@ -202,9 +205,10 @@ PRESETS = {
             "cautious_lbfgs", {"learning_rate": 1.0, "memory_size": 40, "max_rms": 0.08, "diagonal": 0.99}
         ),
         temperature=0.25,
-        patience=60,
+        patience=40,
+        patience_per_token=4.0,
         patience_growth=1.0,
-        progress=0.65,
+        progress=0.6,
         seeds=AUTO,
         arrangement="unguided-e",
         prefix="auto",

@@ -200,6 +200,7 @@ def make_problem(
         scale=preset.scale * unit,
         temperature=preset.temperature,
         patience=preset.patience,
+        patience_per_token=preset.patience_per_token,
         patience_growth=preset.patience_growth,
         progress=preset.progress,
         record=record,

@@ -103,7 +103,8 @@ def _status_after(problem: FitProblem, slot: Slot, loss: Array, accuracy_G: Arra
     """Status after evaluation number `slot.steps`, counted from 0: failed before solved before given up."""
     given_up = slot.steps + 1 >= slot.budget
     if problem.patience is not None:
-        allowed = jnp.maximum(problem.patience, problem.patience_growth * slot.improved_step)
+        by_length = problem.patience_per_token * jnp.max(slot.lengths_G)
+        allowed = jnp.maximum(problem.patience, jnp.maximum(by_length, problem.patience_growth * slot.improved_step))
         given_up |= slot.steps - slot.improved_step >= allowed
     status = jnp.where(given_up, EXHAUSTED, RUNNING)
     status = jnp.where(jnp.all(accuracy_G == 1), SOLVED, status)  # the paper's early stop: every token is right

@@ -137,6 +137,7 @@ class FitProblem:
       scale: standard deviation of the components of a start vector.
       temperature: of the softmax in the loss, see `token_losses.token_losses`.
       patience: gradient evaluations without progress after which a seed is given up; None for never.
+      patience_per_token: the same for each token of the longest text, where that is more.
       patience_growth: the same as a multiple of the evaluations made before the last progress, where that is more.
       progress: what counts as progress: None for a better accuracy, else a loss of at most this share of that at the
         last progress.
@@ -149,6 +150,7 @@ class FitProblem:
     scale: float
     temperature: float = 1.0
     patience: int | None = None
+    patience_per_token: float = 0.0
     patience_growth: float = 0.0
     progress: float | None = None
     record: bool = False

@@ -16,7 +16,7 @@ from onestep_jax.fitting.optimizers import recorded_preset
 from onestep_jax.fitting.slots import EXHAUSTED, RUNNING, FitProblem, fresh
 
 BUDGET = 90
-RESTARTING = dataclasses.replace(PRESETS["fast"], patience=8, patience_growth=0.0)
+RESTARTING = dataclasses.replace(PRESETS["fast"], patience=8, patience_per_token=0.0, patience_growth=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_seeds_follow_one_another_within_the_budget(tiny, token_lists, one_devic
 
 def test_an_interrupted_text_keeps_what_it_has_spent(tiny, token_lists, one_device, tmp_path):
     """Stopped while later seeds are under way, which end with the budget and not with the patience."""
-    patient = dataclasses.replace(PRESETS["fast"], patience=10, patience_growth=0.0, progress=0.2)
+    patient = dataclasses.replace(RESTARTING, patience=10, progress=0.2)
     options = {"preset": patient, "steps": 45, "slots": 6, "chunk": 4, "placement": one_device}
     whole = fit(tiny, token_lists[:6], **options)
     assert any(0 < text.trials[-1].steps < 10 for text in whole if text.status == "exhausted")
@@ -76,14 +76,17 @@ def test_seeds_after_given_start_vectors_are_drawn(tiny, token_lists, one_device
 
 
 @pytest.mark.parametrize(
-    ("growth", "improved", "steps", "status"),
-    [(0.0, 50, 59, RUNNING), (0.0, 50, 60, EXHAUSTED), (1.0, 50, 60, RUNNING), (1.0, 50, 100, EXHAUSTED),
-     (1.0, 4, 13, RUNNING), (1.0, 4, 14, EXHAUSTED)],
+    ("token", "growth", "improved", "steps", "status"),
+    [(0, 0, 50, 59, RUNNING), (0, 0, 50, 60, EXHAUSTED), (0, 1, 50, 60, RUNNING), (0, 1, 50, 100, EXHAUSTED),
+     (0, 1, 4, 13, RUNNING), (0, 1, 4, 14, EXHAUSTED), (5, 0, 50, 69, RUNNING), (5, 0, 50, 70, EXHAUSTED),
+     (5, 1, 50, 99, RUNNING), (1, 0, 50, 60, EXHAUSTED)],
 )  # fmt: skip
-def test_patience_grows_with_the_way_to_the_best(tiny, growth, improved, steps, status):
-    problem = FitProblem(
-        tiny.network, OneStep(), PRESETS["fast"].optimizer.build(), 1.0, patience=10, patience_growth=growth
-    )
+def test_patience_grows_with_the_text_and_with_the_way_to_the_last_progress(
+    tiny, token, growth, improved, steps, status
+):
+    optimizer = PRESETS["fast"].optimizer.build()
+    grows = {"patience_per_token": token, "patience_growth": growth}
+    problem = FitProblem(tiny.network, OneStep(), optimizer, 1.0, patience=10, **grows)
     tokens, ids = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.uint32)
     slot = fresh(problem, jnp.int32(1000), tokens, jnp.array([4]), ids)
     slot = slot._replace(steps=jnp.int32(steps), improved_step=jnp.int32(improved))
@@ -144,7 +147,13 @@ def test_an_older_run_keeps_the_arguments_of_its_optimizer():
 
 def test_what_an_older_run_did_not_record_is_as_it_was_then(tiny, token_lists, one_device, tmp_path):
     then = dataclasses.replace(
-        PRESETS["fast"], patience=None, patience_growth=0.0, progress=None, seeds=1, arrangement="one-step"
+        PRESETS["fast"],
+        patience=None,
+        patience_per_token=0.0,
+        patience_growth=0.0,
+        progress=None,
+        seeds=1,
+        arrangement="one-step",
     )
     options = {"steps": 20, "slots": 2, "placement": one_device, "run": tmp_path / "run"}
     first = fit(tiny, token_lists[:2], preset=then, **options)
