@@ -111,7 +111,8 @@ def measured(source: str, args: argparse.Namespace) -> Iterator[Row]:
     for word in args.ways:
         for length in args.lengths:
             texts = [ids[:length].tolist() for ids in whole]
-            folder = args.out / "runs" / name / f"{re.sub(r'[^a-z0-9]+', '-', word)}-{length}"
+            run = f"{re.sub(r'[^a-z0-9]+', '-', word)}-{length}"
+            folder = args.out / "runs" / (name if str(model.dtype) == "float32" else f"{name}-{model.dtype}") / run
             found, before = fitted(model, texts, WAYS[word](length), args.steps, folder)
             labels = {"model": name, "dtype": str(model.dtype), "way": word, "length": length}
             labels |= {"budget": args.steps, "prefix tokens": len(found.scheme.get("prefix", []))}
