@@ -40,7 +40,7 @@ class CautiousLbfgsState(NamedTuple):
     turns_MP: jax.Array
     weights_M: jax.Array
     scale: jax.Array
-    squares_P: jax.Array | None = None
+    squares_P: Any = None
 
 
 def cautious_lbfgs(
