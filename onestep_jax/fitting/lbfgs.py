@@ -30,7 +30,7 @@ class CautiousLbfgsState(NamedTuple):
       turns_MP: differences of gradients (y); zero where there is no pair yet.
       weights_M: 1 / (s · y), the ρ of a pair; zero where there is no pair yet, which leaves that pair out.
       scale: () γ of the initial inverse Hessian γ·I, or γ·diag(d).
-      squares_P: decayed sum of squared gradients, or None for γ·I.
+      squares_P: decayed mean of squared gradients, from which `_diagonal` makes d; None for γ·I.
     """
 
     steps: jax.Array
