@@ -68,6 +68,10 @@ class Past(NamedTuple):
         return jax.tree.map(lambda rows: jnp.pad(rows, ((0, 0), (0, positions), (0, 0))), self.cache)
 
 
+# Layers of one kind are traced once and not once each: tracing 30 of them takes longer than compiling them.
+_BLOCK, _REMAT_BLOCK = nn.jit(Block), nn.jit(nn.remat(Block))
+
+
 class Decoder(nn.Module):
     """A causal decoder over input vectors; token ids enter only through `embed`.
 
@@ -81,7 +85,7 @@ class Decoder(nn.Module):
     attention: str = "plain"
 
     def setup(self) -> None:
-        c, block = self.config, nn.remat(Block) if self.remat else Block
+        c, block = self.config, _REMAT_BLOCK if self.remat else _BLOCK
         self.table = nn.Embed(c.vocab_size, c.embed_width or c.width, embedding_init=INIT, name="embed")
         if c.position_rows is not None:
             self.positions = nn.Embed(c.position_rows, c.width, embedding_init=INIT)

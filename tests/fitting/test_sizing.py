@@ -146,7 +146,7 @@ def test_rematerialisation_changes_no_number(tiny):
 def test_blocks_are_kept_from_being_merged_with_their_recomputation(tiny, remat):
     network = dataclasses.replace(tiny.network, remat=remat)
     lowered = jax.jit(jax.grad(lambda x_TD: network.apply(tiny.params, x_TD).sum())).lower(jnp.zeros((9, 32)))
-    assert lowered.as_text().count("optimization_barrier") == (tiny.config.layers if remat else 0)
+    assert lowered.as_text().count("optimization_barrier") == remat  # in the one function that all layers call
 
 
 class Noting(Pmap):
