@@ -46,7 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--texts",
         required=True,
         metavar="SOURCE",
-        help=".txt, .jsonl, .csv, .parquet, hf:NAME[:SPLIT[:COLUMN]], demo, random, gen, pg19, fanfics, excerpts:FILE",
+        help=".txt, .jsonl, .csv, .parquet (or packed), hf:NAME[@CONFIG][:SPLIT[:COLUMN]], demo, random, gen, pg19, "
+        "fanfics, excerpts:FILE",
     )
     texts.add_argument("--split", default="file", metavar="HOW", help="a .txt is one text (file) or one a line (lines)")
     texts.add_argument("--column", default="text", help="column of a table (default: text)")
@@ -258,11 +259,14 @@ def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
 
 def _prefix(given: str | None) -> str | None:
     """The value of --prefix, with the content of the file that it names."""
+    from onestep_jax.texts.local_files import decoded_lines
+
     if given is None or not given.startswith("@"):
         return given
     try:
-        text = Path(given[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(given[1:], "rb") as file:
+            text = "".join(decoded_lines(Path(given[1:]), file))
+    except OSError as error:
         raise UserError(f"--prefix {given}: cannot be read ({one_line(error)}); give a text file in UTF-8") from error
     if not text:
         raise UserError(f"--prefix {given}: the file is empty; for no prefix say --prefix none")

@@ -12,6 +12,7 @@ from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]  (c
 
 from onestep_jax.errors import UserError
 from onestep_jax.texts.files import read_source
+from onestep_jax.texts.local_files import decoded_lines
 
 DATA = Path(__file__).parent.parent / "data"
 LANGUAGE = "en"
@@ -92,8 +93,8 @@ def read_words(path: Path) -> list[str]:
     """
     words: dict[str, None] = {}
     try:
-        with path.open(encoding="utf-8", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
+        with path.open("rb") as file:
+            for number, line in enumerate(decoded_lines(path, file), 1):
                 word, space, vector = line.rstrip("\r\n").partition(" ")
                 if "\t" in line or (space and not _is_number(vector.rpartition(" ")[2])):
                     expected = "expected one word, or a word and its GloVe vector, separated by spaces"
@@ -104,8 +105,6 @@ def read_words(path: Path) -> list[str]:
                     break
     except OSError as error:
         raise UserError(f"{path}: no list of words can be read there ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8; unpack it if it is compressed, or convert it") from error
     if not words:
         raise UserError(f"{path}: no word in it")
     return list(words)
