@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from onestep_jax.analysis.ranks import spearman
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset
 from onestep_jax.fitting.slots import Frozen
@@ -113,6 +114,7 @@ class _Growth:
     prefix: tuple[int, ...]
 
 
+@pinned
 def absorb(
     model: Model,
     tokens: Sequence[Any],

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from onestep_jax.analysis import bezier
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError, check_least
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.prefixes import pasts_of, prefix_rows, stack_prefixes
@@ -153,6 +154,7 @@ def pair_of(first: TextResult, second: TextResult) -> Pair:
     )
 
 
+@pinned
 def connect(
     model: Model,
     scheme: Scheme,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import optax
 
+from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.placement import Placement
 from onestep_jax.fitting.distributed import meet, open_in_turn, wait_for_others
 from onestep_jax.fitting.optimizers import Optimizer, Preset
@@ -111,6 +113,7 @@ def fit(
     return run_plan(plan, progress)
 
 
+@pinned
 def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None) -> Results:
     """Carry out a plan of `plan.resolve`, in memory or into its run directory.
 
@@ -167,7 +170,16 @@ def _open(plan: FitPlan, folder: Path) -> Run:
             apart=apart,
         )
 
-    return open_in_turn(first, lambda: join_run(folder, plan.identity, jax.process_index(), apart=True))
+    run = open_in_turn(first, lambda: join_run(folder, plan.identity, jax.process_index(), apart=True))
+    _warn_of_other_precision(run)
+    return run
+
+
+def _warn_of_other_precision(run: Run) -> None:
+    began, now = run.config["settings"].get("matmul precision", matmul_precision()), matmul_precision()
+    if began != now:
+        told = f"begun with jax_default_matmul_precision {began!r}, resumed with {now!r}: its vectors are of both"
+        warnings.warn(f"{run.folder}: {told}", stacklevel=2)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError
@@ -84,6 +85,7 @@ class FitPlan:
         return self.prefixes[row] if self.prefixes else prefix_of(self.scheme)
 
 
+@pinned
 def resolve(
     model: Model,
     texts: Sequence[str] | Sequence[Sequence[int]] | Sequence[np.ndarray],
@@ -154,6 +156,7 @@ def resolve(
         "chunk": chunk,
         "save_every": save_every,
         "h_lm of the first token": first_term(model, rows),
+        "matmul precision": matmul_precision(),
         "devices": len(placement.devices),
         "device": placement.devices[0].device_kind,
         **versions(),

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.devices.weight_split import settle
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.layers import INIT, Array, Block, DotGeneral, Linear, Norm, matmul_transposed, soft_cap
@@ -260,6 +261,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     return {"total": total, "touched": total if config.tied else total - sizes["embed/embedding"]}
 
 
+@pinned
 def input_scale(model: Model) -> float:
     """Standard deviation of the components of the model's input embeddings, over the whole vocabulary."""
     vocab, total, squares = model.config.vocab_size, 0.0, 0.0

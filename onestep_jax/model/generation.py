@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError, check_least
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Decoder, Model, Network, Params, empty_cache
@@ -61,6 +62,7 @@ class _Loop(NamedTuple):
     cache: Any
 
 
+@pinned
 def generate(
     model: Model,
     prompts: Sequence[Any],

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Model, Network, Params
 from onestep_jax.model.token_losses import token_losses
@@ -46,6 +47,7 @@ def first_term(model: Model, prefix_rows: int) -> str:
     return "given the prefix" if prefix_rows else without
 
 
+@pinned
 def text_nats(
     model: Model, tokens: Sequence[Any], *, prefixes: Sequence[Any] | None = None, batch: int = BATCH
 ) -> list[TextNats]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Array, Model, Network, Params
 from onestep_jax.tokens import batches, check_tokens
@@ -46,6 +47,7 @@ class Sinks(NamedTuple):
         return float(np.nanmean(self.drawn_LT))
 
 
+@pinned
 def has_sink(model: Model) -> bool:
     """Whether the first position is a sink whatever stands there: measured on random tokens, without a BOS.
 
@@ -67,6 +69,7 @@ def _excess_of_random_tokens(model: Model) -> float:
 _measured_models: dict[str, float] = {}  # fingerprint → excess, so that a model is measured once in a process
 
 
+@pinned
 def sinks(model: Model, tokens: Sequence[Any], *, prefix: Sequence[int] = (), batch: int = BATCH) -> Sinks:
     """Run the model over ordinary texts and measure its first position.
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Array, Decoder, Model
@@ -18,6 +19,7 @@ KINDS = ("init", "matched", "permuted")
 PREFIX = "untrained:"
 
 
+@pinned
 def untrained(model: Model, seed: int = 0, *, kind: str = "permuted", keep_norms: bool = False) -> Model:
     """Replace a model's trained weights by random ones.
 

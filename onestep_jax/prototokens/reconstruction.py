@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model, Network, Params, Past
 from onestep_jax.model.generation import generate
@@ -59,6 +60,7 @@ class Decoded:
     wrong: tuple[Wrong, ...]
 
 
+@pinned
 def decode(
     model: Model,
     results: Results | Iterable[TextResult],
@@ -108,6 +110,7 @@ def decoding_of(model: Model) -> Decoding:
     return Decoding(functools.partial(decode, model), str(model.dtype))
 
 
+@pinned
 def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[Decoded]:
     """Generate every text of a `Cramming` run greedily from its `mem` vectors alone (Kuratov et al., arXiv:2502.13063).
 

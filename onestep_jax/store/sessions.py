@@ -48,15 +48,25 @@ def this_process() -> Owner:
 def versions() -> dict[str, Any]:
     """Versions of what decides the numbers, and the commit of a checkout."""
     names = ("onestep_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    here = Path(__file__).parent
+    return {"versions": {name: importlib.metadata.version(name) for name in names}, "commit": _commit(Path(__file__))}
+
+
+def _commit(file: Path) -> str | None:
+    """The commit that is checked out in the repository that tracks this file; None if no repository does.
+
+    The file may stand below a repository of something else, and a process that git started has that one's variables.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(file.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=ours).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
+        git("ls-files", "--error-unmatch", "--", file.name)
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.CalledProcessError):
-        return {"versions": versions, "commit": None}
-    return {"versions": versions, "commit": commit.stdout.strip()}
+        return None
 
 
 class Session(NamedTuple):
