@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
+import zstandard
 
 VARIABLE = "ONESTEP_COMPILATION_CACHE"  # a folder, or "off"
 LIMIT = 2**31  # bytes; beyond it JAX deletes the least recently used programs
 WORTH_KEEPING = 0.1  # seconds of compiling; at JAX's default of 1 only the step would be kept, of a fit's many programs
+
+_ENTRY, _USED = "-cache", "-atime"  # endings of JAX's files: a program, and when it was last used
+_HEALED = ".healed"  # its time is that of the last healing
 
 # Setting of JAX → its default, and our value, which is used only while the setting has its default.
 _CHANGED = {
@@ -42,10 +49,52 @@ def use_cache() -> None:
     folder = cache_folder()
     if folder is None or given_folder() is not None:
         return
+    with suppress(OSError, filelock.Timeout):  # then it is healed by a later process
+        heal(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     for name, (default, ours) in _CHANGED.items():
         if _setting(name) == default:
             jax.config.update(name, ours)
+
+
+def heal(folder: Path, patience: float = 10.0) -> None:
+    """Remove what a full disk, a killed process or another way of compressing left in a cache.
+
+    JAX never replaces an entry that it cannot read. An entry without the file that says when it was used, or that file
+    alone, makes it refuse all further ones. Entries are read that are newer than the last healing.
+
+    Args:
+      folder: of the cache; nothing happens if it is not there.
+      patience: seconds to wait for another process.
+
+    Raises:
+      OSError: if the folder cannot be written.
+      filelock.Timeout: if another process holds the cache.
+    """
+    if not folder.is_dir():
+        return
+    began, marker = time.time_ns(), folder / _HEALED
+    with filelock.FileLock(folder / ".lockfile", timeout=patience):  # JAX's own lock on the cache
+        healed = marker.stat().st_mtime_ns if marker.exists() else 0
+        entries = {path.name.removesuffix(_ENTRY): path for path in folder.glob(f"*{_ENTRY}")}
+        used = {path.name.removesuffix(_USED): path for path in folder.glob(f"*{_USED}")}
+        for key, path in entries.items():
+            if key not in used or (path.stat().st_mtime_ns > healed and not _is_whole(path)):
+                path.unlink()
+        for key, path in used.items():
+            if key not in entries or not entries[key].exists():
+                path.unlink()
+        marker.touch()
+        os.utime(marker, ns=(began, began))
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether JAX can unpack an entry; where `zstandard` is installed it packs with it."""
+    try:
+        zstandard.ZstdDecompressor().decompress(entry.read_bytes())
+    except zstandard.ZstdError:
+        return False
+    return True
 
 
 def _setting(name: str) -> Any:
