@@ -23,9 +23,10 @@ from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.config import ModelConfig, stated
 from onestep_jax.model.decoder import Model, Params
 from onestep_jax.model.families import Family, read_described
-from onestep_jax.model.gguf import gguf_config, gguf_tokenizer, is_gguf
+from onestep_jax.model.gguf import gguf_config, is_gguf
 from onestep_jax.model.hub import DEFAULT, locate, read_object
 from onestep_jax.model.safetensors_files import read_in_turn
+from onestep_jax.model.tokenizer import load_tokenizer
 from onestep_jax.model.weight_files import (
     all_finite,
     decoder_tensors,
@@ -38,7 +39,6 @@ from onestep_jax.model.weight_files import (
 )
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
@@ -79,7 +79,8 @@ def load_model(
     if settled != config:
         described["tie_word_embeddings"] = settled.tied
     loaded = load_tokenizer(folder) if tokenizer else None
-    name = str(folder if is_gguf(folder) else source)  # the absolute path of a file: a run finds it from any folder
+    local = source != DEFAULT and os.path.exists(source)
+    name = str(folder if local else source)  # the absolute path: a run finds it from any folder
     return Model(settled, params, loaded, name, fingerprint, described, _stop_tokens(folder, described))
 
 
@@ -190,30 +191,8 @@ def _stop_tokens(folder: Path, described: Mapping[str, Any]) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     generation = read_object(path) if path.exists() else {}
     ids = generation.get("eos_token_id", described.get("eos_token_id"))
-    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's transformers tokenizer, or None if it has none. Code that lies in the folder is never run.
-
-    It may have more ids than the embedding table has rows. A text that has such an id is refused where it is used.
-
-    Raises:
-      UserError: if it is damaged or needs code of the folder.
-    """
-    gguf = is_gguf(folder)
-    if not gguf and not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return None
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
-    from transformers import AutoTokenizer
-
-    try:
-        return gguf_tokenizer(folder) if gguf else AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except UserError:
-        raise
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            reason = "its tokenizer is code in that folder (auto_map in tokenizer_config.json), which is never run"
-            cure = "take auto_map out and name one of transformers' own classes as tokenizer_class"
-            raise UserError(f"{folder}: {reason}; {cure}") from error
-        raise UserError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(type(one) is int for one in listed):
+        where = path if "eos_token_id" in generation else folder / "config.json"
+        raise UserError(f"{where}: eos_token_id = {ids!r}: expected a token id, or a list of them")
+    return tuple(listed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from onestep_jax.errors import UserError
@@ -34,7 +34,7 @@ def locate(source: str | Path, revision: str | None = None, *, weights: bool = T
     if is_gguf(source):
         return Path(os.path.abspath(source))
     if os.path.isdir(source):  # unlike Path.is_dir, no exception for a name that no file can have
-        return Path(source)
+        return Path(os.path.abspath(source))
     name = str(source)
     if name.lower().endswith(".gguf"):
         reason = (
@@ -117,6 +117,9 @@ def _indexed(index: Path) -> list[str]:
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index}: no weight_map from tensor names to file names; download it again")
+    for name in sorted(set(places.values())):
+        if PureWindowsPath(name).anchor or name.startswith("/") or ".." in PureWindowsPath(name).parts:
+            raise UserError(f"{index}: names the file {name!r}; expected one inside its folder, without '..'")
     return sorted(set(places.values()))
 
 

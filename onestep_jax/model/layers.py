@@ -69,7 +69,7 @@ class Norm(nn.Module):
         x32 = x.astype(jnp.float32)
         if kind.centred:
             x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + float(self.eps))
         shape = (1,) * (x.ndim - 1) + width
         if kind.scaled:
             scale = self.param("scale", nn.initializers.constant(1.0 - kind.offset), width)
@@ -103,7 +103,7 @@ def matmul_transposed(x_TD: Array, kernel_FD: Array, dot_general: DotGeneral = j
 
 def soft_cap(x: Array, cap: float | None) -> Array:
     """cap · tanh(x / cap), or x if there is no cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
+    return x if cap is None else float(cap) * jnp.tanh(x / float(cap))
 
 
 class Attention(nn.Module):
@@ -172,7 +172,7 @@ class Attention(nn.Module):
         for name, count in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
             y = Linear(count * c.head_dim, c.qkv_bias, c.kv_heads, self.dot_general, name=name)(x_TD)
             if c.clip_qkv is not None:
-                y = jnp.clip(y, -c.clip_qkv, c.clip_qkv)
+                y = jnp.clip(y, -float(c.clip_qkv), float(c.clip_qkv))
             normed = c.qk_norm if name != "v" else None
             norm = Norm(c.norm, c.norm_eps, name=f"{name}_norm") if normed else None
             y = norm(y) if norm and normed == "all" else y

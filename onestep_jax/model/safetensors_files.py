@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -91,6 +91,14 @@ def read_in_turn(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray
             yield before, content.result()
 
 
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ; a reader could take either of two tensors of one name."""
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"two entries are called {next(name for name in names if names.count(name) > 1)!r}")
+    return dict(pairs)
+
+
 def stored_tensors(path: Path) -> list[StoredTensor]:
     """What a safetensors file holds, in the order of its bytes; nothing is read but the header.
 
@@ -102,7 +110,7 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
             pass
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_without_twins)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or truncated safetensors file ({error})") from error
     header.pop("__metadata__", None)

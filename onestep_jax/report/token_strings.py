@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.errors import UserError
-from onestep_jax.model.checkpoint import load_tokenizer
 from onestep_jax.model.hub import locate
+from onestep_jax.model.tokenizer import load_tokenizer
 from onestep_jax.prototokens.reconstruction import as_text
 
 _BROKEN = "\ufffd"  # a tokenizer's string for bytes that are no character

@@ -50,8 +50,8 @@ def test_embedded_json_closes_no_script():
 
 @pytest.mark.parametrize("text", ["The ferry left.\n\tfor x in  y:", "naïve 👩\u200d👧 – “tail”", "日本語 שלום"])
 def test_pieces_join_to_the_text(text):
-    from onestep_jax.model.checkpoint import load_tokenizer
     from onestep_jax.model.hub import locate
+    from onestep_jax.model.tokenizer import load_tokenizer
 
     folder = locate("default")
     tokenizer = load_tokenizer(folder)

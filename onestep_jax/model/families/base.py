@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -86,16 +85,19 @@ IGNORED |= frozenset(
     temperature top_k top_p typical_p""".split()
 )
 
+LARGEST = 3e38  # of a number: float32 holds no more
+
 # Kinds of value, in the words of the message that asks for one.
-COUNT, NUMBER, FLAG, OBJECT = "a positive integer", "a positive finite number", "true or false", "an object"
-LIST, WORD, INDEX = "a list", "a name", "an integer that is not negative"
+COUNT, NUMBER = "a positive integer below 2^31", "a positive finite number"
+FLAG, OBJECT = "true or false", "an object"
+LIST, WORD, INDEX = "a list", "a name", "an integer from 0 to below 2^31"
 KINDS: dict[str, Callable[[Any], bool]] = {
-    COUNT: lambda value: type(value) is int and value > 0,
-    NUMBER: lambda value: type(value) in (int, float) and 0 < value < math.inf,
+    COUNT: lambda value: type(value) is int and 0 < value < 2**31,
+    NUMBER: lambda value: type(value) in (int, float) and 0 < value < LARGEST,
     FLAG: lambda value: type(value) is bool,
     OBJECT: lambda value: isinstance(value, Mapping),
     LIST: lambda value: isinstance(value, list),
-    INDEX: lambda value: type(value) is int and value >= 0,
+    INDEX: lambda value: type(value) is int and 0 <= value < 2**31,
     WORD: lambda value: isinstance(value, str),
 }
 

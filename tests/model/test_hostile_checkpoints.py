@@ -1,0 +1,133 @@
+"""Checkpoints made to hurt: nothing outside the folder is read, and no number or rule makes time or memory explode."""
+
+import json
+import struct
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_checkpoint import assert_says, change_config, copy, refusal
+from tokenizers import Tokenizer, models, normalizers
+
+from onestep_jax import load_model
+from onestep_jax.cli.parser import main
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return copy("llama", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../other/{}", "a/../../other/{}", "{folder}/other/{}", "..\\other\\{}", "C:\\{}"])
+def test_an_index_never_leads_outside_its_folder(tmp_path: Path, name: str):
+    sharded, other = copy("llama_sharded", tmp_path), tmp_path / "other"
+    other.mkdir()
+    index = json.loads((sharded / INDEX).read_text())
+    moved = sorted(set(index["weight_map"].values()))[0]
+    (sharded / moved).rename(other / moved)
+    outside = name.format(moved, folder=tmp_path)
+    index["weight_map"] = {key: outside if at == moved else at for key, at in index["weight_map"].items()}
+    (sharded / INDEX).write_text(json.dumps(index))
+    assert_says(refusal(sharded), sharded / INDEX, repr(outside), "inside its folder")
+
+
+def test_an_index_may_name_a_folder_below_its_own(tmp_path: Path):
+    sharded = copy("llama_sharded", tmp_path)
+    index = json.loads((sharded / INDEX).read_text())
+    (sharded / "parts").mkdir()
+    for name in set(index["weight_map"].values()):
+        (sharded / name).rename(sharded / "parts" / name)
+    index["weight_map"] = {key: f"parts/{name}" for key, name in index["weight_map"].items()}
+    (sharded / INDEX).write_text(json.dumps(index))
+    assert load_model(sharded).fingerprint == load_model(copy("llama_sharded", tmp_path / "again")).fingerprint
+
+
+def test_two_tensors_of_one_name_in_a_header(folder: Path):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    name = next(key for key in header if key != "__metadata__")
+    twice = json.dumps({name: header[name]})[:-1] + ", " + json.dumps(header)[1:]
+    path.write_bytes(struct.pack("<Q", len(twice)) + twice.encode() + content[8 + length :])
+    assert_says(refusal(folder), path, "damaged or truncated safetensors", repr(name))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("vocab_size", 2**31),
+        ("vocab_size", 2**30),
+        ("hidden_size", 2**30),
+        ("intermediate_size", 10**12),
+        ("num_attention_heads", 2**30),
+        ("max_position_embeddings", 10**13),
+        ("rms_norm_eps", 10**400),
+        ("rms_norm_eps", float("inf")),
+        ("head_dim", 2**40),
+    ],
+)
+def test_sizes_that_the_files_do_not_have(folder: Path, key: str, value: Any):
+    change_config(folder, **{key: value})
+    began = time.monotonic()
+    assert refusal(folder)
+    assert time.monotonic() - began < 20
+    assert main(["info", "--model", str(folder)]) == 2 or value < 2**31
+
+
+def test_large_whole_numbers_are_numbers(folder: Path):
+    """10¹³ is no 32-bit integer, and transformers takes it."""
+    change_config(folder, rms_norm_eps=10**13)
+    model = load_model(folder)
+    assert np.isfinite(np.asarray(model.apply(model.params, np.ones((3, model.embed_width), np.float32)))).all()
+
+
+@pytest.mark.parametrize("value", ["</s>", 1.5, [1, "2"], {"id": 1}, [True]])
+def test_stop_tokens_that_are_no_ids(folder: Path, value: Any):
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert_says(refusal(folder), "generation_config.json", "eos_token_id", "expected a token id")
+
+
+def test_rules_that_make_a_text_explode(folder: Path):
+    """Nine rules of sixteen: a text of a hundred letters would take 6 TB."""
+    letters = "abcdefghij"
+    rules = [normalizers.Replace(a, 16 * b) for a, b in pairwise(letters)]
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(rules)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert_says(refusal(folder), folder / "tokenizer.json", "replacement rules", "6.87e+10 times as long")
+
+
+def test_usual_rules_are_taken(folder: Path):
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert load_model(folder).tokenizer("a", add_special_tokens=False)["input_ids"] == [0]
+
+
+@pytest.mark.parametrize("content", ["[" * 10**6, '{"normalizer": ' + "[" * 10**6, '{"model": ' + '{"a":' * 10**6])
+def test_nests_of_a_million(folder: Path, content: str):
+    for name in ("tokenizer.json", "config.json"):
+        (folder / name).write_text(content)
+        assert_says(refusal(folder), folder / name)
+
+
+def test_the_model_of_a_run_is_found_from_any_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder.parent)
+    texts = tmp_path / "ids.jsonl"
+    texts.write_text('{"text": "a"}\n')
+    tokenizer = Tokenizer(models.WordLevel({"a": 1, "<unk>": 0}, unk_token="<unk>"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    run = str(tmp_path / "run")
+    command = ["fit", "--model", folder.name, "--texts", str(texts), "--length", "1", "--steps", "3", "--run", run]
+    assert main(command) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["decode", run]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["model"] == str(folder)
