@@ -131,3 +131,26 @@ def test_the_model_of_a_run_is_found_from_any_folder(folder: Path, tmp_path: Pat
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["decode", run]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"]["model"] == str(folder)
+
+
+def _gguf(*, tensors: int = 0, entries: int = 0, rest: bytes = b"") -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, entries) + rest
+
+
+LIST, UINT32, KEY = 9, 4, struct.pack("<Q", 1) + b"a"
+HEADERS = {
+    "entries": _gguf(entries=2**60),
+    "tensors": _gguf(tensors=2**60),
+    "a string": _gguf(entries=1, rest=struct.pack("<Q", 2**60)),
+    "a list": _gguf(entries=1, rest=KEY + struct.pack("<IIQ", LIST, UINT32, 2**60)),
+    "lists in lists": _gguf(entries=1, rest=KEY + struct.pack("<I", LIST) + struct.pack("<IQ", LIST, 1) * 10**6),
+    "axes": _gguf(tensors=1, rest=KEY + struct.pack("<I", 2**31)),
+    "an axis": _gguf(tensors=1, rest=KEY + struct.pack("<IQQIQ", 2, 2**40, 2**40, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_a_gguf_header_that_promises_too_much(tmp_path: Path, what: str):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(HEADERS[what])
+    assert_says(refusal(path), path, "damaged or truncated GGUF file")

@@ -156,10 +156,8 @@ def _check_version(path: Path) -> None:
 @functools.lru_cache(maxsize=1)  # `gguf` takes seconds for a large vocabulary, and a load asks three times
 def _read(path: Path, size: int, changed: int) -> Header:
     del size, changed
-    from gguf import GGUFReader
-
     try:
-        reader = GGUFReader(path)
+        reader = _reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     except OSError:
         raise
@@ -171,6 +169,20 @@ def _read(path: Path, size: int, changed: int) -> Header:
         cure = "join the parts with `llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
         raise UserError(f"{path}: one of {parts!r} parts of a split GGUF file; {cure}")
     return Header(path, metadata, {tensor.name: _tensor(path, tensor) for tensor in reader.tensors})
+
+
+def _reader(path: Path) -> Any:
+    """`gguf`'s reader, which by itself goes on past the end of a file for as many entries as the file says it has."""
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            found = super()._get(offset, dtype, count, *order, **named)
+            if len(found) < count:
+                raise ValueError("it says that it has more than it holds")
+            return found
+
+    return Reader(path)
 
 
 def _tensor(path: Path, found: Any) -> GgufTensor:
