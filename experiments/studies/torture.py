@@ -1,11 +1,12 @@
 """A run that is killed over and over: every text ends up recorded once, as if nothing had happened.
 
-    python experiments/studies/torture.py --rounds 20 --out runs/torture
+    python experiments/studies/torture.py --rounds 100 --count 240 --out runs/torture
 
-A run of 60 texts in several processes (gloo on localhost, virtual CPU devices) is ended at random moments, by `kill -9`
-or SIGTERM, and resumed each time by another number of processes and devices. At the end every text must be there
-once, `onestep verify` must find nothing, and accuracies must be those of a run that was never touched. rounds.csv says
-what was done to it and what was recorded after each round.
+A run of some texts in one or several processes (gloo on localhost, virtual CPU devices) is ended at random moments: by
+`kill -9`, by SIGTERM, or by `kill -9` while one of its processes is stopped and the others go on. Each time another
+number of processes and devices resumes it, now and then from a copy of its folder in another place. At the end every
+text must be there once, `onestep verify` must find nothing, and accuracies must be those of a run that was never
+touched. rounds.csv says what was done to it and what was recorded after each round.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,8 +28,10 @@ from typing import Any
 
 from onestep_jax import read_results
 
-SHAPES = [(2, 1), (2, 2), (1, 4), (3, 1), (1, 1), (2, 4)]  # processes, devices of each
+SHAPES = [(2, 1), (2, 2), (1, 4), (3, 1), (1, 1), (2, 4), (1, 2)]  # processes, devices of each
 EARLY = 0.3  # share of the rounds that end at some moment of the first seconds, while everything starts
+COPIED = 0.2  # share of the rounds after which the folder is copied elsewhere, and the copy goes on
+ENDINGS = ["kill -9 of one", "kill -9 of all", "SIGTERM of all", "SIGSTOP of one, then kill -9 of all"]
 PATIENCE = 300.0  # seconds for processes to end once they are told to
 RESUME = 75
 
@@ -86,23 +90,25 @@ def torture(model: str, texts: str, out: Path, *, rounds: int, options: Sequence
     _check(job.wait(), (0,))
     untouched = read_results(out / "untouched")
     pause = (time.monotonic() - began) / rounds
-    rows = []
+    rows, run = [], out / "run"
     for number in range(rounds):
         processes, devices = rng.choice(SHAPES)
-        rows.append(_round(Job([*given, "--run", str(out / "run")], processes, devices), out / "run", pause, rng))
-        rows[-1] |= {"round": number, "processes": processes, "devices of each": devices}
+        rows.append(_round(Job([*given, "--run", str(run)], processes, devices), run, pause, rng))
+        copied = run.exists() and rng.random() < COPIED
+        run = _copied(run, out / f"run-{number}") if copied else run
+        rows[-1] |= {"round": number, "processes": processes, "devices of each": devices, "then copied": copied}
         print(json.dumps(rows[-1]), flush=True)
-    _check(Job([*given, "--run", str(out / "run")], 2, 2).wait(), (0,))
+    _check(Job([*given, "--run", str(run)], 2, 2).wait(), (0,))
     with (out / "rounds.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
-    found = read_results(out / "run")
-    verify = subprocess.run([sys.executable, "-m", "onestep_jax.cli", "verify", str(out / "run")], capture_output=True)
+    found = read_results(run)
+    verify = subprocess.run([sys.executable, "-m", "onestep_jax.cli", "verify", str(run)], capture_output=True)
     return {
         "rounds survived": len(rows),
         "texts": len(untouched),
-        "each once": sorted(_recorded_rows(out / "run")) == sorted(text.text_id for text in untouched),
+        "each once": sorted(_recorded_rows(run)) == sorted(text.text_id for text in untouched),
         "same accuracies": [text.accuracy for text in found] == [text.accuracy for text in untouched],
         "verify clean": verify.returncode == 0,
     }
@@ -117,20 +123,29 @@ def _round(job: Job, run: Path, pause: float, rng: random.Random) -> dict[str, A
         time.sleep(0.05)
     if not early:
         time.sleep(rng.uniform(0, pause))
-    how = rng.choice(["kill -9 of one", "kill -9 of all", "SIGTERM of all"])
+    how = rng.choice(ENDINGS)
     everyone = range(len(job.processes))
     if how == "SIGTERM of all":
         job.send(signal.SIGTERM, everyone)
-    elif how == "kill -9 of one":
-        job.send(signal.SIGKILL, [rng.choice(everyone)])
+    elif how != "kill -9 of all":
+        first = signal.SIGSTOP if how.startswith("SIGSTOP") else signal.SIGKILL
+        job.send(first, [rng.choice(everyone)])
         time.sleep(rng.uniform(0, 2))  # the others go on for a moment; JAX would end them within minutes
     if how != "SIGTERM of all":
         job.send(signal.SIGKILL, everyone)
     # Before its handler is there a process dies of SIGTERM; one whose work was done ends well.
     ends = job.wait()
-    _check(ends, (0, RESUME, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGABRT))
+    ended = (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL, -signal.SIGABRT)
+    _check(ends, (0, RESUME, *ended))
     recorded = len(read_results(run)) if (run / "config.json").exists() else 0
     return {"ended by": how, "early": early, "recorded": recorded, "exit": " ".join(str(code) for code, _ in ends)}
+
+
+def _copied(run: Path, place: Path) -> Path:
+    """The run directory as a copy, of which no file is as old as it was; the first one is gone."""
+    shutil.copytree(run, place, copy_function=shutil.copyfile)
+    shutil.rmtree(run)
+    return place
 
 
 def _files(run: Path) -> set[str]:
