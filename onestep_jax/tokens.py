@@ -30,19 +30,60 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int | None, context: int | N
     """Token lists as int32 arrays.
 
     Raises:
-      UserError: if one is empty, longer than the model's context, or holds an id that the model does not have.
+      UserError: if one is empty, longer than the model's context, no list of whole numbers, or holds an id that the
+        model does not have.
     """
-    arrays = [np.asarray(ids, np.int32) for ids in tokens]
+    arrays = [_whole_numbers(i, ids) for i, ids in enumerate(tokens)]
     for i, array in enumerate(arrays):
-        if array.ndim != 1 or not len(array):
-            raise UserError(f"text {i}: empty text; expected at least one token")
         if context is not None and len(array) > context:
             room = f"the model's context has room for {context}"
             raise UserError(f"text {i}: {len(array)} tokens, {room}; give a smaller length")
         if vocab_size is not None and not 0 <= array.min() <= array.max() < vocab_size:
             bad = array[(array < 0) | (array >= vocab_size)][0]
             raise UserError(f"text {i}: token id {bad} is not in the model's vocabulary of {vocab_size}")
-    return arrays
+    return [array.astype(np.int32) for array in arrays]
+
+
+def _whole_numbers(i: int, ids: Any) -> np.ndarray:
+    """Text i as an array of integers of their own type; nothing is rounded or read from letters."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, object)
+    if array.ndim == 1 and not array.size and array.dtype != object:
+        raise UserError(f"text {i}: empty text; expected at least one token")
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise UserError(f"text {i} is {shortened(ids)}: expected a list of token ids, which are whole numbers")
+    return array
+
+
+def check_text(where: str, i: int, text: Any) -> str:
+    """A text of at least one character, each of which UTF-8 can hold.
+
+    Args:
+      where: the source, or the argument.
+      i: number of the text in it.
+      text: anything.
+
+    Raises:
+      UserError: if it is something else.
+    """
+    if text is None or (isinstance(text, str) and not text):
+        raise UserError(f"{where}: text {i} is empty; remove it or fill it")
+    if not isinstance(text, str):
+        raise UserError(f"{where}: text {i} is {shortened(text)}, of type {type(text).__name__}; expected a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"text {i} has half a character, \\u{ord(text[error.start]):04x}, at character {error.start}"
+        raise UserError(f"{where}: {found}; write both surrogates, or the character itself") from error
+    return text
+
+
+def shortened(value: Any) -> str:
+    """A value in at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def text_ids(tokens: Sequence[np.ndarray]) -> list[str]:

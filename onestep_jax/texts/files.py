@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from onestep_jax.errors import UserError, check_known, nearest
 from onestep_jax.texts.local_files import Row, is_table, read_rows
+from onestep_jax.tokens import check_text
 
 HUB = "hf:"
 
@@ -79,7 +79,7 @@ def _whole_rows(
         text = row.get(column)
         if split == "lines" and text is not None and not text.strip():
             continue
-        _check_text(where, number, text)
+        check_text(where, number, text)
         seen = {name: found or name in row for name, found in seen.items()}
         count += 1
         yield row
@@ -91,19 +91,6 @@ def _whole_rows(
 
 def _no_column(where: str, name: str, row: Row) -> UserError:
     return UserError(f"{where}: no column {name!r}{nearest(name, row)}; it has {', '.join(row)}")
-
-
-def _check_text(where: str, number: int, text: Any) -> None:
-    """A text is a string of at least one character, and of characters that UTF-8 can hold."""
-    if text is None or text == "":
-        raise UserError(f"{where}: text {number} is empty; remove it or fill it")
-    if not isinstance(text, str):
-        raise UserError(f"{where}: text {number} is {repr(text)[:40]}, of type {type(text).__name__}; expected a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        found = f"text {number} has half a character, \\u{ord(text[error.start]):04x}, at character {error.start}"
-        raise UserError(f"{where}: {found}; write both surrogates, or the character itself") from error
 
 
 def _hub_rows(source: str, column: str) -> tuple[Iterator[Row], str]:

@@ -20,6 +20,7 @@ from typing import IO, Any
 import zstandard
 
 from onestep_jax.errors import UserError
+from onestep_jax.tokens import shortened
 
 Row = dict[str, Any]  # column → value, of whatever type the file gives it
 
@@ -146,7 +147,7 @@ def _parsed(path: Path, line: str, number: int) -> Any:
 
 def _object(path: Path, found: Any, where: str) -> Row:
     if not isinstance(found, dict):
-        raise UserError(f'{path}: {where} is {_short(found)}; expected an object such as {{"text": "…"}}')
+        raise UserError(f'{path}: {where} is {shortened(found)}; expected an object such as {{"text": "…"}}')
     return found
 
 
@@ -182,11 +183,6 @@ def _parquet(path: Path, packed: str) -> Iterator[Row]:
     except pa.ArrowException as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path}: cannot be read ({reason}); is it a parquet file, and whole?") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 _READERS: dict[str, Any] = {".txt": _whole_or_lines, ".jsonl": _json_lines, ".json": _json, ".csv": _csv}
