@@ -177,7 +177,8 @@ def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
         )
     except FileNotFoundError:
         return
-    made = [*path.parent.glob("*.csv"), *path.parent.glob("*.png"), *path.parent.glob("runs/**/results/*.parquet")]
+    kept = ("*.csv", "*.png", "runs/**/results/*.parquet", "runs/**/state/*.json")
+    made = any(next(path.parent.glob(pattern), None) for pattern in kept)
     if not made and there.get("experiment") == identity["experiment"]:
         return
     for key, value in identity.items():

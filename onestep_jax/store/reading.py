@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from onestep_jax.errors import Damaged, UserError
-from onestep_jax.store.listing import NOTHING, each_of, no_folder
-from onestep_jax.store.names import committed
+from onestep_jax.store.listing import NOTHING, each_of, listing, no_folder
+from onestep_jax.store.names import FOLDERS, committed
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parts import part_files, read_part, read_part_table
 from onestep_jax.store.records import checked, plain_json, read_content, read_table
@@ -47,7 +47,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: if there is none, or one that this version cannot read.
     """
-    described = read_description(folder / "config.json", ConfigKind, kind="run", version=FORMAT, cure=RESTORE)
+    described = find_config(folder)
     if described is None:
         reason = no_folder(folder) or "no config.json"
         raise UserError(f"{folder}: no run directory ({reason}); give the folder that onestep fit --run made")
@@ -63,7 +63,23 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     reason = no_folder(folder)
     if reason and reason != NOTHING:
         raise UserError(f"{folder}: no run directory ({reason}); give another path")
-    return read_description(folder / "config.json", ConfigKind, kind="run", version=FORMAT, cure=RESTORE)
+    described = read_description(folder / "config.json", ConfigKind, kind="run", version=FORMAT, cure=RESTORE)
+    if described is not None:
+        _check_folders(folder)
+    return described
+
+
+def _check_folders(folder: Path) -> None:
+    """Refuse a run whose results are out of the way: what is not committed counts as never made, and is swept away."""
+    for kind in FOLDERS:
+        reason = no_folder(folder / kind)
+        if reason not in ("", NOTHING):
+            raise Damaged(f"{folder / kind}: damaged run: expected a folder ({reason}); move away what is in the way")
+    if no_folder(folder / "results") and listing(folder / "embeddings"):
+        told = "it is missing, and embeddings/ has vectors of recorded texts"
+        raise Damaged(
+            f"{folder / 'results'}: damaged run: {told}; put it back, or delete embeddings/ as well to fit again"
+        )
 
 
 def read_description(path: Path, shape: Any, *, kind: str, version: int, cure: str) -> dict[str, Any] | None:
@@ -80,7 +96,7 @@ def read_description(path: Path, shape: Any, *, kind: str, version: int, cure: s
       UserError: if the file is damaged or has another format.
     """
     try:
-        content = read_content(path, _WHAT, cure)
+        content = read_content(path, _WHAT, cure, limit=2**24)
     except OSError:  # it is not there, or cannot be: a refusal of the storage is an `Unreadable`
         return None
     described = plain_json(content, path, _WHAT, cure)

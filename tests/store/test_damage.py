@@ -322,6 +322,30 @@ def test_a_folder_for_a_file_and_a_file_for_a_folder(run, name):
     assert "move away what is in the way" in str(told.value)
 
 
+@pytest.mark.parametrize("name", ["results", "traces", "embeddings", "state", "claims"])
+def test_a_run_whose_folder_is_a_file_has_not_lost_it_in_silence(run, tmp_path, capsys, name):
+    (run / name).rename(tmp_path / name)
+    (run / name).write_bytes(b"x")
+    for command in ("status", "verify", "decode", "report", "export"):
+        line = refused(capsys, *readers(run, tmp_path)[command])
+        assert f"{run / name}: damaged run: expected a folder (it is a file)" in line
+    (run / name).unlink()
+    (tmp_path / name).rename(run / name)
+    same(read_results(run), results(6)[:4])
+
+
+def test_results_that_are_away_do_not_take_the_vectors_with_them(run, tmp_path, capsys):
+    before = sorted(path for path in (run / "embeddings").rglob("*"))
+    (run / "results").rename(tmp_path / "results")
+    for look in (lambda: opened(run, results(6), described(results(6))), lambda: verify(run)):
+        with pytest.raises(UserError, match=r"run/results: damaged run: it is missing, .*; put it back"):
+            look()
+    assert sorted(path for path in (run / "embeddings").rglob("*")) == before
+    (tmp_path / "results").rename(run / "results")
+    opened(run, results(6), described(results(6))).close()
+    same(read_results(run), results(6)[:4])
+
+
 @pytest.mark.parametrize("pid", [-1, 0, 10**20, "x", None, 1.5, True])
 def test_the_cure_for_a_lock_of_nobody_ends_nobody(tmp_path, pid):
     texts, folder = results(1), tmp_path / "run"

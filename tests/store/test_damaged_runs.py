@@ -209,6 +209,8 @@ def check(data: st.DataObject, template: Template, folder: Path) -> None:
     unchanged(template, run, whole)
     fitted, _ = use([*template.command, "--run", str(run)])
     event(f"verify {verified}, fit {fitted}")
+    if all(file.parts[0] == "state" for file in touched):
+        assert fitted == 0, "a saved state costs more than what it held"
     if fitted == 2:
         unchanged(template, run, whole)
         if verified != 1:

@@ -21,7 +21,7 @@ from onestep_jax.store.parquet import read_rows
 from onestep_jax.store.storage import is_local, one_line, read_bytes
 
 _T = TypeVar("_T")
-LIMIT = 2**28  # bytes of a file
+LIMIT = 2**31  # bytes of a file; a saved state has about 45 for each chunk of each slot
 DEPTH = 32  # brackets within each other
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -49,11 +49,14 @@ def read_content(path: Path, what: str, cure: str, limit: int = LIMIT) -> bytes:
     """Bytes of a file; see `read_json`."""
 
     def read(path: Path) -> bytes:
-        mode = path.stat().st_mode if is_local(path) else stat.S_IFREG
-        if not stat.S_ISREG(mode):  # a pipe would be waited for, a device read without an end
-            found = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-            raise Damaged(f"{path}: damaged {what}: expected a file, got {found}; {cure}")
-        content = read_bytes(path, limit + 1)
+        most = limit
+        if is_local(path):
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without an end
+                told = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+                raise Damaged(f"{path}: damaged {what}: expected a file, got {told}; {cure}")
+            most = min(limit, found.st_size)  # room for so much is made
+        content = read_bytes(path, most + 1)
         if len(content) > limit:
             raise Damaged(f"{path}: damaged {what}: expected at most {limit:,} bytes, got more; {cure}")
         return content
