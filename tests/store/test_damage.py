@@ -184,6 +184,7 @@ def test_a_config_json_that_is_none(run, tmp_path, capsys, content, said):
         (run / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     for command in ("status", "verify", "decode", "report", "export"):
         line = refused(capsys, *readers(run, tmp_path)[command])
+        assert ("move it away; then" in line) == (content is None)
         assert f"{run / 'config.json'}: damaged description: " in line
         assert said in line
         assert "put it back from a copy" in line

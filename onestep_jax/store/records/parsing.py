@@ -51,17 +51,22 @@ def read_content(path: Path, what: str, cure: str, limit: int = LIMIT) -> bytes:
     def read(path: Path) -> bytes:
         most = limit
         if is_local(path):
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without an end
-                told = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
-                raise Damaged(f"{path}: damaged {what}: expected a file, got {told}; {cure}")
-            most = min(limit, found.st_size)  # room for so much is made
+            most = min(limit, _size(path, what, cure))  # room for so much is made
         content = read_bytes(path, most + 1)
         if len(content) > limit:
             raise Damaged(f"{path}: damaged {what}: expected at most {limit:,} bytes, got more; {cure}")
         return content
 
     return patiently(path, read)
+
+
+def _size(path: Path, what: str, cure: str) -> int:
+    """Bytes of a local file; anything else in its place is refused: a pipe would be waited for, a device has no end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        told = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+        raise Damaged(f"{path}: damaged {what}: expected a file, got {told}; move it away; then {cure}")
+    return found.st_size
 
 
 def parse(content: bytes, kind: type[_T], path: Path, what: str, cure: str) -> _T:
@@ -106,9 +111,15 @@ def _told(error: msgspec.ValidationError) -> str:
 
 def read_table(path: Path, kind: type[_T], what: str, cure: str) -> list[_T]:
     """Rows of a table in Parquet as values of a declared type; see `read_json`. A missing table is a damaged one."""
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        if is_local(path):
+            _size(path, what, cure)
+        return read_rows(path)
+
     try:
-        rows = patiently(path, read_rows)
-    except Unreadable:
+        rows = patiently(path, read)
+    except (Damaged, Unreadable):
         raise
     except Exception as error:  # of pyarrow, with kinds of its own
         reason = f"{type(error).__name__}: {one_line(error)}"
