@@ -17,6 +17,10 @@ class Stranded(UserError):
     """A process cannot tell the others of its job that it ends, and must not wait for them."""
 
 
+class Damaged(UserError):
+    """What is there is not what this package writes there."""
+
+
 class Unreadable(UserError):
     """The storage does not give what is there, so that nothing is known of it; in particular not that it is damaged."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,6 +109,11 @@ def id_words(text_id: str, seed: int) -> np.ndarray:
     """(4,) uint32: the halves of the hash, the number of the repeat and the seed. Random numbers of a text follow."""
     digest, _, repeat = text_id.partition("-")
     return np.array([int(digest[:8], 16), int(digest[8:], 16), int(repeat or 0), seed], np.uint32)
+
+
+def texts_digest(text_ids: Iterable[str]) -> str:
+    """What texts in their order are known by in the identity of a run."""
+    return hashlib.sha256("\n".join(text_ids).encode()).hexdigest()[:16]
 
 
 # --- batches ---

@@ -8,24 +8,42 @@ round-000/ …     run directories of `fit`; a grid has one, a search has one fo
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from onestep_jax.analysis.metrics import THRESHOLD
 from onestep_jax.analysis.text_capacity import Capacity, capacity
 from onestep_jax.errors import UserError
-from onestep_jax.store.parquet import read_rows, write_rows
+from onestep_jax.store.parquet import write_rows
 from onestep_jax.store.reading import check_identity, read_description, read_results
+from onestep_jax.store.records import read_table
+from onestep_jax.store.records.kinds import Positive, SchemeKind, TextRow
 from onestep_jax.store.results import TextResult
 from onestep_jax.store.storage import entries, make_folder, replace, run_path, writing
-from onestep_jax.tokens import text_ids
+from onestep_jax.tokens import text_ids, texts_digest
 
 FORMAT = 1
+_CURE = "put it back from a copy, or give another folder"
+
+
+class TableIdentity(Struct, frozen=True):
+    """What must not change between the calls that fill a table, as far as it is read back."""
+
+    lengths: list[Positive]
+    texts: str
+    scheme: SchemeKind
+
+
+class TableKind(Struct, frozen=True):
+    """table.json."""
+
+    format: int
+    identity: TableIdentity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +146,10 @@ def create_folder(folder: Path, table: PrefixTable, settings: Mapping[str, Any])
       UserError: if the folder holds another table or other files, or cannot be written.
     """
     names = text_ids(table.texts)
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-    identity = {**settings, "lengths": list(table.lengths), "texts": digest, "scheme": dict(table.scheme)}
-    if (folder / "table.json").exists():
-        check_identity(folder, _described(folder)["identity"], identity)
+    identity = {**settings, "lengths": list(table.lengths), "texts": texts_digest(names), "scheme": dict(table.scheme)}
+    described = _described(folder)
+    if described is not None:
+        check_identity(folder, described["identity"], identity)
         return
     if {path.name.removesuffix(".tmp") for path in entries(folder)} - {"texts.parquet"}:
         reason = "not empty, and no grid or search of capacities (no table.json)"
@@ -155,9 +173,14 @@ def read_prefix_table(folder: str | Path) -> PrefixTable:
       UserError: if the folder holds neither, or a part of it is damaged.
     """
     folder = run_path(folder)
-    identity = _described(folder)["identity"]
-    rows = read_rows(folder / "texts.parquet")
-    texts = tuple(np.asarray(row["tokens"], np.int32) for row in rows)
+    described = _described(folder)
+    if described is None:
+        raise UserError(
+            f"{folder}: no grid or search of capacities (no table.json); give the folder that it was made in"
+        )
+    identity = described["identity"]
+    rows = read_table(folder / "texts.parquet", TextRow, "table of texts", _CURE)
+    texts = tuple(np.asarray(row.tokens, np.int32) for row in rows)
     table = PrefixTable(texts=texts, lengths=tuple(identity["lengths"]), scheme=identity["scheme"])
     for run in entries(folder):
         if run.name.startswith("round-") and (run / "config.json").exists():
@@ -165,6 +188,5 @@ def read_prefix_table(folder: str | Path) -> PrefixTable:
     return table
 
 
-def _described(folder: Path) -> dict[str, Any]:
-    absent = "no grid or search of capacities"
-    return read_description(folder / "table.json", kind="table", absent=absent, version=FORMAT)
+def _described(folder: Path) -> dict[str, Any] | None:
+    return read_description(folder / "table.json", TableKind, kind="table", version=FORMAT, cure=_CURE)

@@ -32,6 +32,8 @@ from typing import Any
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.experiment.study import Study
 from onestep_jax.fitting.optimizers import protocol
+from onestep_jax.store.reading import read_config
+from onestep_jax.store.records import read_json
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import replace, writing
 
@@ -151,8 +153,8 @@ def _protocols(folder: Path) -> list[str]:
     """How the vectors of the card's runs were optimised, a line for each different way."""
     lines = []
     for path in sorted(folder.glob("runs/**/config.json")):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if "identity" in config and "optimizer" in config["identity"]:
+        config = read_config(path.parent)
+        if "optimizer" in config["identity"]:
             lines.append(_protocol(config["identity"], config["settings"]))
     return list(dict.fromkeys(lines))
 
@@ -168,8 +170,17 @@ def _protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 
 def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse the folder of an experiment with other settings or on another model."""
-    there = json.loads(path.read_text()) if path.exists() else identity
+    """Refuse the folder of an experiment with other settings or on another model, once it holds something of it."""
+    try:
+        there = read_json(
+            path, dict[str, Any], "description", "delete it, and the same onestep experiment writes it again"
+        )
+    except FileNotFoundError:
+        return
+    kept = ("*.csv", "*.png", "runs/**/results/*.parquet", "runs/**/state/*.json")
+    made = any(next(path.parent.glob(pattern), None) for pattern in kept)
+    if not made and there.get("experiment") == identity["experiment"]:
+        return
     for key, value in identity.items():
         if there.get(key) != value:
             values = f"{key}: {there.get(key)!r} there, {value!r} here"

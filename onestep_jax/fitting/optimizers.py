@@ -139,7 +139,8 @@ class Optimizer:
     def from_description(cls, described: Mapping[str, Any]) -> Optimizer:
         """The optimiser that `describe` described."""
         schedule = described.get("schedule")
-        return cls(described["name"], described["arguments"], Schedule(**schedule) if schedule else None)
+        known = Schedule(schedule["name"], schedule.get("arguments", {})) if schedule else None
+        return cls(described["name"], described.get("arguments", {}), known)
 
 
 @dataclasses.dataclass(frozen=True)

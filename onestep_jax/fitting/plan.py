@@ -29,7 +29,7 @@ from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
 from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
-from onestep_jax.tokens import text_ids
+from onestep_jax.tokens import text_ids, texts_digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -253,7 +253,7 @@ def _identity(
     return own | {
         "model": model.fingerprint,
         "dtype": str(model.dtype),
-        "texts": hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16],
+        "texts": texts_digest(ids),
         "length": length,
         "scheme": scheme.describe(),
         "start vectors": _digest(scheme.start) if scheme.start else None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from onestep_jax.errors import Damaged
 from onestep_jax.fitting import slots
 from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.tasks import Outcome, Task
@@ -123,17 +125,23 @@ class SavedWork:
 
     def __init__(self, states: Iterable[tuple[str, Any]], load: Callable[[str], Mapping[str, np.ndarray]]):
         self._records, self._load = dict(states), load
-        self._furthest: dict[Group, Furthest] = {}
+        self._furthest = self._compare()
+
+    def _compare(self) -> dict[Group, Furthest]:
+        furthest: dict[Group, Furthest] = {}
         for name, record in self._records.items():
             for (group, seed), steps in reached(record).items():
-                best = self._furthest.get(group)
+                best = furthest.get(group)
                 if best is None or (seed, steps) > (best.seed, best.steps):
-                    self._furthest[group] = Furthest(seed=seed, steps=steps, state=name)
+                    furthest[group] = Furthest(seed=seed, steps=steps, state=name)
+        return furthest
 
     def of(
         self, groups: Sequence[Group], problem: FitProblem, make_task: Callable[[Group, int], Task]
     ) -> tuple[list[Task], list[Outcome]]:
         """Tasks to resume and outcomes of seeds already tried, of these groups; the arrays of a state are read once.
+
+        A state whose arrays are damaged is left aside with a warning, and its groups go on from the next one.
 
         Args:
           groups: that are wanted.
@@ -145,7 +153,14 @@ class SavedWork:
             if group in self._furthest:
                 wanted.setdefault(self._furthest[group].state, set()).add(group)
         for name, members in wanted.items():
-            some_tasks, some_outcomes = unpack(self._load(name), self._records[name], problem, make_task, members)
+            try:
+                arrays = self._load(name)
+            except Damaged as error:
+                warnings.warn(f"{error}; it is left aside", stacklevel=2)
+                del self._records[name]
+                self._furthest = self._compare()
+                return self.of(groups, problem, make_task)
+            some_tasks, some_outcomes = unpack(arrays, self._records[name], problem, make_task, members)
             tasks += some_tasks
             outcomes += some_outcomes
         return tasks, outcomes

@@ -242,14 +242,16 @@ def from_description(description: Mapping[str, Any]) -> Scheme:
     """The scheme of a `describe()`.
 
     Raises:
-      UserError: for an arrangement that this version does not know.
+      UserError: for an arrangement, or a key of it, that this version does not know.
     """
-    arguments = dict(description)
+    arguments = {"prefix": (), **description}
     arrangement = str(arguments.get("arrangement"))
     check_known("arrangement", [arrangement], [*ARRANGEMENTS, "cramming"])
     if arrangement == "cramming":
-        return Cramming(arguments["vectors"], prefix=arguments.get("prefix", ()))
-    return OneStep(**{"prefix": (), **arguments})
+        check_known("key of scheme cramming", arguments, ["arrangement", "vectors", "prefix"])
+        return Cramming(arguments.get("vectors", 1), prefix=arguments["prefix"])
+    check_known(f"key of scheme {arrangement}", arguments, ["arrangement", "share", "group", "prefix"])
+    return OneStep(**arguments)
 
 
 def bare(scheme: Scheme) -> Scheme:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,14 @@ from typing import Any
 
 from onestep_jax.errors import UserError
 from onestep_jax.report.token_strings import find_tokenizer
+from onestep_jax.store.listing import no_folder
 from onestep_jax.store.reading import read_config, read_results, read_texts
+from onestep_jax.store.records import checked, read_json
+from onestep_jax.store.records.kinds import ExperimentKind
 from onestep_jax.store.results import Results
 from onestep_jax.store.storage import entries, run_path
 
+_CURE = "put it back from a copy, or give another folder"
 Progress = Callable[[int, int], None]
 """Called with the numbers of folders read and in all."""
 
@@ -126,7 +129,10 @@ def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> F
 
 def _expand(folder: Path) -> Iterator[Path]:
     """A run directory itself; an experiment and the runs in it; or those in a folder of runs and experiments."""
-    if (folder / "config.json").exists():
+    reason = no_folder(folder)
+    if reason:
+        raise UserError(f"{folder}: no run directory and no experiment results ({reason}); give the folder of one")
+    if _description(folder) is not None:
         if not _is_run(folder) and not _is_experiment(folder):
             expected = "that of a run has the key 'identity', that of experiment results the key 'experiment'"
             raise UserError(
@@ -146,26 +152,32 @@ def _expand(folder: Path) -> Iterator[Path]:
         yield from _expand(path)
 
 
-def _description(folder: Path) -> Mapping[str, Any]:
-    """config.json of a folder, empty if it has none or one that is no JSON object."""
+def _description(folder: Path) -> dict[str, Any] | None:
+    """config.json of a folder, None if it has none.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    path = folder / "config.json"
     try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return described if isinstance(described, dict) else {}
+        return read_json(path, dict[str, Any], "description", _CURE)
+    except OSError:  # it is not there: a refusal of the storage is an `Unreadable`
+        return None
 
 
 def _is_experiment(folder: Path) -> bool:
-    return "experiment" in _description(folder)
+    return "experiment" in (_description(folder) or {})
 
 
 def _is_run(folder: Path) -> bool:
-    return "identity" in _description(folder)
+    return "identity" in (_description(folder) or {})
 
 
 def _read_experiment(folder: Path) -> Experiment:
-    config = _description(folder)
-    title = str(config.get("title") or config["experiment"])
+    path = folder / "config.json"
+    config = read_json(path, dict[str, Any], "description", _CURE)
+    checked(config, ExperimentKind, path, "description", _CURE)
+    title = config.get("title") or config["experiment"]
     tables, figures = (tuple(sorted(folder.glob(pattern))) for pattern in ("*.csv", "*.png"))
     return Experiment(title=title, folder=folder, config=config, tables=tables, figures=figures)
 
@@ -183,7 +195,7 @@ def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -
         folder=folder,
         config=config,
         results=results,
-        planned=len(read_texts(folder)),
+        planned=len(read_texts(folder, config["identity"])),
         tokenizer=tokenizer,
         without=without,
     )

@@ -11,7 +11,8 @@ from onestep_jax.store.names import FOLDERS, age, foreign_files, listed, parse
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parts import part_files, read_part_table, remove_part
 from onestep_jax.store.reading import part_names
-from onestep_jax.store.saved_states import STATE_CURE, Origin, own_states, reached, remove_state, state_names
+from onestep_jax.store.records.kinds import IdRow
+from onestep_jax.store.saved_states import Origin, own_states, reached, remove_state, state_names, warn_of_others
 from onestep_jax.store.storage import remove
 
 
@@ -43,12 +44,12 @@ def warn_of_foreign(folder: Path) -> None:
 def delete_superseded(folder: Path, of: Origin, arrays: Arrays) -> None:
     """Delete parts whose texts are all in newer ones, and states that nothing needs any more.
 
-    A state is needed while one of its tasks is neither recorded nor in a newer state that is as far. One that does not
-    come from this run is left aside, with a warning.
+    A state is needed while one of its tasks is neither recorded nor in a newer state that is as far. One that is
+    damaged or does not come from this run is left aside, with a warning.
     """
 
     def read(name: str) -> set[str]:
-        return {row["text_id"] for row in read_part_table(part_files(folder, name)["results"], ["text_id"])}
+        return {row["text_id"] for row in read_part_table(part_files(folder, name)["results"], IdRow)}
 
     ids = each_of(lambda: part_names(folder), read)
     for name in superseded({name: dict.fromkeys(held, 0.0) for name, held in ids.items()}):
@@ -60,9 +61,7 @@ def delete_superseded(folder: Path, of: Origin, arrays: Arrays) -> None:
         unfinished[name] = {task: far for task, far in tasks if not {of.texts[i][0] for i in task[0]} <= recorded}
     for name in superseded(unfinished):
         remove_state(folder, name)
-    if others:
-        told = f"saved state {listed(list(others))} is left aside: {next(iter(others.values()))}"
-        warnings.warn(f"{folder}: {told}; {STATE_CURE}", stacklevel=2)
+    warn_of_others(folder, others)
 
 
 def superseded(holdings: Mapping[str, Mapping[Hashable, float]]) -> list[str]:

@@ -22,7 +22,14 @@ from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parts import count_texts, read_part, read_times, remove_part, write_part
 from onestep_jax.store.reading import part_names, read_texts, shared_leaf
 from onestep_jax.store.results import TextResult
-from onestep_jax.store.saved_states import Origin, origin, remove_state, state_names, write_state
+from onestep_jax.store.saved_states import (
+    Origin,
+    origin,
+    remove_state,
+    run_digest,
+    state_names,
+    write_state,
+)
 from onestep_jax.store.sessions import Session, check_session
 
 COMPACT_AT = 16  # small parts that are merged into one
@@ -48,11 +55,11 @@ class Committer:
     @functools.cached_property
     def origin(self) -> Origin:
         """What a saved state must come from to be one of this run."""
-        return origin(self._config["identity"], read_texts(self._folder))
+        return origin(self._config["identity"], read_texts(self._folder, self._config["identity"]))
 
     def write_part(self, texts: Sequence[TextResult], new: int) -> None:
         """Write a part; `new` is how many of its texts this session has fitted."""
-        about = {"elapsed": str(self._elapsed), "new": str(new)}
+        about = {"elapsed": str(self._elapsed), "new": str(new), "run": run_digest(self._config["identity"])}
 
         def write(name: str) -> None:
             shared = shared_leaf(self._config)
@@ -82,7 +89,7 @@ class Committer:
         small = self._small(ours=ours)
         if len(small) < COMPACT_AT:
             return
-        tokens = dict(read_texts(self._folder))
+        tokens = dict(read_texts(self._folder, self._config["identity"]))
 
         def read(name: str) -> tuple[list[TextResult], int]:
             texts = read_part(self._folder, name, tokens, shared_leaf(self._config), self._arrays)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from onestep_jax.errors import UserError
 from onestep_jax.store.results import Results
-from onestep_jax.store.storage import writing
+from onestep_jax.store.storage import replace, writing
 
 FORMAT = "1"
 
@@ -29,6 +28,8 @@ def write_safetensors(results: Results, path: Path) -> None:
     """
     from safetensors.numpy import save
 
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give a file in it, such as {path / 'vectors.safetensors'}")
     if not len(results):
         raise UserError("nothing to export: the run has no finished text yet")
     lengths = np.array([len(text.tokens) for text in results], np.int32)
@@ -38,10 +39,8 @@ def write_safetensors(results: Results, path: Path) -> None:
     tensors |= {"steps": results.steps.astype(np.int32)} | ({"prefix": prefix} if prefix.size else {})
     metadata = {"format": FORMAT, "model": results.source, "fingerprint": results.model}
     metadata |= {"scheme": json.dumps(dict(results.scheme)), "text_ids": json.dumps([text.text_id for text in results])}
-    neighbour = path.with_name(path.name + ".tmp")
     with writing(path):
-        neighbour.write_bytes(save(tensors, metadata))
-        os.replace(neighbour, path)
+        replace(path, save(tensors, metadata))
 
 
 def _padded(ids: Sequence[np.ndarray]) -> np.ndarray:

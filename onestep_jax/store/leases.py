@@ -21,14 +21,23 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from onestep_jax.errors import UserError
+from msgspec.structs import asdict
+
+from onestep_jax.errors import Damaged, UserError
 from onestep_jax.store.names import parse
-from onestep_jax.store.sessions import UNKNOWN, Owner, this_process
-from onestep_jax.store.storage import create, entries, read_text, remove, replace
+from onestep_jax.store.records import parse as parse_json
+from onestep_jax.store.sessions import SMALL, UNKNOWN, Owner, this_process
+from onestep_jax.store.storage import create, entries, read_bytes, remove, replace
 
 BEAT = 5.0  # seconds between two signs of life
 LEASE = 30.0  # seconds without one after which a lease has run out
 LOOK = 1.0  # seconds between looks at the lease of somebody else
+
+
+class Lease(Owner, frozen=True):
+    """The content of a lease: its holder, and how often it was renewed, −1 once it is given back."""
+
+    beats: int
 
 
 @contextlib.contextmanager
@@ -66,7 +75,7 @@ def leaseholder(folder: Path) -> Owner | None:
     """Who has renewed the lease of late, by this machine's clock, or None."""
     newest = _newest(folder)
     try:
-        if newest is None or _is_over(content := read_text(newest)):
+        if newest is None or _is_over(content := read_bytes(newest, SMALL)):
             return None
         return _owner(content) if time.time() - newest.stat().st_mtime < LEASE else None
     except FileNotFoundError:  # another has taken it over in this moment
@@ -117,27 +126,28 @@ def _beat(lease: Path, ours: Owner, done: threading.Event) -> None:
 
 
 def _content(owner: Owner, beats: int) -> bytes:
-    """Of a lease; −1 beats for one that is given back."""
-    return (json.dumps({**owner._asdict(), "beats": beats}) + "\n").encode()
+    return (json.dumps({**asdict(owner), "beats": beats}) + "\n").encode()
 
 
-def _read(lease: Path) -> str | None:
+def _read(lease: Path) -> bytes | None:
     try:
-        return read_text(lease)
+        return read_bytes(lease, SMALL)
     except FileNotFoundError:
         return None
 
 
-def _is_over(content: str) -> bool:
+def _lease(content: bytes) -> Lease | None:
+    """None for one that is damaged: it counts while it is rewritten, whatever it holds."""
     try:
-        return json.loads(content)["beats"] < 0
-    except (ValueError, TypeError, KeyError):
-        return False
+        return parse_json(content, Lease, Path("lock"), "lease", "")
+    except Damaged:
+        return None
 
 
-def _owner(content: str) -> Owner:
-    try:
-        found = json.loads(content)
-        return Owner(*(found[name] for name in Owner._fields))
-    except (ValueError, TypeError, KeyError):
-        return UNKNOWN
+def _is_over(content: bytes) -> bool:
+    lease = _lease(content)
+    return lease is not None and lease.beats < 0
+
+
+def _owner(content: bytes) -> Owner:
+    return _lease(content) or UNKNOWN

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from onestep_jax.errors import Unreadable, UserError
-from onestep_jax.store.storage import entries, one_line, read_through
+from onestep_jax.store.storage import entries, is_local, one_line, read_through
 
 _T = TypeVar("_T")
 PAUSES = (0.1, 0.4)  # seconds before each further attempt of a read that the storage refused
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+NOTHING = "nothing is there"
+_IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def patiently(path: Path, read: Callable[[Path], _T]) -> _T:
@@ -31,7 +36,7 @@ def patiently(path: Path, read: Callable[[Path], _T]) -> _T:
             raise
         except Exception as error:
             refused = _refusal(path, error)
-            if refused is None and (attempt or isinstance(error, _ABSENT)):
+            if refused is None and (attempt or _is_absent(error)):
                 raise
         if refused is not None:
             time.sleep(pause)
@@ -43,15 +48,39 @@ def patiently(path: Path, read: Callable[[Path], _T]) -> _T:
 
 def _refusal(path: Path, error: Exception) -> OSError | None:
     """The refusal of the storage behind an error; pyarrow, Orbax and tensorstore may each call it what they like."""
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, _ABSENT):
+    if isinstance(error, OSError) and error.errno is not None and not _is_absent(error):
         return error
     try:
         read_through(path)
-    except _ABSENT:
-        return None
     except OSError as found:
-        return found
+        return None if _is_absent(found) else found
     return None
+
+
+def _is_absent(error: Exception) -> bool:
+    """Whether an error says that nothing of the kind is there, or can be."""
+    return isinstance(error, _ABSENT) or (isinstance(error, OSError) and error.errno in _IMPOSSIBLE)
+
+
+def no_folder(path: Path) -> str:
+    """Why a path is no folder, empty if it is one; in an object store, where folders are only names, always empty.
+
+    Raises:
+      Unreadable: if the file system does not say.
+    """
+    if not is_local(path):
+        return ""
+    try:
+        found = patiently(path, os.stat)
+    except (FileNotFoundError, NotADirectoryError):
+        return NOTHING
+    except OSError as error:
+        return error.strerror or one_line(error)
+    except ValueError:
+        return "no file can have this name"
+    if stat.S_ISDIR(found.st_mode):
+        return ""
+    return "it is a file" if stat.S_ISREG(found.st_mode) else "it is a device, pipe or socket"
 
 
 def listing(folder: Path) -> list[Path]:

@@ -14,10 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from onestep_jax.errors import UserError
+from msgspec.structs import asdict
+
+from onestep_jax.errors import Damaged, UserError
 from onestep_jax.store.leases import leased, leaseholder
 from onestep_jax.store.listing import patiently
-from onestep_jax.store.sessions import UNKNOWN, Owner, last_number, this_process
+from onestep_jax.store.records import parse
+from onestep_jax.store.sessions import SMALL, UNKNOWN, Owner, last_number, this_process
 from onestep_jax.store.storage import is_local
 
 PATIENCE = 0.5  # seconds; a reader that looks whether a lock is held has it for a moment
@@ -41,12 +44,12 @@ def locked(folder: Path) -> Iterator[int]:
     try:
         while not _locked(descriptor, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                owner = _owner(descriptor)
+                owner = _owner(path, descriptor)
                 named = owner or "owner unknown"
                 raise UserError(f"{path.parent}: another process works on this run ({named}); {_cure(path, owner)}")
             time.sleep(0.05)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, (json.dumps(this_process()._asdict()) + "\n").encode(), 0)
+        os.pwrite(descriptor, (json.dumps(asdict(this_process())) + "\n").encode(), 0)
         yield last_number(folder) + 1
     finally:
         os.close(descriptor)
@@ -62,7 +65,7 @@ def holder(path: Path) -> Owner | None:
         return None
     try:
         free = _locked(descriptor, fcntl.LOCK_SH)
-        return None if free else _owner(descriptor) or UNKNOWN
+        return None if free else _owner(path, descriptor) or UNKNOWN
     finally:
         os.close(descriptor)
 
@@ -74,15 +77,18 @@ def _locked(descriptor: int, kind: int) -> bool:
     return False
 
 
-def _owner(descriptor: int) -> Owner | None:
+def _owner(path: Path, descriptor: int) -> Owner | None:
+    """Whom the lock file names, None where it is damaged: the lock itself is that of the operating system."""
     try:
-        return Owner(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError):
+        return parse(os.pread(descriptor, SMALL, 0), Owner, path, "lock", "")
+    except (Damaged, IsADirectoryError):
         return None
 
 
 def _cure(path: Path, owner: Owner | None) -> str:
-    if owner is None or owner.host != os.uname().nodename:
+    if owner is None:
+        return f"wait for it, or find it with `fuser {path}` and end it; on another host, stop it there"
+    if owner.host != os.uname().nodename:
         gone = f"if that host is gone for good, delete {path}: should the other live on, it notices and stops"
         return f"wait for it or stop it there; {gone}"
     try:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -105,21 +106,37 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     context = ocp.Context()
     context.array.saving.use_compression = False  # vectors hardly shrink, and a flipped bit stays in its own row
-    with _ORBAX, _quiet(), context:
-        ocp.save(str(path.resolve()), dict(arrays))
+    with _ORBAX, _quiet(), context, _by_plain_name(path) as name:
+        ocp.save(name, dict(arrays))
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
-    with _ORBAX, _quiet() as said:
-        described: Any = ocp.metadata(str(path.resolve())).metadata
+    with _ORBAX, _quiet() as said, _by_plain_name(path) as name:
+        described: Any = ocp.metadata(name).metadata
         if described is None:
             reason = f": {said[-1]}" if said else ""
             raise ValueError(f"the description of the arrays cannot be read{reason}")
-        target = {name: np.zeros(entry.shape, entry.dtype) for name, entry in described.items()}
-        loaded: Any = ocp.load(str(path.resolve()), target)
-    return {name: np.asarray(array) for name, array in loaded.items()}
+        target = {leaf: np.zeros(entry.shape, entry.dtype) for leaf, entry in described.items()}
+        loaded: Any = ocp.load(name, target)
+    return {leaf: np.asarray(array) for leaf, array in loaded.items()}
+
+
+@contextlib.contextmanager
+def _by_plain_name(path: Path) -> Iterator[str]:
+    """A name of a path that Orbax reads as that path.
+
+    It takes brackets and backslashes for patterns, "gs:" for an address, and refuses what is not UTF-8. A path with
+    more than plain letters is reached by a link from a scratch folder.
+    """
+    whole = path.resolve()
+    if re.fullmatch(r"[\w./ -]+", str(whole)) and str(whole).isascii():
+        yield str(whole)
+        return
+    with tempfile.TemporaryDirectory(prefix="onestep-") as scratch:
+        (Path(scratch) / "folder").symlink_to(whole.parent, target_is_directory=True)
+        yield str(Path(scratch).resolve() / "folder" / whole.name)
 
 
 @contextlib.contextmanager

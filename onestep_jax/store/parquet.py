@@ -8,6 +8,8 @@ from typing import Any
 
 from onestep_jax.store.storage import replace
 
+MOST_ROWS = 2**26
+
 
 def write_rows(
     path: Path,
@@ -27,10 +29,18 @@ def write_rows(
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """Rows of a Parquet table, its checksums verified."""
+    """Rows of a Parquet table, its checksums verified.
+
+    Raises:
+      ValueError: if it says that it has more rows than a run can; a few bytes can say so.
+    """
     import pyarrow.parquet as pq
 
     with path.open("rb") as file:
+        count = pq.read_metadata(file).num_rows
+        if not 0 <= count <= MOST_ROWS:
+            raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {count:,}")
+        file.seek(0)
         return pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist()
 
 

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import Unreadable, UserError
+from onestep_jax.errors import Damaged, Unreadable, UserError
 from onestep_jax.store.listing import patiently
 from onestep_jax.store.names import remove_all
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parquet import count_rows, read_about, read_rows, write_rows
+from onestep_jax.store.records import mismatch
+from onestep_jax.store.records.kinds import IdRow, ResultRow, TrialRow
 from onestep_jax.store.results import TextResult, Trial
 from onestep_jax.store.storage import one_line
 
@@ -112,10 +114,17 @@ def scan_part(folder: Path, name: str, tokens: Mapping[str, np.ndarray], shared:
     if any(count != len(rows) for count in stored):
         told = f"{len(rows)} rows for vectors of {stored} texts"
         raise UserError(f"{files['results']}: damaged part of the run ({told}); {_texts(ids)}; {PART_CURE}")
+    read_times(folder, name)
     scan = Scan([], {})
     for text_id, row in zip(ids, rows, strict=True):
         if text_id not in tokens:
             scan.problems[text_id] = "a text that is none of this run"
+            continue
+        told = mismatch(row, ResultRow) or next(
+            filter(None, (mismatch(trial, TrialRow) for trial in trials_of.get(text_id, []))), ""
+        )
+        if told:
+            scan.problems[text_id] = f"its row or curves are damaged: {told}"
             continue
         try:
             text = _text(row, tokens[text_id], trials_of.get(text_id, []), leaves, shared)
@@ -127,13 +136,22 @@ def scan_part(folder: Path, name: str, tokens: Mapping[str, np.ndarray], shared:
     return scan
 
 
-def read_part_table(path: Path, columns: list[str] | None = None, ids: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a table of a part; `ids` are the texts that are lost where it is damaged, as far as known.
+def read_part_table(path: Path, kind: type[IdRow] | None = None, *, ids: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a table of a part.
+
+    Args:
+      path: of the table.
+      kind: declared type of a row, to read its columns alone; by default all columns are read and none is checked.
+      ids: texts that are lost where the table is damaged, as far as known.
 
     Raises:
       UserError: if it is missing or damaged.
     """
-    return _read(path, lambda path: read_rows(path, columns), ids)
+    columns = None if kind is None else list(kind.__struct_fields__)
+    rows = _read(path, lambda path: read_rows(path, columns), ids)
+    if kind is not None and (told := mismatch(rows, list[kind])):
+        raise Damaged(f"{path}: damaged part of the run ({told}); {PART_CURE}")
+    return rows
 
 
 def read_times(folder: Path, name: str) -> tuple[int, float]:
@@ -145,7 +163,7 @@ def read_times(folder: Path, name: str) -> tuple[int, float]:
 
     def read(path: Path) -> tuple[int, float]:
         about = read_about(path)
-        return int(about["new"]), float(about["elapsed"])
+        return int(about.get("new", 0)), float(about.get("elapsed", 0.0))
 
     return _read(part_files(folder, name)["results"], read, [])
 
@@ -157,6 +175,15 @@ def count_texts(folder: Path, name: str) -> int:
       UserError: if the part is damaged or gone.
     """
     return _read(part_files(folder, name)["results"], count_rows, [])
+
+
+def read_run(folder: Path, name: str) -> str:
+    """Digest of the identity of the run that a part was written for, empty in one of a version that did not say so.
+
+    Raises:
+      UserError: if the part is damaged or gone.
+    """
+    return _read(part_files(folder, name)["results"], lambda path: read_about(path).get("run", ""), [])
 
 
 def checksum(text: TextResult) -> int:
@@ -195,7 +222,7 @@ def _read(path: Path, read: Callable[[Path], Any], ids: Sequence[str]) -> Any:
     except Exception as error:  # of pyarrow, Orbax and tensorstore, each with kinds of its own
         lost = _texts(ids) if ids else "which texts it holds cannot be told"
         told = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{path}: damaged part of the run ({told}); {lost}; {PART_CURE}") from error
+        raise Damaged(f"{path}: damaged part of the run ({told}); {lost}; {PART_CURE}") from error
 
 
 def _texts(ids: Iterable[str]) -> str:

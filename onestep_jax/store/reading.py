@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from onestep_jax.errors import Unreadable, UserError
-from onestep_jax.store.listing import each_of, patiently
-from onestep_jax.store.names import committed
+from onestep_jax.errors import Damaged, UserError
+from onestep_jax.store.listing import NOTHING, each_of, listing, no_folder
+from onestep_jax.store.names import FOLDERS, committed
 from onestep_jax.store.orbax_arrays import Arrays
-from onestep_jax.store.parquet import read_rows
 from onestep_jax.store.parts import part_files, read_part, read_part_table
+from onestep_jax.store.records import checked, plain_json, read_content, read_table
+from onestep_jax.store.records.kinds import ConfigKind, SummaryRow, TextRow
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.store.storage import read_text, run_path
+from onestep_jax.store.storage import run_path
+from onestep_jax.tokens import texts_digest
 
 FORMAT = 3
-_SUMMARY = ["index", "text_id", "accuracy", "steps", "status"]
+RESTORE = "put it back from a copy; or move it away, and the same onestep fit writes it again"
+_WHAT = "description"
+TEXTS_CURE = "the same onestep fit writes it again"
 _T = TypeVar("_T")
 
 
@@ -43,41 +47,63 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: if there is none, or one that this version cannot read.
     """
-    return read_description(folder / "config.json", kind="run", absent="no run directory", version=FORMAT)
+    described = find_config(folder)
+    if described is None:
+        reason = no_folder(folder) or "no config.json"
+        raise UserError(f"{folder}: no run directory ({reason}); give the folder that onestep fit --run made")
+    return described
 
 
 def find_config(folder: Path) -> dict[str, Any] | None:
     """config.json of a run directory, None where there is none yet.
 
     Raises:
-      UserError: if there is one that this version cannot read.
+      UserError: if there is one that this version cannot read, or no folder can be there.
     """
-    return read_config(folder) if (folder / "config.json").exists() else None
+    reason = no_folder(folder)
+    if reason and reason != NOTHING:
+        raise UserError(f"{folder}: no run directory ({reason}); give another path")
+    described = read_description(folder / "config.json", ConfigKind, kind="run", version=FORMAT, cure=RESTORE)
+    if described is not None:
+        _check_folders(folder)
+    return described
 
 
-def read_description(path: Path, *, kind: str, absent: str, version: int) -> dict[str, Any]:
-    """A JSON object that describes a folder.
+def _check_folders(folder: Path) -> None:
+    """Refuse a run whose results are out of the way: what is not committed counts as never made, and is swept away."""
+    for kind in FOLDERS:
+        reason = no_folder(folder / kind)
+        if reason not in ("", NOTHING):
+            raise Damaged(f"{folder / kind}: damaged run: expected a folder ({reason}); move away what is in the way")
+    if no_folder(folder / "results") and listing(folder / "embeddings"):
+        told = "it is missing, and embeddings/ has vectors of recorded texts"
+        raise Damaged(
+            f"{folder / 'results'}: damaged run: {told}; put it back, or delete embeddings/ as well to fit again"
+        )
+
+
+def read_description(path: Path, shape: Any, *, kind: str, version: int, cure: str) -> dict[str, Any] | None:
+    """A JSON object that describes a folder, None if there is no such file.
 
     Args:
       path: of the file in that folder.
+      shape: the declared type of the object.
       kind: what it describes, for messages.
-      absent: what the folder is without the file, for messages.
       version: the number under "format" that this version reads.
+      cure: where it is damaged, for messages.
 
     Raises:
-      UserError: if the file is missing, is not valid JSON, or has another format.
+      UserError: if the file is damaged or has another format.
     """
     try:
-        described = json.loads(patiently(path, read_text))
-    except Unreadable:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent}: {absent} (no {path.name})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+        content = read_content(path, _WHAT, cure, limit=2**24)
+    except OSError:  # it is not there, or cannot be: a refusal of the storage is an `Unreadable`
+        return None
+    described = plain_json(content, path, _WHAT, cure)
     found = described.get("format") if isinstance(described, dict) else None
     if found != version:
         raise UserError(f"{path.parent}: {kind} format {found!r}; this version reads {version}")
+    checked(described, shape, path, _WHAT, cure)
     return described
 
 
@@ -86,25 +112,41 @@ def shared_leaf(config: Mapping[str, Any]) -> str | None:
     return config["identity"]["scheme"].get("share")
 
 
-def read_texts(folder: Path) -> list[tuple[str, np.ndarray]]:
+def read_texts(folder: Path, identity: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     """(text_id, token ids int32) of a run's texts in source order, finished or not.
 
     Raises:
-      UserError: if the table is damaged or missing.
+      UserError: if the table is damaged or missing, or has other texts than the identity of the run.
     """
-    return _ids_of_texts(folder, "tokens")
-
-
-def _ids_of_texts(folder: Path, column: str) -> list[tuple[str, np.ndarray]]:
-    """(text_id, ids int32) of a column of texts.parquet, in source order."""
     path = folder / "texts.parquet"
+    texts = [(row.text_id, np.asarray(row.tokens, np.int32)) for row in _text_rows(path)]
+    found = texts_digest(text_id for text_id, _ in texts)
+    if "texts" in identity and found != identity["texts"]:
+        told = f"{len(texts)} texts of digest {found}, expected those of {identity['texts']}"
+        raise Damaged(f"{path}: not the texts of this run ({told}); {TEXTS_CURE}")
+    return texts
+
+
+def holds_texts(folder: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the table of texts is whole and has these rows, see `TextRow`.
+
+    Raises:
+      Unreadable: if the storage refuses it.
+    """
     try:
-        return [(row["text_id"], np.asarray(row[column], np.int32)) for row in patiently(path, read_rows)]
-    except Unreadable:
-        raise
-    except Exception as error:  # of pyarrow, with kinds of its own
-        cure = "delete it, and the same onestep fit writes it again"
-        raise UserError(f"{path}: damaged ({type(error).__name__}); {cure}") from error
+        found = _text_rows(folder / "texts.parquet")
+    except Damaged:
+        return False
+    return len(found) == len(rows) and all(
+        row.text_id == given["text_id"]
+        and np.array_equal(row.tokens, given["tokens"])
+        and np.array_equal(row.prefix or (), given.get("prefix", ()))
+        for row, given in zip(found, rows, strict=True)
+    )
+
+
+def _text_rows(path: Path) -> list[TextRow]:
+    return read_table(path, TextRow, "table of texts", TEXTS_CURE)
 
 
 def read_prefixes(folder: Path, identity: Mapping[str, Any]) -> Callable[[str], np.ndarray]:
@@ -114,7 +156,11 @@ def read_prefixes(folder: Path, identity: Mapping[str, Any]) -> Callable[[str], 
       UserError: as `read_texts`.
     """
     if "prefixes" in identity:
-        return dict(_ids_of_texts(folder, "prefix")).__getitem__
+        path = folder / "texts.parquet"
+        found = {row.text_id: row.prefix for row in _text_rows(path)}
+        if None in found.values():
+            raise Damaged(f"{path}: damaged table of texts: field prefix: expected the ids of each text; {TEXTS_CURE}")
+        return {text_id: np.asarray(prefix, np.int32) for text_id, prefix in found.items()}.__getitem__
     common = np.asarray(identity["scheme"].get("prefix", ()), np.int32)
     return lambda _: common
 
@@ -142,7 +188,8 @@ def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
     """
     folder, arrays = run_path(folder), arrays or Arrays()
     config = read_config(folder)
-    identity, tokens = config["identity"], dict(read_texts(folder))
+    identity = config["identity"]
+    tokens = dict(read_texts(folder, identity))
     parts = each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))
     found: dict[str, TextResult] = {text.text_id: text for part in parts for text in part}
     ordered = with_prefixes(found.values(), read_prefixes(folder, identity))
@@ -155,7 +202,7 @@ def read_summary(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: if a results table is damaged.
     """
-    parts = each_part(folder, lambda name: read_part_table(part_files(folder, name)["results"], _SUMMARY))
+    parts = each_part(folder, lambda name: read_part_table(part_files(folder, name)["results"], SummaryRow))
     found = {row["text_id"]: row for part in parts for row in part}
     return dict(sorted(found.items(), key=lambda item: item[1]["index"]))
 

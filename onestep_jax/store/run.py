@@ -35,15 +35,19 @@ from onestep_jax.store.locks import locked
 from onestep_jax.store.names import FOLDERS, claim_name, left_name
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parquet import write_rows
+from onestep_jax.store.parts import read_run
 from onestep_jax.store.reading import (
     FORMAT,
     check_identity,
+    find_config,
+    holds_texts,
+    part_names,
     read_config,
     read_results,
     read_summary,
 )
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.store.saved_states import own_states, read_arrays
+from onestep_jax.store.saved_states import own_states, read_arrays, run_digest, state_names
 from onestep_jax.store.sessions import Session, begin_session, check_session, is_present, read_session
 from onestep_jax.store.storage import create, make_folder, replace, writing
 
@@ -216,15 +220,17 @@ def open_run(
       apart: save and load arrays in a process of its own, as is needed where this one has joined `jax.distributed`.
 
     Raises:
-      UserError: if another process works on it, it belongs to a run of another identity, or it cannot be written.
+      UserError: if another process works on it, it holds results or saved work of another identity, or it cannot be
+        written.
     """
+    find_config(folder)
     found = {path.name.removesuffix(".tmp") for path in listing(folder)}
     if found - _OURS and "config.json" not in found:
         raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
     with writing(folder), ExitStack() as lock:
         make_folder(folder)
         number = lock.enter_context(locked(folder))
-        _create(folder, identity, settings, texts, prefixes)
+        _describe(folder, identity, settings, texts, prefixes)
         session = begin_session(folder, number, processes, block)
         sweep_away(folder)
         warn_of_foreign(folder)
@@ -248,23 +254,45 @@ def join_run(folder: Path, identity: Mapping[str, Any], process: int, *, apart: 
     return Run(folder, session, process, apart=apart)
 
 
-def _create(
+def _describe(
     folder: Path,
     identity: Mapping[str, Any],
     settings: Mapping[str, Any],
     texts: Sequence[tuple[str, np.ndarray]],
     prefixes: Sequence[np.ndarray],
 ) -> None:
-    """Write the description of a run and its texts where they are missing; refuse those of another run."""
-    if (folder / "config.json").exists():
-        check_identity(folder, read_config(folder)["identity"], identity)
+    """Write the description of a run and its texts where they are missing or nothing was kept under another one.
+
+    Texts first: whatever a kill leaves, the next call compares both again.
+    """
+    described, parts = find_config(folder), part_names(folder)
+    if described is None:
+        _check_parts(folder, parts, run_digest(identity))
+    elif parts or state_names(folder):
+        check_identity(folder, described["identity"], identity)
     for name in FOLDERS:
         make_folder(folder / name)
-    if not (folder / "texts.parquet").exists():
-        rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
-        if prefixes:
-            rows = [{**row, "prefix": prefix} for row, prefix in zip(rows, prefixes, strict=True)]
+    rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
+    if prefixes:
+        rows = [{**row, "prefix": prefix} for row, prefix in zip(rows, prefixes, strict=True)]
+    if not holds_texts(folder, rows):
         write_rows(folder / "texts.parquet", rows)
-    if not (folder / "config.json").exists():
-        described = {"format": FORMAT, "identity": identity, "settings": settings}
-        replace(folder / "config.json", (json.dumps(described, indent=2) + "\n").encode())
+    if described is None or described["identity"] != json.loads(json.dumps(identity)):
+        written = {"format": FORMAT, "identity": identity, "settings": settings}
+        replace(folder / "config.json", (json.dumps(written, indent=2) + "\n").encode())
+
+
+def _check_parts(folder: Path, parts: Sequence[str], run: str) -> None:
+    """Refuse to describe anew a folder with results, unless they say that they are of this run.
+
+    Raises:
+      UserError: naming what to do.
+    """
+    others = [name for name in parts if read_run(folder, name) != run]
+    if others:
+        told = (
+            f"config.json is missing, and the recorded part {others[0]} is not known to be of a run with these settings"
+        )
+        raise UserError(
+            f"{folder}: {told}; put config.json back, give the settings of that run, or --run another folder"
+        )

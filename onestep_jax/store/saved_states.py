@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import Unreadable, UserError
+from onestep_jax.errors import Damaged, Unreadable, UserError
 from onestep_jax.store.listing import each_of, patiently
-from onestep_jax.store.names import committed, remove_all
+from onestep_jax.store.names import committed, listed, remove_all
 from onestep_jax.store.orbax_arrays import Arrays
-from onestep_jax.store.storage import one_line, read_text, replace
+from onestep_jax.store.records import checked, plain_json, read_content
+from onestep_jax.store.records.kinds import StateKind
+from onestep_jax.store.storage import one_line, replace
 
 STATE_CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 
@@ -51,9 +54,14 @@ class Origin(NamedTuple):
     texts: Sequence[tuple[str, np.ndarray]]
 
 
+def run_digest(identity: Mapping[str, Any]) -> str:
+    """What parts and states of a run are known by."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def origin(identity: Mapping[str, Any], texts: Sequence[tuple[str, np.ndarray]]) -> Origin:
-    """What states of a run are known by."""
-    return Origin(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16], texts)
+    """The run of an identity and texts."""
+    return Origin(run_digest(identity), texts)
 
 
 def state_names(folder: Path) -> list[str]:
@@ -93,15 +101,14 @@ def read_state(folder: Path, name: str) -> State:
     """
     path = folder / "state" / f"{name}.json"
     try:
-        content = json.loads(patiently(path, read_text))
-        state = State(**content["state"], run=content.get("run", ""), text_ids=content.get("text_ids", {}))
-        if _text_checksum(content["state"]) != content["checksum"]:
-            raise ValueError("its content differs from its checksum")
-        return state
-    except Unreadable:
-        raise
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged saved state ({type(error).__name__}: {error}); {STATE_CURE}") from error
+        content = plain_json(read_content(path, "saved state", STATE_CURE), path, "saved state", STATE_CURE)
+    except FileNotFoundError as error:
+        raise Damaged(f"{path}: damaged saved state (it is gone); {STATE_CURE}") from error
+    checked(content, StateKind, path, "saved state", STATE_CURE)
+    if _text_checksum(content["state"]) != content["checksum"]:
+        raise Damaged(f"{path}: damaged saved state (its content differs from its checksum); {STATE_CURE}")
+    held = {key: content["state"][key] for key in ("record", "elapsed", "checksums")}
+    return State(**held, run=content.get("run", ""), text_ids=content.get("text_ids", {}))
 
 
 def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]:
@@ -119,27 +126,41 @@ def read_arrays(folder: Path, name: str, store: Arrays) -> dict[str, np.ndarray]
         raise
     except Exception as error:  # of Orbax and tensorstore, each with kinds of its own
         told = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{path}: damaged saved state ({told}); {STATE_CURE}") from error
+        raise Damaged(f"{path}: damaged saved state ({told}); {STATE_CURE}") from error
     wrong = [key for key in sums if key not in arrays or _checksum(arrays[key]) != sums[key]]
     if wrong:
-        raise UserError(f"{path}: damaged saved state: {wrong[0]} differs from its checksum; {STATE_CURE}")
+        raise Damaged(f"{path}: damaged saved state: {wrong[0]} differs from its checksum; {STATE_CURE}")
     return arrays
 
 
 def own_states(folder: Path, of: Origin, store: Arrays) -> tuple[list[tuple[str, State]], dict[str, str]]:
     """(name, state) of the states that come from a run, newest first, and what speaks against each other one.
 
+    A damaged one is among the others: it costs what it held, and nothing else.
+
     Raises:
-      UserError: if one cannot be read.
+      Unreadable: if the storage refuses one.
     """
 
-    def read(name: str) -> tuple[State, str]:
+    def read(name: str) -> tuple[State | None, str]:
         state = read_state(folder, name)
         return state, doubt(folder, name, state, of, store)
 
-    found = each_of(lambda: state_names(folder), read)
-    ours = [(name, state) for name, (state, against) in reversed(found.items()) if not against]
+    def failed(_: str, error: UserError) -> tuple[State | None, str]:
+        if not isinstance(error, Damaged):
+            raise error
+        return None, str(error).removesuffix(f"; {STATE_CURE}")
+
+    found = each_of(lambda: state_names(folder), read, failed)
+    ours = [(name, state) for name, (state, against) in reversed(found.items()) if state and not against]
     return ours, {name: against for name, (_, against) in found.items() if against}
+
+
+def warn_of_others(folder: Path, others: Mapping[str, str]) -> None:
+    """Say which states are left aside, and why: `others` as `own_states` gives them."""
+    if others:
+        told = f"saved state {listed(list(others))} is left aside: {next(iter(others.values()))}"
+        warnings.warn(f"{folder}: {told}; {STATE_CURE}", stacklevel=2)
 
 
 def doubt(folder: Path, name: str, state: State, of: Origin, store: Arrays) -> str:
@@ -151,13 +172,13 @@ def doubt(folder: Path, name: str, state: State, of: Origin, store: Arrays) -> s
     Raises:
       UserError: if the arrays of such a state cannot be read.
     """
+    known = len(_text_ids(state.record, of)) == len(_indices(state.record))
     if state.run:
-        same = (state.run, state.text_ids) == (of.run, _text_ids(state.record, of))
+        same = known and (state.run, state.text_ids) == (of.run, _text_ids(state.record, of))
         return "" if same else "it is of another run, or of other texts"
     tasks = state.record.get("tasks", ())
     if not tasks:
         return "it does not say of which run it is" if state.record.get("outcomes") else ""
-    known = len(_text_ids(state.record, of)) == len(_indices(state.record))
     arrays = read_arrays(folder, name, store) if known else {}
     held = any(_holds(array, tasks, of.texts) for array in arrays.values())
     return "" if held else "its tokens are not those of the texts of this run"

@@ -15,20 +15,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from onestep_jax.errors import Unreadable, UserError
-from onestep_jax.store.listing import patiently
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from onestep_jax.errors import Damaged, UserError
 from onestep_jax.store.names import age, committed, part_name
-from onestep_jax.store.storage import read_text, replace
+from onestep_jax.store.records import read_json
+from onestep_jax.store.records.kinds import Positive, ProcessId
+from onestep_jax.store.storage import replace
 
 _FILE = "session.json"
+SMALL = 2**16  # bytes of a file that says who is at work
 
 
-class Owner(NamedTuple):
+class Owner(Struct, frozen=True):
     """Who holds a lock: process id, host, when it began (UTC) and its command line."""
 
-    pid: int
+    pid: ProcessId
     host: str
     since: str
     command: str
@@ -69,7 +74,7 @@ def _commit(file: Path) -> str | None:
         return None
 
 
-class Session(NamedTuple):
+class Session(Struct, frozen=True):
     """One opening of a run directory for writing.
 
     Attributes:
@@ -79,10 +84,10 @@ class Session(NamedTuple):
       pid, host, since, command: of the process that began it; `since` is in UTC and serves people only.
     """
 
-    number: int
-    processes: int
-    block: int
-    pid: int
+    number: Positive
+    processes: Positive
+    block: Positive
+    pid: ProcessId
     host: str
     since: str
     command: str
@@ -97,36 +102,43 @@ class Session(NamedTuple):
 
 
 def read_session(folder: Path) -> Session | None:
-    """The present or last session, or None before the first and where the file is damaged: the next one mends it.
+    """The present or last session, or None before the first.
 
     Raises:
+      Damaged: if the file is; the next session mends it.
       Unreadable: if the storage refuses the file.
     """
     try:
-        return Session(**json.loads(patiently(folder / _FILE, read_text)))
-    except Unreadable:
-        raise
-    except (FileNotFoundError, ValueError, TypeError):
+        return read_json(folder / _FILE, Session, "session", "the same onestep fit writes it again", SMALL)
+    except FileNotFoundError:
+        return None
+
+
+def _whole_session(folder: Path) -> Session | None:
+    """As `read_session`, None also where the file is damaged."""
+    try:
+        return read_session(folder)
+    except Damaged:
         return None
 
 
 def last_number(folder: Path) -> int:
     """Of the sessions so far, or 0: the highest in session.json and in the names of parts and states."""
-    before = read_session(folder)
+    before = _whole_session(folder)
     names = committed(folder, "results") + committed(folder, "state")
     return max([before.number if before else 0, *(age(name)[0] for name in names)])
 
 
 def begin_session(folder: Path, number: int, processes: int, block: int) -> Session:
     """Begin the session whose number the lock has given."""
-    session = Session(number, processes, block, **this_process()._asdict())
-    replace(folder / _FILE, (json.dumps(session._asdict(), indent=2) + "\n").encode())
+    session = Session(number, processes, block, **asdict(this_process()))
+    replace(folder / _FILE, (json.dumps(asdict(session), indent=2) + "\n").encode())
     return session
 
 
 def is_present(folder: Path, ours: Session) -> bool:
     """Whether no other session has begun."""
-    now = read_session(folder)
+    now = _whole_session(folder)
     return now is not None and now.number == ours.number
 
 
@@ -137,7 +149,7 @@ def check_session(folder: Path, ours: Session) -> None:
       UserError: if another has begun.
     """
     if not is_present(folder, ours):
-        now = read_session(folder)
+        now = _whole_session(folder)
         other = f"process {now.pid} on {now.host}, session {now.number}" if now else f"{_FILE} is gone or damaged"
         raise UserError(
             f"{folder}: the run was taken over ({other}) from session {ours.number}; this process stops and writes "

@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from onestep_jax.store.locks import holder
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parts import read_times
 from onestep_jax.store.reading import each_part, read_config, read_summary, read_texts
-from onestep_jax.store.saved_states import origin, own_states, reached
+from onestep_jax.store.saved_states import origin, own_states, reached, warn_of_others
 from onestep_jax.store.sessions import Owner, Session, read_session
 
 
@@ -75,10 +77,11 @@ def read_status(folder: Path) -> Status:
     Raises:
       UserError: if it is none, or damaged.
     """
-    identity, texts = read_config(folder)["identity"], read_texts(folder)
+    identity = read_config(folder)["identity"]
+    texts = read_texts(folder, identity)
     order = [text_id for text_id, _ in texts]
     session, owner = read_session(folder), holder(folder / "lock")
-    states, _ = own_states(folder, origin(identity, texts), Arrays())
+    states, others = own_states(folder, origin(identity, texts), Arrays())
     recorded = read_summary(folder)  # after the states, so that a text is never in both
     far: dict[tuple[tuple[int, ...], int], float] = {}
     for _, state in states:
@@ -91,6 +94,7 @@ def read_status(folder: Path) -> Status:
     ]
     flights.sort(key=lambda flight: flight.index)
     seconds = {name: state.elapsed for name, state in states}
+    warn_of_others(folder, others)
     return Status(len(order), recorded, flights, session, owner, session and _an_hour(folder, session, seconds))
 
 
@@ -114,8 +118,8 @@ def status_json(status: Status) -> dict[str, Any]:
         "failures": status.failures,
         "in_flight": [dataclasses.asdict(flight) for flight in status.in_flight],
         "texts_an_hour": status.an_hour,
-        "session": status.session and status.session._asdict(),
-        "going": status.owner and status.owner._asdict(),
+        "session": status.session and asdict(status.session),
+        "going": status.owner and asdict(status.owner),
         "left": status.left,
         "outlook": status.outlook,
     }

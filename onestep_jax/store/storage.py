@@ -54,14 +54,14 @@ def local_folder(address: str) -> Path:
     return Path(address)
 
 
-def read_text(path: Path) -> str:
-    """Content of a small file.
+def read_bytes(path: Path, most: int) -> bytes:
+    """The first bytes of a file, at most so many.
 
     Raises:
       OSError: if it cannot be read.
     """
-    with _plain_errors(path):
-        return path.read_text(encoding="utf-8")
+    with _plain_errors(path), path.open("rb") as file:
+        return file.read(most)
 
 
 def replace(path: Path, content: bytes, check: Callable[[], None] | None = None) -> None:
@@ -73,14 +73,19 @@ def replace(path: Path, content: bytes, check: Callable[[], None] | None = None)
     if not is_local(path):
         _put(path, content, check or (lambda: None))
         return
-    neighbour = path.with_suffix(path.suffix + ".tmp")
-    with neighbour.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if check is not None:
-        check()
-    os.replace(neighbour, path)
+    neighbour = path.with_name(path.name + ".tmp")
+    try:
+        with neighbour.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check()
+        os.replace(neighbour, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            neighbour.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -234,13 +239,25 @@ def one_line(error: Exception) -> str:
     return f"{first[:300]}…" if len(first) > 300 else first or type(error).__name__
 
 
+_CURES = {
+    (errno.ENOSPC, errno.EDQUOT): "free some space",
+    (errno.ENOENT,): "make the folder that is missing",
+    (errno.EROFS,): "give a place that is not read-only",
+    (errno.EACCES, errno.EPERM): "allow writing there, or give another place",
+    (errno.ENAMETOOLONG,): "give a shorter name",
+    (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY): "move away what is in the way, or give another place",
+}
+
+
 def refusal(folder: Path, error: Exception) -> UserError:
-    """One clear line for what the storage said."""
+    """One clear line for what the storage said, with the cure that fits."""
     number = error.errno if isinstance(error, OSError) else None
-    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    reason = "the disk is full" if full else one_line(error)
-    cure = "everything recorded before is intact; free the path and run the same command again"
-    return UserError(f"{folder}: cannot write ({reason}); {cure}")
+    if "No space left" in str(error):
+        number = errno.ENOSPC
+    reason = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else one_line(error)
+    cure = next((cure for numbers, cure in _CURES.items() if number in numbers), "see that the place can be written")
+    intact = f"everything recorded before is intact; {cure} and run the same command again"
+    return UserError(f"{folder}: cannot write ({reason}); {intact}")
 
 
 @contextlib.contextmanager

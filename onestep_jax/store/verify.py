@@ -16,11 +16,19 @@ from onestep_jax.store.locks import locked
 from onestep_jax.store.names import age, foreign_files
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parts import Scan, checksum, part_files, scan_part
-from onestep_jax.store.reading import part_names, read_config, read_prefixes, read_texts, shared_leaf, with_prefixes
+from onestep_jax.store.reading import (
+    TEXTS_CURE,
+    part_names,
+    read_config,
+    read_prefixes,
+    read_texts,
+    shared_leaf,
+    with_prefixes,
+)
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.run import Run
 from onestep_jax.store.saved_states import Origin, doubt, origin, read_arrays, read_state, state_files, state_names
-from onestep_jax.store.sessions import begin_session
+from onestep_jax.store.sessions import begin_session, read_session
 from onestep_jax.store.storage import make_folder, move, writing
 from onestep_jax.tokens import text_ids
 
@@ -98,8 +106,10 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     Raises:
       UserError: if it is no run directory, its table of texts cannot be read, or the model is another one.
     """
-    config, order = read_config(folder), read_texts(folder)
-    identity, problems = config["identity"], _check_texts(order)
+    config = read_config(folder)
+    identity = config["identity"]
+    order = read_texts(folder, identity)
+    problems = _check_session(folder) + _check_texts(order)
     scans = _scan_parts(folder, dict(order), shared_leaf(config), progress)
     for name, scan in scans.items():
         for text_id, what in scan.problems.items():
@@ -121,12 +131,21 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     return Verification(*counts, problems, damaged, damaged_states, foreign_files(folder))
 
 
+def _check_session(folder: Path) -> list[Finding]:
+    try:
+        read_session(folder)
+    except UserError as error:
+        return [Finding("session.json", None, str(error))]
+    return []
+
+
 def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Finding]:
     """Token ids against the identities made from them."""
     made = text_ids([tokens for _, tokens in order])
     wrong = [text_id for (text_id, _), other in zip(order, made, strict=True) if text_id != other]
     return [
-        Finding("texts.parquet", text_id, "its token ids are not those that it is named after") for text_id in wrong
+        Finding("texts.parquet", text_id, f"its token ids are not those that it is named after; {TEXTS_CURE}")
+        for text_id in wrong
     ]
 
 

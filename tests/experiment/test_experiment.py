@@ -152,3 +152,15 @@ def test_a_card_goes_on_and_other_settings_are_refused(tiny, card, tmp_path):
     study = Study(tmp_path / "out", tiny, None, said.append)
     with pytest.raises(UserError, match=r"other settings .*'steps': 30.* there, .*'steps': 3.* here.*--out"):
         experiment.run_card("mine", card.config(True), study, "")
+
+
+def test_settings_that_fail_at_once_bind_nobody(tiny, card, tmp_path):
+    study = Study(tmp_path / "out", tiny, None, lambda _: None)
+    with pytest.raises(UserError, match="steps = 0"):
+        experiment.run_card("mine", dataclasses.replace(card.config(False), steps=0), study, "")
+    assert (tmp_path / "out" / "config.json").exists()
+    record = experiment.run_card("mine", card.config(True), study, "")
+    assert record["settings"]["steps"] == 3
+    (tmp_path / "out" / "config.json").write_text("[" * 1000)
+    with pytest.raises(UserError, match=r"out/config.json: damaged description: .*nested 1000 deep.*; delete it"):
+        experiment.run_card("mine", card.config(True), study, "")

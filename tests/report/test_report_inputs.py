@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+from pathlib import Path
 
 import pytest
 from pages import parse
@@ -65,12 +66,18 @@ def test_folders_that_are_none_are_refused(run, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text("[1]")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
     for folders, words in (
         ([tmp_path / "empty"], "no text is recorded yet"),
         ([run, tmp_path / "empty"], "empty: no text is recorded yet"),
         ([tmp_path / "bare"], "no run directory"),
         ([tmp_path / "nowhere"], "no run directory"),
-        ([tmp_path / "odd"], "config.json: belongs to no run and to no experiment"),
+        ([tmp_path / "odd"], r"odd/config.json: damaged description: expected object, got array; put it back"),
+        ([tmp_path / "other"], r"other/config.json: belongs to no run and to no experiment"),
+        ([tmp_path / "odd" / "config.json"], r"odd/config.json: no run directory .*\(it is a file\)"),
+        ([Path("/dev/null")], r"/dev/null: no run directory .*\(it is a device"),
+        ([tmp_path / ("x" * 256)], r"no run directory .*\(File name too long\)"),
         ([], "no folder"),
     ):
         with pytest.raises(UserError, match=words):

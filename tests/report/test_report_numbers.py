@@ -18,6 +18,7 @@ from onestep_jax.report.inputs import Found
 from onestep_jax.report.page import page_html
 from onestep_jax.store.reading import read_config
 from onestep_jax.store.run import open_run
+from onestep_jax.tokens import texts_digest
 
 
 def test_data_equals_the_run(page, run):
@@ -137,9 +138,8 @@ def test_a_page_holds_so_many_texts(run, monkeypatch):
 def test_results_of_a_failed_trial_are_shown(run, tmp_path):
     results, config = read_results(run), read_config(run)
     failed = dataclasses.replace(results[0], loss=math.nan, status="failed", nats=np.full(8, np.nan, np.float32))
-    with open_run(
-        tmp_path / "run", config["identity"], config["settings"], [(failed.text_id, failed.tokens)]
-    ) as opened:
+    identity = config["identity"] | {"texts": texts_digest([failed.text_id])}
+    with open_run(tmp_path / "run", identity, config["settings"], [(failed.text_id, failed.tokens)]) as opened:
         opened.append(Results((failed,), results.scheme, results.model).texts)
     page = parse(write_report([tmp_path / "run"], tmp_path / "out").page.read_text(encoding="utf-8"))
     row = page_data(page)["runs"][0]["texts"][0]

@@ -106,7 +106,7 @@ def test_a_state_may_be_replaced_under_a_reader_however_often(run, monkeypatch, 
             )
             remove_state(run, name)
 
-        replacing = Replacing(monkeypatch, states, "read_text", replace)
+        replacing = Replacing(monkeypatch, states, "read_state", replace)
         assert len(look(run)) == 1
         assert not replacing.left
 

@@ -36,7 +36,8 @@ def recorded(run):
 
 def saved_tasks(run):
     """The newest saved task of every unrecorded text, by its index."""
-    of = origin(read_config(run)["identity"], read_texts(run))
+    identity = read_config(run)["identity"]
+    of = origin(identity, read_texts(run, identity))
     records = [state.record for _, state in own_states(run, of, Arrays())[0]][:1]
     done = recorded(run)
     tasks = [task for record in records for task in record.get("tasks", ())]

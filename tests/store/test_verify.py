@@ -91,7 +91,10 @@ def test_a_text_of_another_run_and_tokens_of_another_text(tmp_path):
     assert problems(tmp_path / "run") == [(texts[2].text_id, "a text that is none of this run")]
     rows[0]["tokens"] = texts[2].tokens
     write_rows(tmp_path / "run" / "texts.parquet", rows)
-    assert (texts[0].text_id, "its token ids are not those that it is named after") in problems(tmp_path / "run")
+    told = "its token ids are not those that it is named after; the same onestep fit writes it again"
+    assert (texts[0].text_id, told) in problems(tmp_path / "run")
+    opened(tmp_path / "run", texts).close()
+    assert problems(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", 0), ("bfloat16", 1)])

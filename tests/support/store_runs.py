@@ -1,13 +1,16 @@
-"""Run directories made of nothing, for the tests of the store."""
+"""Run directories made of nothing, and fits that are interrupted, for the tests of the store."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from onestep_jax import Results, TextResult
+from onestep_jax import Results, TextResult, fit
+from onestep_jax.store.names import committed
 from onestep_jax.store.results import Trial
 from onestep_jax.store.run import Run, open_run
 from onestep_jax.tokens import text_ids
@@ -62,3 +65,32 @@ def same(ours: Results, theirs: list[TextResult]) -> None:
 def task(index: int, steps: int, seed: int = 0) -> dict:
     """What the record of a saved state says of a text in flight."""
     return {"texts": [index], "seed": seed, "trace": [[steps, 0.5, 0.25]]}
+
+
+# --- whole fits ---
+
+
+class Enough(Exception):
+    pass
+
+
+def interrupted(model, texts, run, **how):
+    """Begin a fit and end it once it has saved what is in flight."""
+
+    calls, deadline = [], time.monotonic() + 60
+
+    def stop(progress):
+        calls.append(progress)
+        if len(calls) > 2:  # after each chunk it is saved, in the background
+            while not committed(run, "state"):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            raise Enough
+
+    with pytest.raises(Enough):
+        fit(model, texts, run=run, preset="paper", steps=600, slots=4, save_every=0.0, progress=stop, **how)
+    assert committed(run, "state")
+
+
+def finished(model, texts, run, **how):
+    return fit(model, texts, run=run, preset="paper", steps=600, slots=4, **how)
