@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import Unreadable, UserError
+from onestep_jax.errors import Unreadable, UserError, one_line
 from onestep_jax.store.listing import each_of, patiently
 from onestep_jax.store.names import committed, remove_all
 from onestep_jax.store.orbax_arrays import Arrays
-from onestep_jax.store.storage import one_line, read_text, replace
+from onestep_jax.store.storage import read_text, replace
 
 STATE_CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onestep_jax.errors import Unreadable, UserError
+from onestep_jax.errors import Unreadable, UserError, redacted
 from onestep_jax.store.listing import patiently
 from onestep_jax.store.names import age, committed, part_name
 from onestep_jax.store.storage import read_text, replace
@@ -42,7 +42,7 @@ UNKNOWN = Owner(0, "an unknown host", "an unknown time", "")
 
 def this_process() -> Owner:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Owner(os.getpid(), os.uname().nodename, now, " ".join(sys.argv)[:300])
+    return Owner(os.getpid(), os.uname().nodename, now, redacted(" ".join(sys.argv))[:300])
 
 
 def versions() -> dict[str, Any]:

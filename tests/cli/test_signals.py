@@ -75,7 +75,8 @@ BUSY = """
 import hashlib, onestep_jax.cli.parser as parser
 def main():
     print("busy", flush=True)
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in compiled code that gives the interpreter free, as XLA's compiler does
+    # Minutes in compiled code that gives the interpreter free, as XLA's compiler does.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 parser.main = main
 """
 
