@@ -8,7 +8,9 @@ of the job, and the same command resumes from what was saved.
 from __future__ import annotations
 
 import math
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -58,6 +60,8 @@ def join_job(
         _check_address(coordinator)
         PROCESSES.check("--processes", processes)
         Whole(0, processes - 1).check("--process", process)
+        if process == 0:
+            _check_port_is_free(coordinator)
     before = signal.getsignal(signal.SIGTERM)
     _initialize(coordinator, processes, process, seconds)
     # JAX has installed a handler of its own. It would swallow a SIGTERM that comes before a fit has something to save.
@@ -71,6 +75,17 @@ def _check_address(coordinator: str) -> None:
     if not colon or not host or set(host) & set("/@ ") or not (port.isascii() and port.isdecimal()):
         raise UserError(f"--coordinator {coordinator}: expected HOST:PORT of process 0, such as 10.0.0.1:1234")
     Whole(1, 65535).check(f"--coordinator {coordinator}: port", int(port[:9]))
+
+
+def _check_port_is_free(coordinator: str) -> None:
+    """Refuse a port on which this host cannot listen; JAX would end in a segmentation fault."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2])), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        raise UserError(f"--coordinator {coordinator}: cannot listen there ({reason}); {_cure(coordinator)}") from error
 
 
 def _initialize(coordinator: str | None, processes: int | None, process: int | None, seconds: float) -> None:
