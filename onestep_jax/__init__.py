@@ -1,17 +1,40 @@
 """One-step text generation: a frozen LLM emits an exact text in one forward pass from two learned input vectors."""
 
-from onestep_jax.errors import Interrupted, UserError
-from onestep_jax.fitting.fitting import fit
-from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset, Schedule
-from onestep_jax.fitting.progress import Progress
-from onestep_jax.model.checkpoint import load_model, save_model
-from onestep_jax.model.decoder import Model
-from onestep_jax.model.generation import Generated, generate
-from onestep_jax.model.likelihood import TextNats, text_nats
-from onestep_jax.prototokens.reconstruction import Decoded, decode, regenerate
-from onestep_jax.prototokens.schemes import Cramming, OneStep
-from onestep_jax.store.reading import read_results
-from onestep_jax.store.results import Results, TextResult
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onestep_jax.errors import Interrupted, UserError
+    from onestep_jax.fitting.fitting import fit
+    from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset, Schedule
+    from onestep_jax.fitting.progress import Progress
+    from onestep_jax.model.checkpoint import load_model, save_model
+    from onestep_jax.model.decoder import Model
+    from onestep_jax.model.generation import Generated, generate
+    from onestep_jax.model.likelihood import TextNats, text_nats
+    from onestep_jax.prototokens.reconstruction import Decoded, decode, regenerate
+    from onestep_jax.prototokens.schemes import Cramming, OneStep
+    from onestep_jax.store.reading import read_results
+    from onestep_jax.store.results import Results, TextResult
+
+# Wing and file → names. A name is imported when it is first asked for: JAX takes seconds, in which the command line
+# must already answer signals.
+_HOMES = {
+    "errors": ("Interrupted", "UserError"),
+    "fitting.fitting": ("fit",),
+    "fitting.optimizers": ("PRESETS", "Optimizer", "Preset", "Schedule"),
+    "fitting.progress": ("Progress",),
+    "model.checkpoint": ("load_model", "save_model"),
+    "model.decoder": ("Model",),
+    "model.generation": ("Generated", "generate"),
+    "model.likelihood": ("TextNats", "text_nats"),
+    "prototokens.reconstruction": ("Decoded", "decode", "regenerate"),
+    "prototokens.schemes": ("Cramming", "OneStep"),
+    "store.reading": ("read_results",),
+    "store.results": ("Results", "TextResult"),
+}
 
 __all__ = [
     "PRESETS",
@@ -38,3 +61,16 @@ __all__ = [
     "save_model",
     "text_nats",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            found = getattr(importlib.import_module(f"onestep_jax.{home}"), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,12 +5,36 @@ May import nothing of the package.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import math
+import operator
+import re
 from collections.abc import Iterable
+from typing import Any
+
+_SECRETS = (
+    (re.compile(r"(\w://)[^\s/]*@"), r"\1***@"),  # a user and a password or token in an address
+    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "hf_***"),  # a token of the hub
+)
+SHOWN = 60  # characters of a wrong value that a message repeats
+
+
+def redacted(text: str) -> str:
+    """The text without passwords and tokens, for messages and records."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
 
 
 class UserError(ValueError):
-    """Input that a person can put right; the command line prints it as one line and exits with status 2."""
+    """Input that a person can put right; the command line prints it as one line and exits with status 2.
+
+    Passwords and tokens in its message are replaced.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(redacted(str(message)))
 
 
 class Stranded(UserError):
@@ -26,7 +50,19 @@ class Unreadable(UserError):
 
 
 class Interrupted(Exception):
-    """A fit was told to stop; its state is saved and the same call goes on from there."""
+    """A fit was told to stop; its state is saved and the same call goes on from there.
+
+    Passwords and tokens in its message are replaced.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(redacted(str(message)))
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without the specification that tensorstore adds."""
+    first = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec=")[0]
+    return f"{first[:300]}…" if len(first) > 300 else first or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -56,3 +92,117 @@ def check_least(least: int, **numbers: int) -> None:
     for name, number in numbers.items():
         if number < least:
             raise UserError(f"{name} = {number}: expected at least {least}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The whole numbers from `least` to `most`, and words such as "auto" that may stand for one."""
+
+    least: int = 1
+    most: int = 1_000_000
+    words: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse what is none of them.
+
+        Raises:
+          UserError: naming it.
+        """
+        if (said := self._against(value)) is not None:
+            raise UserError(f"{name} = {_shown(value)}: {said}")
+
+    def parse(self, text: str) -> Any:
+        """The number that a text is, or the word.
+
+        Raises:
+          UserError: if it is none of them.
+        """
+        plain = re.fullmatch(r"[+-]?[0-9]{1,40}", text)
+        value = int(text) if plain else text
+        if (said := self._against(value)) is not None:
+            raise UserError(f"{_shown(value)}: {said}")
+        return value
+
+    def _against(self, value: Any) -> str | None:
+        if isinstance(value, str) and value in self.words:
+            return None
+        also = "".join(f", or {word!r}" for word in self.words)
+        number = _whole(value)
+        if number is None:
+            return f"expected a whole number from {self.least:,} to {self.most:,}{also}"
+        if number < self.least:
+            return f"expected at least {self.least:,}{also}"
+        return f"expected at most {self.most:,}{also}" if number > self.most else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Real:
+    """The finite numbers from `least` to `most`; with `above`, those greater than `least`; with `below`, less than
+    `most`.
+    """
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse what is none of them.
+
+        Raises:
+          UserError: naming it.
+        """
+        if not self._has(value):
+            raise UserError(f"{name} = {_shown(value)}: expected {self}")
+
+    def parse(self, text: str) -> float:
+        """The number that a text is.
+
+        Raises:
+          UserError: if it is none of them.
+        """
+        number = float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) else math.nan
+        if not self._has(number):
+            raise UserError(f"{_shown(text)}: expected {self}")
+        return number
+
+    def _has(self, value: Any) -> bool:
+        try:
+            number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        low = number > self.least if self.above else number >= self.least
+        high = number < self.most if self.below else number <= self.most
+        return math.isfinite(number) and low and high
+
+    def __str__(self) -> str:
+        low = "" if self.least == -math.inf else f"{'above' if self.above else 'at least'} {self.least:g}"
+        high = "" if self.most == math.inf else f"{'below' if self.below else 'at most'} {self.most:g}"
+        return "a finite number" + ", " * bool(low or high) + " and ".join(filter(None, (low, high)))
+
+
+def _whole(value: Any) -> int | None:
+    """The value as an int, None if it is no whole number; numbers of numpy and JAX count, truth values do not."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
+
+
+# What the command line and the functions of the package take.
+STEPS = Whole(1, 10**9)  # a device counts them in 32 bits
+SEED = Whole(0, 2**32 - 1)
+SEEDS = Whole(words=("auto",))
+SLOTS = Whole(words=("auto",))
+GROUP = Whole(words=("all",))
+MOST_TEXTS = Whole(1, 2**16)  # in a forward pass
+COUNT = Whole(1, 10**9)
+SIZE = PROCESSES = Whole()
+PAUSE = Real(0)  # seconds
+DURATION = Real(0, above=True)  # seconds
+RATE = Real(0, above=True)

@@ -15,7 +15,7 @@ from onestep_jax.bench.models import import_torch, subject
 from onestep_jax.bench.pytorch import Reference
 from onestep_jax.bench.timing import Clock, interleaved, matmul, record, spread, within_context
 from onestep_jax.devices.placement import Pmap
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, one_line
 from onestep_jax.fitting import make_problem, programs
 from onestep_jax.fitting.memory import program_memory
 from onestep_jax.fitting.optimizers import PRESETS
@@ -25,7 +25,6 @@ from onestep_jax.model.cost import step_flops
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.fused_attention import KERNELS
 from onestep_jax.prototokens.schemes import OneStep
-from onestep_jax.store.storage import one_line
 
 ENDLESS = 2**30  # steps
 A_STEP = "ms a text-step"

@@ -4,6 +4,18 @@ May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `text
 `experiment`, `report`.
 """
 
-from onestep_jax.cli.parser import main
+from onestep_jax.cli.signals import end_by_signal
 
 __all__ = ["main"]
+
+
+def main() -> int:
+    """Run the command line of this process; SIGINT and SIGTERM end it in one line from here on.
+
+    Returns:
+      The exit status, see `parser.main`; 130 and 143 where a signal ended the process.
+    """
+    end_by_signal()
+    from onestep_jax.cli import parser  # takes seconds, as it imports JAX
+
+    return parser.main()

@@ -2,7 +2,7 @@
 
 import sys
 
-from onestep_jax.cli.parser import main
+from onestep_jax.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

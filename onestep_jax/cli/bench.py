@@ -16,8 +16,10 @@ from typing import Any
 
 from onestep_jax.bench import WAYS
 from onestep_jax.bench.shapes import PREFIX, SHAPES
-from onestep_jax.cli.terminal import console
-from onestep_jax.errors import UserError
+from onestep_jax.cli.options import add_number, file_option, numbers
+from onestep_jax.cli.terminal import console, say
+from onestep_jax.errors import COUNT, DURATION, SEED, SIZE, SLOTS, STEPS, redacted
+from onestep_jax.store.storage import check_writable
 
 SUMMARY = "Measure speed side by side: step, scale, sweep, host, decode, load."
 BENCHMARKS = {
@@ -41,67 +43,57 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if name not in ("sweep", "host", "load"):
             shapes = ", ".join(PREFIX + shape for shape in SHAPES)
             sub.epilog = f"--model also takes random weights of a published shape: {shapes}."
-            sub.add_argument("--limit", type=float, metavar="SECONDS", help="begin nothing new after that")
+            add_number(sub, "--limit", DURATION, metavar="SECONDS", help="begin nothing new after that")
         sub.add_argument("--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU)")
-        sub.add_argument("--repeats", type=int, metavar="K", help="timed rounds (default: the benchmark's)")
-        sub.add_argument("--out", type=Path, metavar="FILE.json", help="record (default: a new one under runs/bench/)")
+        add_number(sub, "--repeats", SIZE, metavar="K", help="timed rounds (default: the benchmark's)")
+        sub.add_argument(
+            "--out", type=file_option, metavar="FILE.json", help="record (default: a new one under runs/bench/)"
+        )
         sub.add_argument("--json", action="store_true", help="print the record and nothing else on standard output")
         _OPTIONS[name](sub)
 
 
 def _step_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
-    sub.add_argument("--slots", type=_count, default="8", metavar="S", help="texts at a time, or auto (default: 8)")
-    sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a round (default: 10)")
+    add_number(sub, "--length", SIZE, default=32, metavar="N", help="tokens of a text (default: 32)")
+    add_number(sub, "--slots", SLOTS, default="8", metavar="S", help="texts at a time, or auto (default: 8)")
+    add_number(sub, "--chunk", STEPS, default=10, metavar="C", help="steps of a round (default: 10)")
     sub.add_argument("--no-torch", dest="torch", action="store_false", help="without PyTorch")
     sub.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile as well")
     sub.add_argument("--fused", action="store_true", help="ours with the device's fused attention as well")
 
 
 def _scale_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--slots", type=_numbers, metavar="S,…", help="at the shortest length (default: 1,2,4,…,64)")
-    sub.add_argument("--lengths", type=_numbers, metavar="N,…", help="tokens (default: 16,32,64,…,512)")
-    sub.add_argument("--vocabularies", type=_numbers, metavar="V,…", help="default: 4096,16384,65536,131072")
-    sub.add_argument("--budget", type=int, default=2048, metavar="K", help="slots × length held at (default: 2048)")
+    sub.add_argument("--slots", type=numbers(SIZE), metavar="S,…", help="at the shortest length (default: 1,2,4,…,64)")
+    sub.add_argument("--lengths", type=numbers(SIZE), metavar="N,…", help="tokens (default: 16,32,64,…,512)")
+    sub.add_argument("--vocabularies", type=numbers(SIZE), metavar="V,…", help="default: 4096,16384,65536,131072")
+    add_number(sub, "--budget", COUNT, default=2048, metavar="K", help="slots × length held at (default: 2048)")
 
 
 def _sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--texts", default=["gen"], nargs="+", metavar="SOURCE", help="as of onestep fit, in turn (default: gen)"
     )
-    sub.add_argument("--count", type=int, default=64, metavar="K", help="texts (default: 64)")
-    sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
-    sub.add_argument("--steps", type=int, default=5000, metavar="K", help="budget of a text (default: 5000)")
-    sub.add_argument("--slots", type=_count, default="auto", metavar="S", help="texts at a time (default: auto)")
+    add_number(sub, "--count", COUNT, default=64, metavar="K", help="texts (default: 64)")
+    add_number(sub, "--length", SIZE, default=32, metavar="N", help="tokens of a text (default: 32)")
+    add_number(sub, "--steps", STEPS, default=5000, metavar="K", help="budget of a text (default: 5000)")
+    add_number(sub, "--slots", SLOTS, default="auto", metavar="S", help="texts at a time (default: auto)")
     sub.add_argument("--preset", default="fast", metavar="NAME", help="of all ways but PyTorch (default: fast)")
-    sub.add_argument("--reference-texts", type=int, default=4, metavar="K", help="texts that PyTorch gets (default: 4)")
-    sub.add_argument("--seed", type=int, default=0, metavar="I", help="of the texts (default: 0)")
+    add_number(sub, "--reference-texts", SIZE, default=4, metavar="K", help="texts that PyTorch gets (default: 4)")
+    add_number(sub, "--seed", SEED, default=0, metavar="I", help="of the texts (default: 0)")
     sub.add_argument("--ways", type=lambda text: text.split(","), metavar="WAY,…", help=f"default: {','.join(WAYS)}")
 
 
 def _host_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--devices", type=_numbers, metavar="K,…", help="how many of them (default: 1,2,4,8)")
-    sub.add_argument("--slots", type=_count, default="1", metavar="S", help="texts on each (default: 1)")
-    sub.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
-    sub.add_argument("--steps", type=int, default=100, metavar="K", help="of every text (default: 100)")
-    sub.add_argument("--chunk", type=int, default=10, metavar="C", help="steps of a chunk (default: 10)")
+    sub.add_argument("--devices", type=numbers(SIZE), metavar="K,…", help="how many of them (default: 1,2,4,8)")
+    add_number(sub, "--slots", SLOTS, default="1", metavar="S", help="texts on each (default: 1)")
+    add_number(sub, "--length", SIZE, default=32, metavar="N", help="tokens of a text (default: 32)")
+    add_number(sub, "--steps", STEPS, default=100, metavar="K", help="of every text (default: 100)")
+    add_number(sub, "--chunk", STEPS, default=10, metavar="C", help="steps of a chunk (default: 10)")
 
 
 def _decode_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--lengths", type=_numbers, metavar="N,…", help="tokens (default: 16,32,64,128,256)")
-    sub.add_argument("--batches", type=_numbers, metavar="B,…", help="texts at a time (default: 1,16)")
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers with commas between") from error
-
-
-def _count(text: str) -> int | str:
-    """A number, or the word itself for the benchmark to judge."""
-    return int(text) if text.isdecimal() else text
+    sub.add_argument("--lengths", type=numbers(SIZE), metavar="N,…", help="tokens (default: 16,32,64,128,256)")
+    sub.add_argument("--batches", type=numbers(SIZE), metavar="B,…", help="texts at a time (default: 1,16)")
 
 
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
@@ -122,11 +114,11 @@ def run(args: argparse.Namespace) -> int:
     module = importlib.import_module(f"onestep_jax.bench.{args.benchmark}")
     measure: Callable[..., dict[str, Any]] = getattr(module, f"bench_{args.benchmark}")
     options = _given(args, measure)
-    _check(options)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch shares the device
     out = args.out or Path("runs") / "bench" / f"{args.benchmark}-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    found = measure(args.model, **options, say=lambda line: print(line, file=sys.stderr, flush=True))
-    found["command"] = shlex.join(["onestep", *args.argv])
+    check_writable(out)
+    found = measure(args.model, **options, say=lambda line: say(line, sys.stderr))
+    found["command"] = redacted(shlex.join(["onestep", *args.argv]))
     timing.write(out, found)
     if args.json:
         print(json.dumps(found))
@@ -134,9 +126,9 @@ def run(args: argparse.Namespace) -> int:
     _print_rows(found["rows"], f"onestep bench {args.benchmark}: {args.model}, {found['machine']['device']}")
     for name, value in {**found.get("work", {}), **found.get("ratios", {})}.items():
         print(f"{name}: {'none solved' if value is None else format(value, '.4g')}")
-    print(f"Record {out}")
+    say(f"Record {out}")
     if draw := getattr(module, f"draw_{args.benchmark}", None):
-        print(f"Figure {draw(found, out.with_suffix('.png'))}")
+        say(f"Figure {draw(found, out.with_suffix('.png'))}")
     return 0
 
 
@@ -144,13 +136,6 @@ def _given(args: argparse.Namespace, measure: Callable[..., Any]) -> dict[str, A
     """The options that a benchmark's function takes, without those for which its own defaults hold."""
     options = {name: getattr(args, name, None) for name in inspect.signature(measure).parameters}
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _check(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if name != "seed" and any(type(number) in (int, float) and number < 1 for number in numbers):
-            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
 
 
 def _print_rows(rows: list[dict[str, Any]], title: str) -> None:

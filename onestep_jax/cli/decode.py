@@ -7,7 +7,9 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from onestep_jax.cli.options import add_model_options, add_run, load_of_run
+from onestep_jax.cli.options import add_model_options, add_number, add_run, load_of_run
+from onestep_jax.cli.terminal import say
+from onestep_jax.errors import MOST_TEXTS
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens import reconstruction
 from onestep_jax.prototokens.reconstruction import Decoded
@@ -20,7 +22,7 @@ SUMMARY = "Reconstruct the texts of a run in one forward pass a batch."
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_model_options(parser, default=None, default_text="the run's")
-    parser.add_argument("--batch", type=int, default=16, metavar="B", help="texts at a time (default: 16)")
+    add_number(parser, "--batch", MOST_TEXTS, default=16, metavar="B", help="texts at a time (default: 16)")
     parser.add_argument(
         "--generate", action="store_true", help="of a cramming run: generate greedily from its vectors alone"
     )
@@ -50,9 +52,9 @@ def _print(model: Model, results: Results, decoded: Sequence[Decoded]) -> None:
         return f"{token if model.tokenizer is None else model.tokenizer.decode([token])!r} ({token})"
 
     for text, result in zip(decoded, results, strict=True):
-        print(f"[{result.index}] {text.text_id}  accuracy {text.accuracy:.4f}")
-        print(text.text if text.text is not None else text.tokens.tolist())
+        say(f"[{result.index}] {text.text_id}  accuracy {text.accuracy:.4f}")
+        say(text.text if text.text is not None else str(text.tokens.tolist()))
         for wrong in text.wrong:
-            print(f"    position {wrong.position}: expected {shown(wrong.expected)}, got {shown(wrong.got)}")
+            say(f"    position {wrong.position}: expected {shown(wrong.expected)}, got {shown(wrong.got)}")
     exact = sum(text.accuracy == 1 for text in decoded)
     print(f"{exact} of {len(decoded)} texts exact")

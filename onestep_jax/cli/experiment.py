@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from onestep_jax.cli.options import add_model_options, load, local_option, stated, unknown_options
-from onestep_jax.cli.terminal import fitting_bar
-from onestep_jax.errors import UserError
+from onestep_jax.cli.terminal import fitting_bar, say
+from onestep_jax.errors import UserError, redacted
 from onestep_jax.model.decoder import Model
 
 SUMMARY = "Run a recipe card of experiments/: a table or figure, or all."
@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     if args.name is None:
         if args.rest:
             args.parser.refuse(args.rest[0])
-        for name, path in cards.cards().items():
-            print(f"{name:22} {cards.title(cards.load_card(path.stem))}")
+        for name, title in cards.titles().items():
+            say(f"{name:22} {title}")
         return 0
     if args.smoke and args.packaged:
         raise UserError("--smoke and --packaged exclude each other")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {name: cards.settings_of(card, size, changes) for name, card in loaded.items()}
     if args.card:
         for name, card in loaded.items():
-            print(f"{card.__doc__}\n{_lines(settings[name])}")
+            say(f"{card.__doc__}\n{_lines(settings[name])}")
     else:
         _run_cards(args, loaded, settings)
     return 0
@@ -78,8 +78,8 @@ def _run_cards(args: argparse.Namespace, loaded: dict[str, ModuleType], chosen: 
         if source not in models:
             models.clear()  # before the next one is read: two may not fit into memory
             models[source] = load(source, args.dtype, args.revision)
-        print(f"{name}: {cards.title(loaded[name])}")
-        command = shlex.join(["onestep", *(name if word == args.name else word for word in args.argv)])
+        say(f"{name}: {cards.title(loaded[name])}")
+        command = redacted(shlex.join(["onestep", *(name if word == args.name else word for word in args.argv)]))
         with fitting_bar() as progress:
             study = Study((args.out or Path("runs/experiments")) / name, models[source], progress)
             record = cards.run_card(name, dataclasses.replace(settings, model=source), study, command)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from onestep_jax import errors
 from onestep_jax.cli.optimizer_options import optimizer_of
-from onestep_jax.cli.options import add_model_options, load, run_option
-from onestep_jax.cli.terminal import fitting_bar
+from onestep_jax.cli.options import add_model_options, add_number, load, run_option
+from onestep_jax.cli.terminal import fitting_bar, say, say_line
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import UserError, check_known, one_line, redacted
 from onestep_jax.fitting.distributed import join_job
 from onestep_jax.fitting.fitting import run_plan
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, preset_of
@@ -28,7 +28,6 @@ from onestep_jax.model.hub import locate
 from onestep_jax.model.untrained import PREFIX
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
 from onestep_jax.store.results import Results
-from onestep_jax.store.storage import one_line
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
 REMAT = {"auto": "auto", "on": True, "off": False}
@@ -51,9 +50,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     texts.add_argument("--split", default="file", metavar="HOW", help="a .txt is one text (file) or one a line (lines)")
     texts.add_argument("--column", default="text", help="column of a table (default: text)")
-    texts.add_argument("--limit", type=int, metavar="K", help="use only the first K texts; a named source needs it")
-    texts.add_argument(
-        "--length", type=int, required=True, metavar="N", help="tokens of each text to keep, its first ones"
+    add_number(texts, "--limit", errors.COUNT, metavar="K", help="use only the first K texts; a named source needs it")
+    add_number(
+        texts, "--length", errors.SIZE, required=True, metavar="N", help="tokens of each text to keep, its first ones"
     )
     texts.add_argument(
         "--prefix",
@@ -66,8 +65,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     job = parser.add_argument_group("several processes", "the same command in each, with a run directory all share")
     job.add_argument("--distributed", action="store_true", help="join a job; Cloud TPU, GKE and Slurm say what it is")
     job.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: of process 0")
-    job.add_argument("--processes", type=int, metavar="P", help="elsewhere: how many")
-    job.add_argument("--process", type=int, metavar="I", help="elsewhere: which one this is, from 0")
+    add_number(job, "--processes", errors.PROCESSES, metavar="P", help="elsewhere: how many")
+    add_number(job, "--process", errors.Whole(0), metavar="I", help="elsewhere: which one this is, from 0")
     _add_optimisation_options(parser)
 
 
@@ -80,7 +79,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="run directory, created or gone on with; or an address such as gs://bucket/run",
     )
-    run.add_argument("--slots", default="auto", metavar="S", help="texts optimised at a time (default: auto)")
+    add_number(
+        run, "--slots", errors.SLOTS, default="auto", metavar="S", help="texts optimised at a time (default: auto)"
+    )
     run.add_argument(
         "--remat",
         default="auto",
@@ -100,12 +101,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help="pmap: weights on every device; mesh: weights and large groups split; auto: pmap where it will do",
     )
-    run.add_argument(
-        "--model-axis", type=int, metavar="K", help="devices a model is split over (default: as few as hold it)"
+    add_number(
+        run, "--model-axis", errors.SIZE, metavar="K", help="devices a model is split over (default: as few as hold it)"
     )
-    run.add_argument("--chunk", type=int, default=10, metavar="C", help="steps between looks of the host (default: 10)")
-    run.add_argument(
-        "--save-every", type=float, default=60, metavar="SECONDS", help="save the texts in flight (default: 60)"
+    add_number(
+        run, "--chunk", errors.STEPS, default=10, metavar="C", help="steps between looks of the host (default: 10)"
+    )
+    add_number(
+        run, "--save-every", errors.PAUSE, default=60, metavar="SECONDS", help="save the texts in flight (default: 60)"
     )
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -114,7 +117,7 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("optimisation")
     how.add_argument("--preset", default="fast", metavar="NAME", help=f"{', '.join(PRESETS)} (default: fast)")
     how.add_argument("--optimizer", metavar="NAME", help="cautious_lbfgs, or of optax or optax.contrib: adamw, lion, …")
-    how.add_argument("--lr", type=float, metavar="LR", help="learning rate, the peak of a schedule")
+    add_number(how, "--lr", errors.RATE, metavar="LR", help="learning rate, the peak of a schedule")
     how.add_argument(
         "--schedule",
         metavar="NAME[:K=V,…]",
@@ -124,17 +127,24 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         "--arrangement", metavar="NAME", help=f"{', '.join(ARRANGEMENTS)} or cramming (default: the preset's)"
     )
     how.add_argument("--share", metavar="LEAF", help="vector that the texts of a group share: e or m")
-    how.add_argument("--group", default="1", metavar="G", help="texts of a group, or all (default: 1)")
-    how.add_argument("--vectors", type=int, metavar="K", help="mem vectors of --arrangement cramming (default: 1)")
-    how.add_argument("--steps", type=int, metavar="K", help="budget of a text and seed (default: the preset's)")
-    how.add_argument("--seed", type=int, default=0, metavar="I", help="first seed (default: 0)")
-    how.add_argument(
+    add_number(how, "--group", errors.GROUP, default=1, metavar="G", help="texts of a group, or all (default: 1)")
+    add_number(how, "--vectors", errors.SIZE, metavar="K", help="mem vectors of --arrangement cramming (default: 1)")
+    add_number(how, "--steps", errors.STEPS, metavar="K", help="budget of a text and seed (default: the preset's)")
+    add_number(how, "--seed", errors.SEED, default=0, metavar="I", help="first seed (default: 0)")
+    add_number(
+        how,
         "--seeds",
+        errors.SEEDS,
         metavar="K",
         help="seeds a text may use until solved; auto: as many as one budget lasts for (default: the preset's)",
     )
-    how.add_argument(
-        "--copies", type=int, default=1, metavar="R", help="fit each text R times, every time recorded (default: 1)"
+    add_number(
+        how,
+        "--copies",
+        errors.SIZE,
+        default=1,
+        metavar="R",
+        help="fit each text R times, every time recorded (default: 1)",
     )
     how.add_argument("--record", action="store_true", help="keep the vectors after each chunk (trajectories)")
 
@@ -146,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     check_known("way of --remat", [args.remat], REMAT)
     results, seconds = _fit(args, optimizer)
     summary = {
-        "run": str(args.run),
+        "run": redacted(str(args.run)),
         "texts": len(results),
         "solved": results.solved,
         "accuracy": float(results.accuracy.mean()),
@@ -156,9 +166,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary))
     else:
-        print(
+        say(
             f"{len(results)} texts: {results.solved} solved, mean accuracy {summary['accuracy']:.4f}, "
-            f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {args.run}"
+            f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {summary['run']}"
         )
     return 0
 
@@ -181,8 +191,8 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         optimizer=optimizer,
         steps=args.steps,
         seed=args.seed,
-        seeds=int(args.seeds) if args.seeds and args.seeds.lstrip("-").isdecimal() else args.seeds,
-        slots=int(args.slots) if args.slots.lstrip("-").isdecimal() else args.slots,
+        seeds=args.seeds,
+        slots=args.slots,
         remat=REMAT[args.remat],
         attention=args.attention,
         scheme=scheme,
@@ -234,25 +244,20 @@ def _named_texts(args: argparse.Namespace, model: Model) -> list[np.ndarray]:
 def _warn_of_short_texts(tokens: Sequence[np.ndarray], length: int) -> None:
     short = sum(len(ids) < length for ids in tokens)
     if short:
-        print(
-            f"onestep: warning: {short} of {len(tokens)} texts have fewer than {length} tokens; kept whole",
-            file=sys.stderr,
-        )
+        say_line(f"onestep: warning: {short} of {len(tokens)} texts have fewer than {length} tokens; kept whole")
 
 
 def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
     """The scheme that the options describe, for so many texts and copies."""
     if args.arrangement == "cramming":
-        if args.share or args.group != "1":
+        if args.share or args.group != 1:
             raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
         return Cramming(vectors=1 if args.vectors is None else args.vectors, prefix=_prefix(args.prefix))
     if args.vectors is not None:
         raise UserError("--vectors goes with --arrangement cramming")
-    if args.group != "all" and not args.group.isdecimal():
-        raise UserError(f"--group {args.group}: expected a number of texts, or all")
-    if args.group != "1" and args.share is None:
+    if args.group != 1 and args.share is None:
         raise UserError(f"--group {args.group} needs --share e or --share m")
-    group = rows if args.group == "all" else int(args.group)
+    group = rows if args.group == "all" else args.group
     arrangement = args.arrangement or preset_of(args.preset, args.run).arrangement
     return OneStep(arrangement=arrangement, share=args.share, group=group, prefix=_prefix(args.prefix))
 

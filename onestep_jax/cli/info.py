@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from onestep_jax.cli.options import add_revision_and_dtype, load
+from onestep_jax.cli.options import add_number, add_revision_and_dtype, load
 from onestep_jax.cli.terminal import console
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import SIZE, UserError, check_known
 from onestep_jax.fitting.memory import fit_memory
 from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
@@ -29,8 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", default="default", metavar="MODEL", help="default, a folder, a GGUF file or a hub id"
     )
     add_revision_and_dtype(parser)
-    parser.add_argument("--slots", type=int, default=8, metavar="S", help="texts at a time on one device (default: 8)")
-    parser.add_argument("--length", type=int, default=32, metavar="N", help="tokens of a text (default: 32)")
+    add_number(parser, "--slots", SIZE, default=8, metavar="S", help="texts at a time on one device (default: 8)")
+    add_number(parser, "--length", SIZE, default=32, metavar="N", help="tokens of a text (default: 32)")
     parser.add_argument("--preset", default="fast", metavar="NAME", help="optimiser of the fit (default: fast)")
     parser.add_argument("--weights", action="store_true", help="read the weights too: fingerprint, scale of the inputs")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -45,9 +45,6 @@ def run(args: argparse.Namespace) -> int:
     dtype = args.dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
     check_known("preset", [args.preset], PRESETS)
-    for name in ("slots", "length"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     _, _, config = describe(locate(args.model, args.revision, weights=False))
     if args.length > config.context:
         raise UserError(f"--length {args.length} is beyond the model's context of {config.context} positions")

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from jax.sharding import Mesh
 
 from onestep_jax.cli.terminal import loading_bar
 from onestep_jax.devices.compile_cache import use_cache
-from onestep_jax.errors import UserError
+from onestep_jax.devices.placement import local_devices
+from onestep_jax.errors import Real, UserError, Whole
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.untrained import PREFIX, load_untrained
-from onestep_jax.store.storage import local_folder, run_path
+from onestep_jax.store.storage import local_file, local_folder, run_path
+
+_T = TypeVar("_T")
+Group: TypeAlias = argparse._ActionsContainer  # a parser, or a group of its options
 
 
-def _checked(convert: Callable[[str], Path]) -> Callable[[str], Path]:
+def option(convert: Callable[[str], _T]) -> Callable[[str], _T]:
     """A type of options: argparse shows the message of a `UserError` only where it is raised as its own error."""
 
-    def checked(value: str) -> Path:
+    def converted(value: str) -> _T:
         try:
             return convert(value)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
-    return checked
+    return converted
 
 
-run_option, local_option = _checked(run_path), _checked(local_folder)
+def numbers(bounds: Whole) -> Callable[[str], tuple[int, ...]]:
+    """A type of options: whole numbers with commas between."""
+    return option(lambda text: tuple(bounds.parse(part) for part in text.split(",")))
+
+
+run_option, local_option, file_option = option(run_path), option(local_folder), option(local_file)
+
+
+def add_number(group: Group, flag: str, bounds: Whole | Real, **how: Any) -> None:
+    """An option that is one number; `how` is as of `add_argument`."""
+    group.add_argument(flag, type=option(bounds.parse), **how)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +74,7 @@ def load(
 ) -> Model:
     """A model, trained or untrained ("untrained:KIND:SEED:SOURCE"), with a bar while it is read; see `load_model`."""
     use_cache()
+    local_devices()
     read = load_untrained if source.startswith(PREFIX) else load_model
     with loading_bar() as progress:
         return read(source, dtype=dtype, revision=revision, mesh=mesh, tokenizer=tokenizer, progress=progress)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from onestep_jax.cli.terminal import plain_warnings
+from onestep_jax.cli.terminal import plain_warnings, say_line, write_any_character
 from onestep_jax.errors import Interrupted, Stranded, UserError, nearest
 
 # In the order of `onestep --help`. The command NAME is the module onestep_jax.cli.NAME, which has SUMMARY (a line),
@@ -70,16 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status: 0, 1 where `onestep verify` finds a problem, 2 for bad input, 75 when a signal stopped a fit and
       everything is saved.
     """
+    write_any_character()
     try:
         with plain_warnings():
             return _run(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
-        print(f"onestep: error: {error}", file=sys.stderr, flush=True)
+        say_line(f"onestep: error: {error}")
         if isinstance(error, Stranded):
             os._exit(BAD_INPUT)  # JAX then ends the others, where an ordinary exit would wait for them
         return BAD_INPUT
     except Interrupted as stopped:
-        print(f"onestep: {stopped}", file=sys.stderr)
+        say_line(f"onestep: {stopped}")
         return RESUME
     except BrokenPipeError:
         sys.stderr.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from onestep_jax.cli.options import local_option, run_option
+from onestep_jax.cli.terminal import say
 from onestep_jax.store.storage import local_folder
 
 SUMMARY = "Write a report of runs and experiments: one HTML page, CSV, PNG."
@@ -25,5 +26,5 @@ def run(args: argparse.Namespace) -> int:
     written = write_report(args.folders, args.out or local_folder(str(args.folders[0])) / "report")
     for path in (written.page, written.table, *written.figures):
         if path is not None:
-            print(path)
+            say(str(path))
     return 0

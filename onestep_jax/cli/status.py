@@ -6,7 +6,7 @@ import argparse
 import json
 
 from onestep_jax.cli.options import add_run
-from onestep_jax.cli.terminal import console
+from onestep_jax.cli.terminal import console, say
 from onestep_jax.store.status import Status, read_status, status_json
 
 SUMMARY = "Show how far a run is, and what a resume would do; changes nothing."
@@ -43,4 +43,4 @@ def _print(status: Status) -> None:
     table.add_row("still" if status.owner else "a resume", status.outlook)
     console().print(table)
     for row in status.failures:
-        print(f"failed: [{row['index']}] {row['text_id']} after {row['steps']} steps")
+        say(f"failed: [{row['index']}] {row['text_id']} after {row['steps']} steps")

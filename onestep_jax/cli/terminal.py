@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+import io
+import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
+from onestep_jax.errors import redacted
 from onestep_jax.fitting.progress import Progress
+
+# C0 and C1 (ESC, BEL, CSI, OSC, …), halves of surrogate pairs, and what breaks lines or turns the writing direction.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """The text with control characters as escapes such as \\x1b, so that no text, path or name steers the terminal.
+
+    Args:
+      text: of any source.
+      keep: control characters that stay.
+    """
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in keep else repr(found[0])[1:-1], text)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a text that may hold anything; see `printable`."""
+    print(printable(text), file=file, flush=file is sys.stderr)
+
+
+def say_line(text: str) -> None:
+    """Print one line on standard error: an error, a warning. Passwords and tokens are replaced."""
+    print(printable(redacted(text), keep=""), file=sys.stderr, flush=True)
+
+
+def write_any_character() -> None:
+    """Let standard output and error write as an escape what their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def console(**options: Any) -> Any:
-    """`rich.console.Console`, with its options; rich is imported where something is printed."""
+    """`rich.console.Console`, with its options, for tables and bars; rich is imported where something is printed.
+
+    Square brackets and colons in strings have no meaning, and control characters are shown as escapes.
+    """
     from rich.console import Console
 
-    return Console(**options)
+    class Plain(Console):
+        def render_str(self, text: str, **how: Any) -> Any:
+            return super().render_str(printable(text), **how)
+
+    return Plain(markup=False, emoji=False, **options)
 
 
 @contextmanager
@@ -24,7 +65,7 @@ def plain_warnings() -> Iterator[None]:
 
     def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
         if category is UserWarning:
-            return f"onestep: warning: {message}\n"
+            return f"onestep: warning: {printable(redacted(str(message)), keep='')}\n"
         return usual(message, category, *place, **line)
 
     warnings.formatwarning = plain
@@ -54,7 +95,11 @@ def fitting_bar() -> Iterator[Callable[[Progress], None]]:
             words = f"{counts}, {state.steps_per_second:.0f} steps/s, left {left}"
             bar.update(task, description=words, completed=state.finished, total=state.texts)
 
-        yield show
+        try:
+            yield show
+        except BaseException:
+            bar.live.transient = bar.live.transient or bar.tasks[0].total is None  # nothing was done: leave no bar
+            raise
 
 
 @contextmanager

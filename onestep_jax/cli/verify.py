@@ -6,7 +6,7 @@ import argparse
 import json
 
 from onestep_jax.cli.options import add_model_options, add_run, load_of_run
-from onestep_jax.cli.terminal import console, counting_bar
+from onestep_jax.cli.terminal import console, counting_bar, say
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store.reading import read_config
 from onestep_jax.store.verify import Verification, set_aside, verification_json, verify
@@ -58,9 +58,9 @@ def _print(found: Verification, kept: int | None) -> None:
     table.add_row("problems", f"{len(found.problems):,}")
     console().print(table)
     for problem in found.problems:
-        print(problem)
+        say(str(problem))
     for path in found.foreign:
-        print(f"{path}: no file of a run")
+        say(f"{path}: no file of a run")
     if kept is not None:
         print(
             f"damaged parts and states moved to damaged/, {kept} whole texts of them kept; fit again makes the others"

@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,11 +25,26 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from onestep_jax.devices.weight_split import MODEL, TEXTS, params_shardings
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, one_line
 
 PROGRAMS = 64  # compiled ones kept in memory; the least recently used is freed first
 
 Program: TypeAlias = Callable[..., Any]
+
+
+def local_devices() -> list[Any]:
+    """The devices of this process; JAX starts where it has not yet.
+
+    Raises:
+      UserError: if it cannot.
+    """
+    try:
+        return jax.local_devices()
+    except Exception as error:  # of JAX and its plugins; a missing CUDA comes as an AssertionError without a word
+        asked = os.environ.get("JAX_PLATFORMS")
+        reason = f"JAX_PLATFORMS={asked}: {one_line(error)}" if asked else one_line(error)
+        cure = "unset JAX_PLATFORMS to take what is there, set it to cpu, or install JAX for that device"
+        raise UserError(f"JAX cannot start its devices ({reason}); {cure}") from error
 
 
 class Wanted(NamedTuple):
@@ -72,7 +88,7 @@ class Placement(abc.ABC):
     """
 
     def __init__(self, devices: Sequence[Any] | None = None, model_axis: int = 1):
-        self.devices = list(devices or jax.local_devices())
+        self.devices = list(devices or local_devices())
         if model_axis < 1 or len(self.devices) % model_axis:
             raise UserError(f"model axis = {model_axis}: expected a divisor of the {len(self.devices)} devices")
         self.mesh = jax.sharding.Mesh(np.array(self.devices).reshape(-1, model_axis), (TEXTS, MODEL))

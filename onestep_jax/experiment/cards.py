@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import SEED, STEPS, Real, UserError, Whole, check_known
 from onestep_jax.experiment.study import Study
 from onestep_jax.fitting.optimizers import protocol
 from onestep_jax.store.reading import read_config
@@ -59,9 +59,17 @@ def cards() -> dict[str, Path]:
     return {path.stem: path for path in sorted(cards_folder().glob("*.py")) if _is_card(path)}
 
 
+def _parsed(path: Path) -> ast.Module:
+    """The syntax of a file; of one that is no Python, that of an empty file."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
 @functools.cache
 def _is_card(path: Path) -> bool:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = _parsed(path)
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)} >= set(_FUNCTIONS)
 
 
@@ -105,14 +113,19 @@ def _fields(settings: Any) -> dict[str, Any]:
 def _parse(name: str, text: str, like: Any) -> Any:
     """Text as a value of the type of `like`; the values of a tuple are separated by commas."""
     if isinstance(like, tuple):
+        if not any(text.split(",")):
+            raise UserError(f"--{name} {text!r}: expected values with commas between, like {','.join(map(str, like))}")
         return tuple(_parse(name, part, like[0] if like else "") for part in text.split(",") if part)
     if isinstance(like, bool):
         check_known(f"value of --{name}", [text.lower()], ["true", "false"])
         return text.lower() == "true"
+    if isinstance(like, str):
+        return text
+    bounds = Real(0) if isinstance(like, float) else SEED if name == "seed" else Whole(min(like, 1), STEPS.most)
     try:
-        return type(like)(text)
-    except ValueError as error:
-        raise UserError(f"--{name} {text}: expected a value like {like!r}") from error
+        return bounds.parse(text)
+    except UserError as error:
+        raise UserError(f"--{name.replace('_', '-')} {error}") from error
 
 
 def run_card(name: str, settings: Any, study: Study, command: str) -> dict[str, Any]:
@@ -194,4 +207,13 @@ def _write(path: Path, record: Mapping[str, Any]) -> None:
 
 def title(card: ModuleType) -> str:
     """The first line of the card's docstring."""
-    return (card.__doc__ or card.__name__).strip().split("\n")[0]
+    return _first_line(card.__doc__ or card.__name__)
+
+
+def titles() -> dict[str, str]:
+    """Name → title of every card. No card is imported, since that runs what is in its file."""
+    return {name: _first_line(ast.get_docstring(_parsed(path)) or name) for name, path in cards().items()}
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0]

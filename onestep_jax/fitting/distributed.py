@@ -7,7 +7,10 @@ of the job, and the same command resumes from what was saved.
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,46 +18,109 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from onestep_jax.errors import Interrupted, UserError
+from onestep_jax.errors import PROCESSES, Interrupted, Stranded, UserError, Whole, one_line
 from onestep_jax.store.run import Run
 
 # A process that has nothing left to do waits for the slowest. By default JAX would end the job five minutes after the
 # first exit.
 SHUTDOWN_SECONDS = 24 * 3600
+JOIN_SECONDS = 300.0
 # How often a process that waits reads what the others have recorded: at most every two seconds, and for at most a tenth
 # of the time, because a large run in an object store takes a while to read.
 LOOK_SECONDS = 2.0
 LOOK_SHARE = 0.1
 
 
-def join_job(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def join_job(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    seconds: float = JOIN_SECONDS,
+) -> None:
     """Join a job of several processes; to be called before any other use of JAX.
 
-    All three arguments are given, or none where JAX finds them out itself (Cloud TPU, GKE, Slurm).
+    The first three arguments are given, or none where JAX finds them out itself (Cloud TPU, GKE, Slurm).
 
     Args:
       coordinator: HOST:PORT of process 0.
       processes: how many.
       process: which one this is, from 0.
+      seconds: to wait for the other processes.
 
     Raises:
-      UserError: if one of the arguments is missing, or the other processes do not join.
+      UserError: if one of the arguments is missing or wrong, or JAX cannot start.
+      Stranded: if the other processes do not come. JAX then aborts this process a while later.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given):
         raise UserError(f"{' and '.join(missing)} missing: give all of {', '.join(given)}, or none where JAX finds out")
-    if processes is not None and process is not None and not 0 <= process < processes:
-        raise UserError(f"--process {process}: expected 0 to {processes - 1}")
-    try:
-        jax.distributed.initialize(coordinator, processes, process, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        cure = "give --coordinator HOST:PORT --processes P --process I" if coordinator is None else "start all of them"
-        raise UserError(f"--distributed: cannot join the job ({reason}); {cure}") from error
+    if coordinator is not None and processes is not None and process is not None:
+        _check_address(coordinator)
+        PROCESSES.check("--processes", processes)
+        Whole(0, processes - 1).check("--process", process)
+        if process == 0:
+            _check_port_is_free(coordinator)
+    before = signal.getsignal(signal.SIGTERM)
+    _initialize(coordinator, processes, process, seconds)
     # JAX has installed a handler of its own. It would swallow a SIGTERM that comes before a fit has something to save.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_address(coordinator: str) -> None:
+    """Refuse what JAX would wait on in vain, or answer with an error of Python's."""
+    host, colon, port = coordinator.rpartition(":")
+    if not colon or not host or set(host) & set("/@ ") or not (port.isascii() and port.isdecimal()):
+        raise UserError(f"--coordinator {coordinator}: expected HOST:PORT of process 0, such as 10.0.0.1:1234")
+    Whole(1, 65535).check(f"--coordinator {coordinator}: port", int(port[:9]))
+
+
+def _check_port_is_free(coordinator: str) -> None:
+    """Refuse a port on which this host cannot listen; JAX would end in a segmentation fault."""
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2])), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else one_line(error)
+        raise UserError(f"--coordinator {coordinator}: cannot listen there ({reason}); {_cure(coordinator)}") from error
+
+
+def _initialize(coordinator: str | None, processes: int | None, process: int | None, seconds: float) -> None:
+    """Start `jax.distributed` in a thread: where others do not come it aborts the process instead of raising."""
+    errors: list[Exception] = []
+
+    def start() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=math.ceil(2 * seconds) + 60,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+        except Exception as error:  # of JAX, its plugins and the cluster that it asks, each with kinds of its own
+            errors.append(error)
+
+    thread = threading.Thread(target=start, name="onestep-join", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        missing = f"not all of {processes} processes came" if process == 0 else f"no answer from {coordinator}"
+        cure = f"start processes 0 to {(processes or 1) - 1}, each with the same --coordinator"
+        raise Stranded(f"--distributed: cannot join the job ({missing} within {seconds:g} s); {cure}")
+    if errors:
+        raise UserError(
+            f"--distributed: cannot join the job ({one_line(errors[0])}); {_cure(coordinator)}"
+        ) from errors[0]
+
+
+def _cure(coordinator: str | None) -> str:
+    if coordinator is None:
+        return "give --coordinator HOST:PORT --processes P --process I"
+    return "process 0 needs a port of its own host that is free: give all processes another one"
 
 
 def open_in_turn(first: Callable[[], Run], others: Callable[[], Run]) -> Run:

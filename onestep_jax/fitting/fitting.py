@@ -15,6 +15,7 @@ import optax
 
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.placement import Placement
+from onestep_jax.errors import Interrupted
 from onestep_jax.fitting.distributed import meet, open_in_turn, wait_for_others
 from onestep_jax.fitting.optimizers import Optimizer, Preset
 from onestep_jax.fitting.plan import FitPlan, resolve
@@ -148,7 +149,10 @@ def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | 
         sweep.optimise()
         if run.processes > 1:
             wait_for_others(run, len(plan.ids), stop.is_set, sweep.meter.show_recorded)
-        return run.results()
+        results = run.results()
+    if stop.is_set():
+        raise Interrupted(f"stopped; all texts of {folder} are recorded")
+    return results
 
 
 def _open(plan: FitPlan, folder: Path) -> Run:
@@ -184,7 +188,10 @@ def _warn_of_other_precision(run: Run) -> None:
 
 @contextmanager
 def _signals_caught() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets, so that the fit can save and stop; a second one acts as usual."""
+    """An event that SIGTERM or SIGINT sets, so that the fit can save and stop; a second one acts as usual.
+
+    A signal that is ignored stays so, as `nohup` and a shell's `&` want it.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -194,7 +201,8 @@ def _signals_caught() -> Iterator[threading.Event]:
         asked.set()
         signal.signal(number, before[number])
 
-    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    heeded = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in heeded}
     try:
         yield asked
     finally:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 import jax
 
-from onestep_jax.devices.placement import Placement, Pmap
+from onestep_jax.devices.placement import Placement, Pmap, local_devices
 from onestep_jax.devices.weight_split import params_shardings
 from onestep_jax.fitting import programs
 from onestep_jax.fitting.optimizers import Preset
@@ -88,7 +88,7 @@ def compiled_step(
     Returns:
       What is frozen and the slots, as shapes with shardings, and the compiled program over them.
     """
-    placement, params = placement or Pmap(jax.local_devices()[:1]), abstract_params(network.config, dtype)
+    placement, params = placement or Pmap(local_devices()[:1]), abstract_params(network.config, dtype)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
     frozen = Frozen(params, _common_past(network, params, placement, 0 if past.own else past.rows))
     problem = _problem(network, scheme or OneStep(preset.arrangement), preset)

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import RATE, STEPS, Real, UserError, Whole, check_known, one_line
 from onestep_jax.fitting.lbfgs import cautious_lbfgs
 from onestep_jax.store.reading import find_config
 from onestep_jax.store.storage import run_path
@@ -33,6 +35,18 @@ _BUILT: dict[str, optax.GradientTransformation] = {}
 # Names of the argument of a schedule that is its highest value; the first that a schedule has is used.
 _PEAK = ("value", "peak_value", "init_value")
 
+_DECAY, _WHOLE = Real(0, 1, below=True), Whole(0, 10**9)
+# What arguments of optimisers and schedules take. Of others the type of the default decides.
+_BOUNDS: dict[str, Whole | Real] = {
+    **dict.fromkeys("learning_rate adam_learning_rate max_learning_rate max_rms decay_rate".split(), RATE),
+    **dict.fromkeys("b1 b2 b3 adam_b1 adam_b2 beta3 decay momentum rho diagonal curvature".split(), _DECAY),
+    **dict.fromkeys("eps eps_root adam_eps_root weight_decay adam_weight_decay weight_decay_rate".split(), Real(0)),
+    **dict.fromkeys("decay_steps transition_steps".split(), STEPS),
+    **dict.fromkeys("warmup_steps transition_begin".split(), _WHOLE),
+    "memory_size": Whole(1, 10_000),
+    "ns_steps": Whole(1, 1000),
+}
+
 
 def optimizer_names() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """Name → factory, of the optimisers that the installed optax has and of our own."""
@@ -44,6 +58,25 @@ def optimizer_names() -> dict[str, Callable[..., optax.GradientTransformation]]:
 def schedule_names() -> dict[str, Callable[..., optax.Schedule]]:
     """Name (without "_schedule") → optax schedule."""
     return {name.removesuffix("_schedule"): getattr(optax, name) for name in _SCHEDULES if hasattr(optax, name)}
+
+
+def _check_values(whose: str, given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse values that are no numbers of the right kind; functions, such as a schedule in Python, are left to optax.
+
+    Raises:
+      UserError: naming the first.
+    """
+    for name, value in given.items():
+        default = parameters[name].default
+        if callable(value) or (value is None and default is None):
+            continue
+        if isinstance(default, bool):
+            check_known(f"value of {name} of {whose}", [str(value)], ["True", "False"])
+        elif name in _BOUNDS or type(default) in (int, float):
+            bounds = _BOUNDS.get(name, Real() if isinstance(default, float) else _WHOLE)
+            bounds.check(f"{name} of {whose}", value)
+        elif isinstance(value, float):
+            Real().check(f"{name} of {whose}", value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +102,7 @@ class Schedule:
         factory = schedule_names()[name]
         parameters = inspect.signature(factory).parameters
         check_known(f"argument of schedule {name}", self.arguments, parameters)
+        _check_values(f"schedule {name}", self.arguments, parameters)
         arguments = dict(self.arguments)
         peak = next((key for key in _PEAK if key in parameters), None)
         if peak == "peak_value" and "init_value" in parameters:
@@ -78,7 +112,10 @@ class Schedule:
         missing = [k for k, p in parameters.items() if p.default is p.empty and k not in arguments]
         if missing:
             raise UserError(f"schedule {name} needs {', '.join(missing)}: --schedule {name}:{missing[0]}=…")
-        shape = factory(**arguments)
+        try:
+            shape = factory(**arguments)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise UserError(f"schedule {name} refused its arguments: {one_line(error)}") from error
         return lambda count: learning_rate * shape(count)
 
 
@@ -115,6 +152,7 @@ class Optimizer:
         factory = optimizer_names()[self.name]
         parameters = inspect.signature(factory).parameters
         check_known(f"option of optimizer {self.name}", self.arguments, parameters)
+        _check_values(f"optimizer {self.name}", self.arguments, parameters)
         arguments = dict(self.arguments)
         if self.schedule is not None:
             if arguments.get("learning_rate") is None:
@@ -124,9 +162,11 @@ class Optimizer:
         if missing:
             raise UserError(f"optimizer {self.name} needs {', '.join(missing)}")
         try:
-            return factory(**arguments)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer {self.name} refused its options: {error}") from error
+            made = factory(**arguments)
+            jax.eval_shape(made.init, {"e": jax.ShapeDtypeStruct((1, 8), jnp.float32)})
+        except Exception as error:  # optax looks at some of them only at the first use, each in its own way
+            raise UserError(f"optimizer {self.name} refused its options: {one_line(error)}") from error
+        return made
 
     def describe(self) -> dict[str, Any]:
         """Plain values that describe the optimiser completely, for a run's configuration."""

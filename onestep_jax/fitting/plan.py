@@ -15,9 +15,9 @@ import optax
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import UserError
+from onestep_jax.errors import PAUSE, SEED, SEEDS, SIZE, SLOTS, STEPS, UserError
 from onestep_jax.fitting.memory import PastShape
-from onestep_jax.fitting.optimizers import AUTO, Optimizer, Preset, preset_of
+from onestep_jax.fitting.optimizers import Optimizer, Preset, preset_of
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
 from onestep_jax.fitting.slot_ladder import rungs
 from onestep_jax.fitting.slots import FitProblem
@@ -119,7 +119,8 @@ def resolve(
     use_cache()
     chosen = preset_of(preset, run)
     seeds = chosen.seeds if seeds is None else seeds
-    _check_numbers(steps, seed, seeds, chunk, copies)
+    steps = chosen.steps if steps is None else steps
+    _check_numbers(steps, seed, seeds, slots, chunk, copies, save_every)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
     scheme = scheme or OneStep(chosen.arrangement)
@@ -130,7 +131,8 @@ def resolve(
     tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
     ids = tuple(text_ids(tokens))
     _check_start(scheme, model, len(tokens))
-    steps = steps or chosen.steps
+    if scheme.group > max(1, len(tokens)):
+        raise UserError(f"group = {scheme.group}: expected at most the number of texts and copies, {len(tokens)}")
     transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme, before) | protocol | {"record": record}
@@ -216,15 +218,17 @@ def make_problem(
     return problem
 
 
-def _check_numbers(steps: int | None, seed: int, seeds: int | str, chunk: int, copies: int) -> None:
-    if isinstance(seeds, str) and seeds != AUTO:
-        raise UserError(f"seeds = {seeds!r}: expected a number, or {AUTO!r}")
-    number = None if isinstance(seeds, str) else seeds
-    for name, value in (("steps", steps), ("seeds", number), ("chunk", chunk), ("copies", copies)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} = {value}: expected at least 1")
-    if seed < 0:
-        raise UserError(f"seed = {seed}: expected at least 0")
+def _check_numbers(
+    steps: int, seed: int, seeds: int | str, slots: int | str, chunk: int, copies: int, save_every: float
+) -> None:
+    STEPS.check("steps", steps)
+    SEED.check("seed", seed)
+    SEEDS.check("seeds", seeds)
+    SEED.check("seed + seeds", seed + (steps if isinstance(seeds, str) else seeds))
+    SLOTS.check("slots", slots)
+    STEPS.check("chunk", chunk)
+    SIZE.check("copies", copies)
+    PAUSE.check("save_every", save_every)
 
 
 def _check_start(scheme: Scheme, model: Model, rows: int) -> None:

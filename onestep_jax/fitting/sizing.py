@@ -14,15 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together, local_devices
+from onestep_jax.errors import SIZE, SLOTS, UserError, check_known, one_line
 from onestep_jax.fitting.memory import NO_PAST, PastShape, StepShape, fitting_slots
 from onestep_jax.fitting.optimizers import Preset
 from onestep_jax.model.cost import abstract_params
 from onestep_jax.model.decoder import Model, Network, Params
 from onestep_jax.model.fused_attention import KERNELS
 from onestep_jax.prototokens.schemes import Scheme
-from onestep_jax.store.storage import one_line
 
 # Tokens at a time beyond which a CPU gets no faster: a text of 32 tokens costs the same with 8 slots as with 32.
 CPU_TOKENS = 1024
@@ -68,7 +67,9 @@ def choose_placement(
       UserError: if the devices cannot be divided so, or do not hold the weights.
     """
     check_known("placement", [how], PLACEMENTS)
-    devices = list(devices or jax.local_devices())
+    if model_axis is not None:
+        SIZE.check("model axis", model_axis)
+    devices = list(devices or local_devices())
     if how == "pmap" and model_axis not in (None, 1):
         raise UserError(f"model axis = {model_axis}: pmap keeps all weights on each device; ask for placement mesh")
     needed = 1 if how == "pmap" else model_axis or _devices_for(weights, devices)
@@ -174,12 +175,9 @@ def size_fit(
     """
     if not isinstance(remat, bool) and remat != "auto":
         raise UserError(f"remat = {remat!r}: expected True, False or 'auto'")
-    if isinstance(slots, int):
-        if slots < 1:
-            raise UserError(f"slots = {slots}: expected at least 1, or 'auto'")
+    SLOTS.check("slots", slots)
+    if not isinstance(slots, str):
         return Sizing(slots=slots, remat=remat is True)
-    if slots != "auto":
-        raise UserError(f"slots = {slots!r}: expected a number or 'auto'")
     length = max(len(ids) for ids in tokens) + scheme.extra
     if placement.devices[0].platform == "cpu":
         enough = max(LEAST_CPU_SLOTS, CPU_TOKENS // (length * scheme.group))

@@ -18,6 +18,7 @@ import xxhash
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
+from onestep_jax.devices.placement import local_devices
 from onestep_jax.devices.weight_split import weight_sharding
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.config import ModelConfig, stated
@@ -46,7 +47,7 @@ Progress = Callable[[int, int], None]
 
 def default_dtype() -> str:
     """float32 on a CPU, bfloat16 on an accelerator."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if local_devices()[0].platform == "cpu" else "bfloat16"
 
 
 def load_model(

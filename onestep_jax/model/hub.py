@@ -29,6 +29,8 @@ def locate(source: str | Path, revision: str | None = None, *, weights: bool = T
     Raises:
       UserError: if there is no such folder or file, or the hub does not give it.
     """
+    if revision is not None and (source == DEFAULT or os.path.exists(source)):
+        raise UserError(f"--revision {revision}: model {str(source)!r} is not on the hub, so it has no revisions")
     if source == DEFAULT:
         return Path(__file__).parent.parent / "data" / "default"
     if is_gguf(source):

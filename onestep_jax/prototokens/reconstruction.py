@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
-from onestep_jax.errors import UserError
+from onestep_jax.errors import MOST_TEXTS, UserError
 from onestep_jax.model.decoder import Model, Network, Params, Past
 from onestep_jax.model.generation import generate
 from onestep_jax.prototokens.objective import score_text
@@ -88,7 +88,9 @@ def decode(
         check_model(model, results)
         scheme = scheme or from_description(results.scheme)
     scheme = scheme or OneStep()
+    MOST_TEXTS.check("batch", batch)
     texts = list(results)
+    batch = min(batch, max(BATCH, len(texts)))
     targets = [text.tokens for text in texts]
     lengths = [len(ids) for ids in targets]
     made: dict[int, np.ndarray] = {}
@@ -124,6 +126,7 @@ def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[De
     Raises:
       UserError: if the vectors belong to another model or another scheme.
     """
+    MOST_TEXTS.check("batch", batch)
     check_model(model, results)
     scheme = from_description(results.scheme)
     if not scheme.teacher_forced:

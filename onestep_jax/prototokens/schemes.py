@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import SIZE, UserError, check_known
 
 Array: TypeAlias = jax.Array
 Leaves: TypeAlias = dict[str, Array]
@@ -126,8 +126,7 @@ class OneStep:
         leaves = list(self.leaf_shapes(1))
         if self.share not in (None, *leaves):
             raise UserError(f"OneStep(share={self.share!r}): {self.notation} has {' and '.join(leaves)} to share")
-        if self.group < 1:
-            raise UserError(f"OneStep(group={self.group}): expected at least 1")
+        SIZE.check("OneStep: group", self.group)
         _check_start("OneStep", self.start, leaves)
 
     def describe(self) -> dict[str, Any]:
@@ -186,8 +185,7 @@ class Cramming:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix", _plain_prefix(self.prefix))
-        if self.vectors < 1:
-            raise UserError(f"Cramming(vectors={self.vectors}): expected at least 1")
+        SIZE.check("Cramming: vectors", self.vectors)
         _check_start("Cramming", self.start, ["mem"])
 
     def describe(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import SIZE, UserError
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.prefixes import check_reach, prefix_of, prefix_rows
 from onestep_jax.prototokens.schemes import Scheme
@@ -34,8 +34,8 @@ def prepare(
     """
     longest = prefix_rows(prefixes or [prefix_of(scheme)])
     context = model.config.context - scheme.extra - longest
-    if length is not None and length < 1:
-        raise UserError(f"length = {length}: expected at least 1")
+    if length is not None:
+        SIZE.check("length", length)
     if length is not None and length > context:
         room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
         room += f" less {longest} of the prefix" if longest else ""

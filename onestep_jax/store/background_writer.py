@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from onestep_jax.errors import Unreadable, UserError
-from onestep_jax.store.storage import one_line, writing
+from onestep_jax.errors import Unreadable, UserError, one_line
+from onestep_jax.store.storage import writing
 
 _T = TypeVar("_T")
 RETRIES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt of a write that the storage refused

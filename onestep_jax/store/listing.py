@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from onestep_jax.errors import Unreadable, UserError
-from onestep_jax.store.storage import entries, is_local, one_line, read_through
+from onestep_jax.errors import Unreadable, UserError, one_line
+from onestep_jax.store.storage import entries, is_local, read_through
 
 _T = TypeVar("_T")
 PAUSES = (0.1, 0.4)  # seconds before each further attempt of a read that the storage refused

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -142,6 +144,7 @@ def _by_plain_name(path: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
     """Keep Orbax from logging, traceback and all, what it also raises; what it would have logged."""
+    _hush_closed_loops()
     said: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
@@ -156,3 +159,18 @@ def _quiet() -> Iterator[list[str]]:
     finally:
         for logger in loggers:
             logger.removeFilter(keep)
+
+
+@functools.cache
+def _hush_closed_loops() -> None:
+    """Keep callbacks of tensorstore from printing tracebacks once a failed save has closed the event loop of Orbax.
+
+    They come from other threads, some after the save has raised what went wrong. So the hook stays for good.
+    """
+    usual = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            usual(unraisable)
+
+    sys.unraisablehook = hook

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.store.storage import replace
+from onestep_jax.store.storage import is_local, replace
 
 MOST_ROWS = 2**26
 
@@ -36,18 +37,18 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
     """
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    with _opened(path) as file:
         count = pq.read_metadata(file).num_rows
         if not 0 <= count <= MOST_ROWS:
             raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {count:,}")
-        file.seek(0)
+    with _opened(path) as file:
         return pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist()
 
 
 def count_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return pq.read_metadata(file).num_rows
 
 
@@ -55,6 +56,21 @@ def read_about(path: Path) -> dict[str, str]:
     """What `write_rows` was given as `about`."""
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
+    with _opened(path) as file:
         stored = pq.read_schema(file).metadata or {}
     return {key.decode(): value.decode() for key, value in stored.items()}
+
+
+def _opened(path: Path) -> Any:
+    """A file as an object of Arrow's own, without one of Python's inside.
+
+    Threads of Arrow let go of a file a moment after it was read. Where that is a Python object and the interpreter is
+    just ending, the process aborts (status 134).
+    """
+    import pyarrow as pa
+
+    if is_local(path):
+        return pa.OSFile(os.fsencode(path))
+    held = pa.BufferOutputStream()
+    held.write(path.read_bytes())
+    return pa.BufferReader(held.getvalue())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import Damaged, Unreadable, UserError
+from onestep_jax.errors import Damaged, Unreadable, UserError, one_line
 from onestep_jax.store.listing import patiently
 from onestep_jax.store.names import remove_all
 from onestep_jax.store.orbax_arrays import Arrays
@@ -21,7 +21,6 @@ from onestep_jax.store.parquet import count_rows, read_about, read_rows, write_r
 from onestep_jax.store.records import mismatch
 from onestep_jax.store.records.kinds import IdRow, ResultRow, TrialRow
 from onestep_jax.store.results import TextResult, Trial
-from onestep_jax.store.storage import one_line
 
 KINDS = ("results", "traces", "embeddings")  # the commit record first, so that a removal cut short leaves no half part
 PART_CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit then makes those texts again"

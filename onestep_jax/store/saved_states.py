@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import Damaged, Unreadable, UserError
+from onestep_jax.errors import Damaged, Unreadable, UserError, one_line
 from onestep_jax.store.listing import each_of, patiently
 from onestep_jax.store.names import committed, listed, remove_all
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.records import checked, plain_json, read_content
 from onestep_jax.store.records.kinds import StateKind
-from onestep_jax.store.storage import one_line, replace
+from onestep_jax.store.storage import replace
 
 STATE_CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit begins its texts anew"
 

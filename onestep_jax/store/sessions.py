@@ -20,7 +20,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from onestep_jax.errors import Damaged, UserError
+from onestep_jax.errors import Damaged, UserError, redacted
 from onestep_jax.store.names import age, committed, part_name
 from onestep_jax.store.records import read_json
 from onestep_jax.store.records.kinds import Positive, ProcessId
@@ -47,7 +47,7 @@ UNKNOWN = Owner(0, "an unknown host", "an unknown time", "")
 
 def this_process() -> Owner:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Owner(os.getpid(), os.uname().nodename, now, " ".join(sys.argv)[:300])
+    return Owner(os.getpid(), os.uname().nodename, now, redacted(" ".join(sys.argv))[:300])
 
 
 def versions() -> dict[str, Any]:

@@ -10,11 +10,12 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, one_line
 
 
 def run_path(address: str | Path) -> Path:
@@ -52,6 +53,30 @@ def local_folder(address: str) -> Path:
     if "://" in address:
         raise UserError(f"{address}: expected a local folder; give one with --out or --run")
     return Path(address)
+
+
+def local_file(address: str) -> Path:
+    """A path that a new local file can have.
+
+    Raises:
+      UserError: for an address with "://", and for a folder.
+    """
+    path = local_folder(address)
+    if not path.name or path.is_dir():
+        raise UserError(f"{address!r}: expected the name of a file; a folder is there")
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file and find out whether the file can be written; it stays as it was.
+
+    Raises:
+      UserError: if it cannot.
+    """
+    with writing(path):
+        make_folder(path.parent)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -231,12 +256,6 @@ def _plain_errors(path: Path) -> Iterator[None]:
         if is_local(path):
             raise
         raise OSError(errno.EIO, f"{type(error).__name__}: {one_line(error)}", str(path)) from error
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, without the specification that tensorstore adds."""
-    first = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec=")[0]
-    return f"{first[:300]}…" if len(first) > 300 else first or type(error).__name__
 
 
 _CURES = {

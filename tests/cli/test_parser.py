@@ -64,7 +64,9 @@ def test_without_a_card_there_are_no_settings(capsys):
 
 def test_a_command_is_a_file_and_a_word_in_the_table():
     files = {path.stem for path in Path(onestep_jax.cli.__file__).parent.glob("*.py")}
-    assert files - {"__init__", "__main__", "parser", "options", "optimizer_options", "terminal"} == set(COMMANDS)
+    assert files - {"__init__", "__main__", "parser", "options", "optimizer_options", "signals", "terminal"} == set(
+        COMMANDS
+    )
     for name in COMMANDS:
         command = importlib.import_module(f"onestep_jax.cli.{name}")
         assert command.SUMMARY.endswith(".")
@@ -88,6 +90,7 @@ def test_help_imports_nothing_heavy_and_the_package_runs_as_a_module():
     program = f"""
 import json, sys
 import onestep_jax
+faces = [getattr(onestep_jax, name) for name in onestep_jax.__all__]
 before = set(sys.modules)
 from onestep_jax.cli.parser import build_parser
 build_parser().format_help()

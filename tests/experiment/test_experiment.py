@@ -83,7 +83,7 @@ def test_settings_are_options():
     [
         (["table1_arrangement"], "unknown experiment 'table1_arrangement'.*did you mean 'table1_arrangements'"),
         (["table1_arrangements", "--cuont", "3"], "unknown setting of table1_arrangements 'cuont'.*mean 'count'"),
-        (["table1_arrangements", "--count", "many"], "--count many: expected a value like 50"),
+        (["table1_arrangements", "--count", "many"], "--count 'many': expected a whole number"),
         (["table1_arrangements", "--count"], "--count needs a value"),
         (["table1_arrangements", "--smoke", "--packaged"], "exclude each other"),
     ],

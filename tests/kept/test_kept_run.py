@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from onestep_jax import fit, load_model, read_results
-from onestep_jax.cli import main
+from onestep_jax.cli.parser import main
 from onestep_jax.store.status import read_status
 
 KEPT = Path(__file__).parent / "run-0a34499.tar.xz"

@@ -253,6 +253,42 @@ def test_a_full_disk(small_disk, quick_retries):
     same(read_results(folder), texts)
 
 
+FULL = """
+import sys, warnings
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, {tests!r})
+from store_runs import opened, results, task
+from onestep_jax.store import background_writer as writer
+writer.RETRIES = (0.05, 0.1)
+warnings.simplefilter("ignore")
+texts = results(4)
+run = opened(Path({folder!r}), texts)
+run.append(texts[:2])
+run.wait()
+with open({filler!r}, "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+run.save_state({{name: np.zeros((64, 1024)) for name in "abcdefgh"}}, {{"tasks": [task(2, 5)]}})
+try:
+    run.wait()
+except ValueError as error:
+    print("onestep: error:", error, file=sys.stderr)
+"""
+
+
+def test_a_full_disk_prints_its_line_and_nothing_before_it(small_disk):
+    """tensorstore calls back into an event loop that a failed save has closed, from threads and at any time."""
+    tests, filler = str(Path(__file__).parents[1] / "support"), str(small_disk / "filler")
+    code = FULL.format(tests=tests, folder=str(small_disk / "run"), filler=filler)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert "the disk is full" in line
+
+
 def test_a_read_only_directory(small_disk):
     texts, folder = results(2), small_disk / "run"
     recorded_run(folder, texts)

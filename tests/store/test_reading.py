@@ -1,11 +1,15 @@
 """Readers beside processes that replace what they read."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 from store_runs import opened, results, same, task
 
 from onestep_jax import UserError, read_results
 from onestep_jax.store import cleanup as upkeep
-from onestep_jax.store import commits, parts, status, verify
+from onestep_jax.store import commits, names, parts, status, storage, verify
 from onestep_jax.store import reading as records
 from onestep_jax.store import saved_states as states
 from onestep_jax.store.names import part_name
@@ -152,3 +156,45 @@ def test_the_commit_record_goes_first(run, monkeypatch):
     removed.clear()
     remove_state(run, "000002-0000-000000")
     assert removed == ["state/000002-0000-000000.json", "state/000002-0000-000000"]
+
+
+def remove_slowly(path):
+    """As on a file system where each removal takes a while: a folder is there for long with a part of its files."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else []:
+        if file.is_file():
+            file.unlink()
+            time.sleep(0.01)
+    storage.remove(path)
+    time.sleep(0.01)
+
+
+def test_looks_succeed_while_another_process_merges_and_removes_slowly(tmp_path, monkeypatch):
+    """Status, verify and what a report reads, over and over, from the first part to the last removal."""
+    for module in (names, upkeep):
+        monkeypatch.setattr(module, "remove", remove_slowly)
+    monkeypatch.setattr(commits, "COMPACT_AT", 4)
+    texts, folder = results(8), tmp_path / "run"
+    opened(folder, texts).close()
+
+    def work():
+        with opened(folder, texts) as writing:
+            for i, text in enumerate(texts):
+                writing.append([text])
+                writing.save_state({"a": np.zeros(3)}, {"tasks": [task(min(i + 1, 7), 5)]})
+                writing.wait()
+
+    counts, looks = [0], 0
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        while True:
+            last = done.done()
+            assert verify.verify(folder).problems == []
+            counts.append(len(read_status(folder).recorded))
+            counts.append(len(read_results(folder)))
+            looks += 1
+            if last:
+                break
+        done.result()
+    assert counts == sorted(counts)
+    assert counts[-1] == 8
+    assert looks > 3

@@ -1,0 +1,162 @@
+"""SIGINT and SIGTERM at any moment of a command: one line, exit status 130 or 143, or 75 where a fit has saved."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onestep_jax.cli.parser import main
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the caught signals")
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@pytest.fixture(scope="module")
+def home(tiny_folder, tmp_path_factory) -> Path:
+    """The folder that holds lines.txt and a finished run."""
+    home = tmp_path_factory.mktemp("home")
+    rows = np.random.default_rng(7).integers(60, size=(8, 8))
+    (home / "lines.txt").write_text("\n".join(" ".join(f"w{i}" for i in row) for row in rows) + "\n")
+    assert main([*fit_words(tiny_folder, home, home / "run"), "--limit", "2"]) == 0
+    return home
+
+
+def fit_words(model, home, run, *more):
+    words = ["fit", "--model", model, "--texts", home / "lines.txt", "--split", "lines", "--length", 6, "--run", run]
+    return [str(word) for word in (*words, "--slots", 2, *more)]
+
+
+def started(words, before="") -> subprocess.Popen:
+    """A command whose process has just begun to listen to signals; a test runner may have been told to ignore them."""
+    heeding = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heeding}\n{before}\nfrom onestep_jax.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not caught(process.pid):
+        time.sleep(0.002)
+    return process
+
+
+def caught(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = [line.split()[1] for line in lines if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def check_end(process, number, *more_codes):
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode in (CODES[number], *more_codes), errors
+    assert "Traceback" not in errors
+    said = [line for line in errors.splitlines() if line.startswith("onestep: ") and "warning" not in line]
+    assert len(said) == (process.returncode != 0), (out, errors)
+
+
+@pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.1), (signal.SIGINT, 0.5)])
+def test_a_signal_while_python_imports(home, number, moment):
+    process = started(["status", str(home / "run")])
+    time.sleep(moment)
+    process.send_signal(number)
+    check_end(process, number)
+
+
+BUSY = """
+import hashlib, onestep_jax.cli.parser as parser
+def main():
+    print("busy", flush=True)
+    # Minutes in compiled code that gives the interpreter free, as XLA's compiler does.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+parser.main = main
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_the_main_thread_is_in_compiled_code(number):
+    process = started([], BUSY)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    began = time.monotonic()
+    process.send_signal(number)
+    check_end(process, number)
+    assert time.monotonic() - began < 10
+
+
+SWALLOWING = """
+import time, onestep_jax.cli.parser as parser
+def main():
+    print("busy", flush=True)
+    for _ in range(600):
+        try:
+            time.sleep(0.1)
+        except BaseException:
+            pass
+parser.main = main
+"""
+
+
+def test_a_signal_is_not_swallowed():
+    process = started([], SWALLOWING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    check_end(process, signal.SIGINT)
+
+
+ASKED = """
+import signal, time, onestep_jax.cli.parser as parser
+def main():
+    signal.signal(signal.SIGINT, lambda *_: print("asked", flush=True))  # as a fit does that saves first
+    print("busy", flush=True)
+    time.sleep(60)
+parser.main = main
+"""
+
+
+def test_a_second_signal_ends_at_once_what_saves_first():
+    process = started([], ASKED)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked\n"
+    time.sleep(0.1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    check_end(process, signal.SIGINT)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    process = started([], f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{SWALLOWING}")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    check_end(process, signal.SIGTERM)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+def test_signals_at_many_moments(tiny_folder, home, tmp_path, seed):
+    rng = random.Random(seed)
+    for i in range(10):
+        fitting = rng.random() < 0.6
+        run = tmp_path / f"run{i}"
+        words = fit_words(tiny_folder, home, run) if fitting else [rng.choice(["status", "decode"]), str(home / "run")]
+        process, number = started(words), rng.choice(list(CODES))
+        time.sleep(rng.choice([0.05, 0.2, 1.0, rng.uniform(0, 10)]))
+        process.send_signal(number)
+        check_end(process, number, 0, *([75] if fitting else []))
+        if fitting and os.path.exists(run / "config.json"):
+            assert main(fit_words(tiny_folder, home, run)) == 0

@@ -1,0 +1,170 @@
+"""What is printed: nothing of a user steers the terminal, is taken for markup, fails on an encoding or is secret."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from onestep_jax import UserError, read_results
+from onestep_jax.cli.parser import main
+from onestep_jax.cli.terminal import console, fitting_bar, plain_warnings, printable
+from onestep_jax.errors import Interrupted, redacted
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens import reconstruction
+from onestep_jax.store.sessions import this_process
+
+NASTY = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202ez"
+SHOWN = "a\\x1b[31mred\\x1b]0;title\\x07\\x9b2J\\u202ez"
+TOKEN = "hf_" + "aB3" * 12
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, tmp_path_factory):
+    """A finished run of two texts; no test may change it."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "lines.txt").write_text("w1 w2 w3 w4\nw5 w6 w7 w8\n")
+    words = ["fit", "--model", tiny_folder, "--texts", home / "lines.txt", "--split", "lines", "--length", 4]
+    assert main([str(word) for word in (*words, "--run", home / "run", "--slots", 2)]) == 0
+    return home / "run"
+
+
+def test_control_characters_are_shown_as_escapes():
+    assert printable(NASTY) == SHOWN
+    assert printable("two\nlines\tand 👩‍👧 é") == "two\nlines\tand 👩‍👧 é"
+    assert printable("one\nline", keep="") == "one\\nline"
+
+
+@pytest.mark.parametrize("name", [NASTY, "[/v2]", "[bold]x[/bold]", ":smile:"])
+def test_a_name_in_a_table_and_in_lines(run, tiny_folder, tmp_path, capsys, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder, name)
+    shutil.copytree(run, f"run {name}")
+    shown = printable(name)
+    assert main(["info", name, "--length", "4"]) == 0
+    assert shown in capsys.readouterr().out
+    assert main(["export", f"run {name}", "--out", f"{name}.safetensors"]) == 0
+    assert f"{shown}.safetensors" in capsys.readouterr().out
+    assert main(["status", f"no {name}"]) == 2
+    error = capsys.readouterr().err
+    assert f"no {shown}: no run directory" in error
+    assert error.count("\n") == 1
+    assert main(["decode", f"run {name}", "--model", f"./none {name}"]) == 2
+    error = capsys.readouterr().err
+    assert shown in error
+    assert "\x1b" not in error
+
+
+def test_a_table_shows_strings_as_they_are(capsys):
+    from rich.table import Table
+
+    table = Table("kind", title="[/v2] title")
+    table.add_row(f"[bold]{NASTY}[/x] :smile:")
+    console(width=120).print(table)
+    said = capsys.readouterr().out
+    assert f"[bold]{SHOWN}[/x] :smile:" in said
+    assert "[/v2] title" in said
+
+
+def test_decode_shows_what_a_text_holds(run, capsys, monkeypatch):
+    decode = reconstruction.decode
+
+    def nasty(model: Model, *args, **how):
+        return [dataclasses.replace(text, text=NASTY) for text in decode(model, *args, **how)]
+
+    monkeypatch.setattr(reconstruction, "decode", nasty)
+    assert main(["decode", str(run)]) == 0
+    assert capsys.readouterr().out.count(SHOWN) == 2
+
+
+def test_a_warning_is_one_line_without_secrets():
+    with plain_warnings():
+        said = warnings.formatwarning(UserWarning(f"{NASTY}\n gs://me:pw@b"), UserWarning, "f.py", 3)
+    assert said == f"onestep: warning: {SHOWN}\\n gs://***@b\n"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_output_never_fails_on_an_encoding(encoding, tmp_path):
+    program = """
+from onestep_jax.cli import terminal
+from onestep_jax.cli.parser import main
+terminal.write_any_character()
+terminal.say("an emoji 🙂 é")
+from rich.table import Table
+table = Table("kind")
+table.add_row("🙂")
+terminal.console().print(table)
+main(["status", "🙂"])
+"""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = "🙂".encode(encoding, "backslashreplace")
+    assert done.stdout.count(shown) == 2
+    assert b"error: " + shown + b": no run directory" in done.stderr
+
+
+# --- no bar of nothing ---
+
+
+def test_an_error_before_the_first_chunk_leaves_no_bar(capsys):
+    with pytest.raises(UserError), fitting_bar():
+        raise UserError("no")
+    assert capsys.readouterr().err.strip() == ""
+
+
+# --- secrets ---
+
+
+def test_addresses_and_tokens_are_redacted():
+    assert (
+        redacted("gs://user:pw@bucket/run, https://user:to@ken@host/a@b") == "gs://***@bucket/run, https://***@host/a@b"
+    )
+    assert redacted(f"https://h/x?token={TOKEN}.") == "https://h/x?token=hf_***."
+    assert redacted("hf_transfer /tmp/hf_models a@b.c") == "hf_transfer /tmp/hf_models a@b.c"
+    for kind in (UserError, Interrupted):
+        assert str(kind("gs://user:pw@bucket/run")) == "gs://***@bucket/run"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "nope://user:secret@bucket/run"],
+        ["export", "run", "--out", "https://user:secret@host/x"],
+        ["report", "nope://user:secret@bucket/run"],
+        ["info", f"https://user:secret@host/{TOKEN}"],
+        ["info", TOKEN, "--dtype", TOKEN],
+        ["fit", "--texts", f"https://user:secret@host/a.jsonl?{TOKEN}", "--length", "4", "--run", "run"],
+        ["fit", "--texts", "demo", "--limit", "1", "--length", "4", "--run", "nope://user:secret@b/r"],
+        ["fit", "--texts", "demo", "--length", "4", "--run", "run", f"--lr={TOKEN}"],
+    ],
+    ids=lambda words: " ".join(words)[:30],
+)
+def test_a_password_or_token_is_never_printed(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+    assert TOKEN not in said.out + said.err
+
+
+def test_a_password_or_token_is_never_recorded(run, tiny_folder, tmp_path, monkeypatch, capsys):
+    """The command line and the environment hold them; no file of a run or a report does."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(sys, "argv", ["onestep", "fit", "--texts", "https://user:secret@host/a", TOKEN])
+    assert this_process().command == "onestep fit --texts https://***@host/a hf_***"
+    texts = run.parent / "lines.txt"
+    words = ["fit", "--model", tiny_folder, "--texts", texts, "--length", 4, "--run", tmp_path / "run", "--slots", 1]
+    assert main([str(word) for word in words]) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert len(read_results(tmp_path / "run")) == 1
+    assert json.loads((tmp_path / "run" / "session.json").read_text())["command"].endswith("hf_***")
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert b"secret" not in path.read_bytes(), path
+            assert TOKEN.encode() not in path.read_bytes(), path
