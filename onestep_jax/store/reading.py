@@ -17,7 +17,7 @@ from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parquet import read_rows
 from onestep_jax.store.parts import part_files, read_part, read_part_table
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.store.storage import read_text, run_path
+from onestep_jax.store.storage import exists, read_text, run_path
 
 FORMAT = 3
 _SUMMARY = ["index", "text_id", "accuracy", "steps", "status"]
@@ -52,7 +52,7 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     Raises:
       UserError: if there is one that this version cannot read.
     """
-    return read_config(folder) if (folder / "config.json").exists() else None
+    return read_config(folder) if patiently(folder / "config.json", exists) else None
 
 
 def read_description(path: Path, *, kind: str, absent: str, version: int) -> dict[str, Any]:

@@ -89,6 +89,16 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder.
+
+    Raises:
+      OSError: if the storage does not say.
+    """
+    with _plain_errors(path):
+        return path.exists()
+
+
 def replace(path: Path, content: bytes, check: Callable[[], None] | None = None) -> None:
     """Write a file whole: to a neighbour, to the disk, then renamed into place; in an object store at once.
 

@@ -37,6 +37,15 @@ def quick(monkeypatch):
     monkeypatch.setattr(reading, "PAUSES", (0.001, 0.001))
 
 
+def test_a_storage_that_does_not_say_whether_there_is_a_run(tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.EIO, "no answer", str(path))
+
+    monkeypatch.setattr(records, "exists", refuse)
+    with pytest.raises(Unreadable, match=TOLD.format("no answer")):
+        records.find_config(tmp_path)
+
+
 @pytest.fixture
 def run(tmp_path):
     """A run of four texts in two parts, with a saved state."""
