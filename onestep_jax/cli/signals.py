@@ -6,15 +6,15 @@ main thread is in compiled code, such as XLA's compiler, Python runs no handler;
 signals from a pipe and ends the process by itself.
 
 A fit into a run directory puts a handler of its own in the place of this one, to save first. It is left alone at the
-first signal. A second signal ends the process whatever handler is there. Once the interpreter is taken down, when all
-work is done and told, a signal kills the process without a line; a shell shows the same status.
+first signal. A second signal ends the process whatever handler is there. Once Python takes the interpreter down, when
+all work is done and told, it has no handlers: a signal kills the process without a line, and a shell shows the same
+status.
 
 This file is imported before all others, so it imports only what starts in milliseconds.
 """
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import os
 import signal
@@ -36,14 +36,6 @@ def end_by_signal() -> None:
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
-    atexit.register(_act_as_usual)
-
-
-def _act_as_usual() -> None:
-    """Let a signal kill the process while the interpreter is taken down: no thread of Python runs there any more."""
-    for number in ENDING:
-        if signal.getsignal(number) is _end:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _listen(heard: int) -> NoReturn:
