@@ -296,6 +296,5 @@ def protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     optimizer = identity.get("optimizer") or {}
     arguments = ", ".join(f"{key} {value}" for key, value in (optimizer.get("arguments") or {}).items())
     words = f"{optimizer.get('name')}" + (f" ({arguments})" if arguments else "")
-    if schedule := optimizer.get("schedule"):
-        words += f", {schedule['name'].replace('_', ' ')}"
+    words += f", {schedule['name'].replace('_', ' ')}" if (schedule := optimizer.get("schedule")) else ""
     return f"preset {settings.get('preset')}: {words}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.store.storage import is_local, replace
+from onestep_jax.store.storage import replace
 
 MOST_ROWS = 2**26
 
@@ -41,7 +40,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
         count = pq.read_metadata(file).num_rows
         if not 0 <= count <= MOST_ROWS:
             raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {count:,}")
-    with _opened(path) as file:
+        file.seek(0)
         return pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist()
 
 
@@ -62,15 +61,14 @@ def read_about(path: Path) -> dict[str, str]:
 
 
 def _opened(path: Path) -> Any:
-    """A file as an object of Arrow's own, without one of Python's inside.
+    """The content of a file in memory of Arrow's own, without an object of Python's inside.
 
-    Threads of Arrow let go of a file a moment after it was read. Where that is a Python object and the interpreter is
-    just ending, the process aborts (status 134).
+    Threads of Arrow let go of what they read a moment later. Where that is an object of Python's and the interpreter
+    is just ending, the process aborts (status 134).
     """
     import pyarrow as pa
 
-    if is_local(path):
-        return pa.OSFile(os.fsencode(path))
     held = pa.BufferOutputStream()
-    held.write(path.read_bytes())
+    with path.open("rb") as file:
+        held.write(file.read())
     return pa.BufferReader(held.getvalue())

@@ -33,8 +33,11 @@ def fit_words(model, home, run, *more):
     return [str(word) for word in (*words, "--slots", 2, *more)]
 
 
-def started(words, before="") -> subprocess.Popen:
-    """A command whose process has just begun to listen to signals; a test runner may have been told to ignore them."""
+def started(words, before="", *, listening=True) -> subprocess.Popen:
+    """A command, and if asked for, only once its process listens to signals.
+
+    It does not ignore SIGINT, which whoever runs the tests may have been told to.
+    """
     heeding = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program = f"{heeding}\n{before}\nfrom onestep_jax.cli import main; sys.exit(main())"
     process = subprocess.Popen(
@@ -43,7 +46,7 @@ def started(words, before="") -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not caught(process.pid):
+    while listening and process.poll() is None and not caught(process.pid):
         time.sleep(0.002)
     return process
 
@@ -60,7 +63,7 @@ def check_end(process, number, *more_codes):
     assert process.returncode in (CODES[number], *more_codes), errors
     assert "Traceback" not in errors
     said = [line for line in errors.splitlines() if line.startswith("onestep: ") and "warning" not in line]
-    assert len(said) == (process.returncode != 0), (out, errors)
+    assert len(said) == (process.returncode > 0), (out, errors)
 
 
 @pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.1), (signal.SIGINT, 0.5)])
@@ -146,6 +149,27 @@ def test_a_signal_that_is_ignored_stays_so():
     check_end(process, signal.SIGTERM)
 
 
+TAKEN_DOWN = """
+import os, onestep_jax.cli.parser as parser
+class Slow:
+    def __del__(self, write=os.write, read=os.read, pipe=os.pipe()):
+        write(1, b"busy\\n")
+        read(pipe[0], 1)
+slow = Slow()
+parser.main = lambda: 0
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_the_interpreter_is_taken_down(number):
+    process = started([], TAKEN_DOWN, listening=False)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out, errors) == (-number, "", "")  # 130 and 143 to a shell
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_signals_at_many_moments(tiny_folder, home, tmp_path, seed):
@@ -157,6 +181,6 @@ def test_signals_at_many_moments(tiny_folder, home, tmp_path, seed):
         process, number = started(words), rng.choice(list(CODES))
         time.sleep(rng.choice([0.05, 0.2, 1.0, rng.uniform(0, 10)]))
         process.send_signal(number)
-        check_end(process, number, 0, *([75] if fitting else []))
+        check_end(process, number, 0, -number, *([75] if fitting else []))
         if fitting and os.path.exists(run / "config.json"):
             assert main(fit_words(tiny_folder, home, run)) == 0

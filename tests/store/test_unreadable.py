@@ -20,7 +20,6 @@ from onestep_jax.store import background_writer as writer
 from onestep_jax.store import commits, verify
 from onestep_jax.store import listing as reading
 from onestep_jax.store import orbax_arrays as arrays
-from onestep_jax.store import parquet
 from onestep_jax.store import reading as records
 from onestep_jax.store.listing import patiently
 from onestep_jax.store.parquet import read_rows
@@ -55,7 +54,6 @@ class Refusing:
     def __init__(self, monkeypatch, path, number=errno.EACCES, times=10**6):
         self.left, self.path = times, path
         self.patch(monkeypatch, Path, "open", number, lambda given: given[0])
-        self.patch(monkeypatch, parquet, "_opened", number, lambda given: given[0])
         self.patch(monkeypatch, arrays, "_load", None, lambda given: given[0])
 
     def patch(self, monkeypatch, where, name, number, path_of):
