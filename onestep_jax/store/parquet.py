@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.store.storage import is_local, replace
+from onestep_jax.store.storage import replace
 
 
 def write_rows(
@@ -29,16 +28,20 @@ def write_rows(
 
 def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Rows of a Parquet table, its checksums verified."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _opened(path) as file:
-        return pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist()
+    # Threads of Arrow let go of the file a moment after it was read. Were that an object of Python's and the
+    # interpreter just ending, the process would abort with status 134. So the content is handed over as Arrow's own.
+    held = pa.BufferOutputStream()
+    held.write(path.read_bytes())
+    return pq.read_table(pa.BufferReader(held.getvalue()), columns=columns, page_checksum_verification=True).to_pylist()
 
 
 def count_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
-    with _opened(path) as file:
+    with path.open("rb") as file:
         return pq.read_metadata(file).num_rows
 
 
@@ -46,21 +49,6 @@ def read_about(path: Path) -> dict[str, str]:
     """What `write_rows` was given as `about`."""
     import pyarrow.parquet as pq
 
-    with _opened(path) as file:
+    with path.open("rb") as file:
         stored = pq.read_schema(file).metadata or {}
     return {key.decode(): value.decode() for key, value in stored.items()}
-
-
-def _opened(path: Path) -> Any:
-    """A file as an object of Arrow's own, without one of Python's inside.
-
-    Threads of Arrow let go of a file a moment after it was read. Where that is a Python object and the interpreter is
-    just ending, the process aborts (status 134).
-    """
-    import pyarrow as pa
-
-    if is_local(path):
-        return pa.OSFile(os.fsencode(path))
-    held = pa.BufferOutputStream()
-    held.write(path.read_bytes())
-    return pa.BufferReader(held.getvalue())
