@@ -4,13 +4,18 @@ May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `text
 `experiment`, `report`.
 """
 
+from collections.abc import Sequence
+
 from onestep_jax.cli.signals import end_by_signal
 
 __all__ = ["main"]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line of this process; SIGINT and SIGTERM end it in one line from here on.
+
+    Args:
+      argv: the words after `onestep`; by default those of the process.
 
     Returns:
       The exit status, see `parser.main`; 130 and 143 where a signal ended the process.
@@ -18,4 +23,4 @@ def main() -> int:
     end_by_signal()
     from onestep_jax.cli import parser  # takes seconds, as it imports JAX
 
-    return parser.main()
+    return parser.main(argv)

@@ -34,20 +34,25 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
     Raises:
       ValueError: if it says that it has more rows than a run can; a few bytes can say so.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _opened(path) as file:
-        count = pq.read_metadata(file).num_rows
-        if not 0 <= count <= MOST_ROWS:
-            raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {count:,}")
-        file.seek(0)
-        return pq.read_table(file, columns=columns, page_checksum_verification=True).to_pylist()
+    # Threads of Arrow let go of the file a moment after it was read. Were that an object of Python's and the
+    # interpreter just ending, the process would abort with status 134. So the content is handed over as Arrow's own.
+    held = pa.BufferOutputStream()
+    with path.open("rb") as file:
+        held.write(file.read())
+    content = held.getvalue()
+    count = pq.read_metadata(pa.BufferReader(content)).num_rows
+    if not 0 <= count <= MOST_ROWS:
+        raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {count:,}")
+    return pq.read_table(pa.BufferReader(content), columns=columns, page_checksum_verification=True).to_pylist()
 
 
 def count_rows(path: Path) -> int:
     import pyarrow.parquet as pq
 
-    with _opened(path) as file:
+    with path.open("rb") as file:
         return pq.read_metadata(file).num_rows
 
 
@@ -55,20 +60,6 @@ def read_about(path: Path) -> dict[str, str]:
     """What `write_rows` was given as `about`."""
     import pyarrow.parquet as pq
 
-    with _opened(path) as file:
+    with path.open("rb") as file:
         stored = pq.read_schema(file).metadata or {}
     return {key.decode(): value.decode() for key, value in stored.items()}
-
-
-def _opened(path: Path) -> Any:
-    """The content of a file in memory of Arrow's own, without an object of Python's inside.
-
-    Threads of Arrow let go of what they read a moment later. Where that is an object of Python's and the interpreter
-    is just ending, the process aborts (status 134).
-    """
-    import pyarrow as pa
-
-    held = pa.BufferOutputStream()
-    with path.open("rb") as file:
-        held.write(file.read())
-    return pa.BufferReader(held.getvalue())

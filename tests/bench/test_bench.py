@@ -289,12 +289,12 @@ def test_a_step_is_measured_where_nothing_reads_texts(tiny_folder: Path, tmp_pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["step", "--slots", "0"], "--slots 0: expected at least 1"),
-        (["step", "--limit", "-5"], "--limit -5.0: expected at least 1"),
+        (["step", "--slots", "0"], "--slots: 0: expected at least 1"),
+        (["step", "--limit", "-5"], "--limit: '-5': expected a finite number, above 0"),
         (["step", "--lenght", "8"], "did you mean '--length'"),
         (["sweep", "--ways", "pytorch"], "did you mean 'PyTorch'"),
         (["sweep", "--preset", "fats"], "did you mean 'fast'"),
-        (["scale", "--slots", "1,two"], "'1,two': expected whole numbers with commas between"),
+        (["scale", "--slots", "1,two"], "'two': expected a whole number"),
         (["decode", "--lengths", "4096,8192"], "lengths 4096, 8192: all beyond the model's context of 512 positions"),
         (["host", "--devices", "1,16"], "16 devices: there are 8; give fewer with --devices"),
         (["step", "--no-torch", "--length", "600"], "lengths 600: all beyond the model's context of 512 positions"),

@@ -76,7 +76,7 @@ def test_a_signal_while_python_imports(home, number, moment):
 
 BUSY = """
 import hashlib, onestep_jax.cli.parser as parser
-def main():
+def main(argv):
     print("busy", flush=True)
     # Minutes in compiled code that gives the interpreter free, as XLA's compiler does.
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
@@ -97,7 +97,7 @@ def test_a_signal_while_the_main_thread_is_in_compiled_code(number):
 
 SWALLOWING = """
 import time, onestep_jax.cli.parser as parser
-def main():
+def main(argv):
     print("busy", flush=True)
     for _ in range(600):
         try:
@@ -118,7 +118,7 @@ def test_a_signal_is_not_swallowed():
 
 ASKED = """
 import signal, time, onestep_jax.cli.parser as parser
-def main():
+def main(argv):
     signal.signal(signal.SIGINT, lambda *_: print("asked", flush=True))  # as a fit does that saves first
     print("busy", flush=True)
     time.sleep(60)
@@ -156,7 +156,7 @@ class Slow:
         write(1, b"busy\\n")
         read(pipe[0], 1)
 slow = Slow()
-parser.main = lambda: 0
+parser.main = lambda argv: 0
 """
 
 

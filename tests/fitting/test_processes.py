@@ -130,7 +130,10 @@ def test_sigterm_while_starting_ends_a_process():
     [
         (["--coordinator", "localhost:1"], "--coordinator localhost:1 goes with --distributed"),
         (["--distributed", "--processes", "2"], "--coordinator and --process missing"),
-        (["--distributed", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "expected 0 to 1"),
+        (
+            ["--distributed", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"],
+            "--process = 2: expected at most 1",
+        ),
         (["--distributed"], "cannot join the job"),
     ],
 )

@@ -120,7 +120,7 @@ def test_what_is_given_is_taken(tiny, one_device):
     ("given", "said"),
     [
         ({"slots": 0}, "slots = 0: expected at least 1, or 'auto'"),
-        ({"slots": "many"}, "slots = 'many': expected a number or 'auto'"),
+        ({"slots": "many"}, "slots = 'many': expected a whole number"),
         ({"remat": "maybe"}, "remat = 'maybe': expected True, False or 'auto'"),
     ],
 )
