@@ -48,6 +48,12 @@ def _order(tables: Tables) -> Verdict:
     return rising and found[-1] >= 0.99, f"{', '.join(f'{value:.3f}' for value in found)} at N = {longest}"
 
 
+def _not_alone(tables: Tables) -> Verdict:
+    rows = [row for row in pick(tables["table1"], arrangement="[e]×N") if int(row["length"]) > 1]
+    texts = [f"{float(row['exact']):.0%} of {row['texts']} texts at N = {row['length']}" for row in rows]
+    return not any(float(row["exact"]) for row in rows), f"exact: {', '.join(texts)}"
+
+
 def _sharing(leaf: str) -> Callable[[Tables], Verdict]:
     def judge(tables: Tables) -> Verdict:
         row = pick(tables["table2"], shared=leaf)[-1]
@@ -160,6 +166,7 @@ def _unreadable(tables: Tables) -> Verdict:
 
 CLAIMS = (
     Claim("table1_arrangements", "Table 1: the arrangements are in this order, the last nearly perfect", _order),
+    Claim("table1_arrangements", "Table 1: one vector alone lets no text of several tokens out", _not_alone),
     Claim("table2_sharing", "Table 2: all texts can share `m`, by the best seed", _sharing("m")),
     Claim("table2_sharing", "Table 2: all texts can share `e`, by the best seed", _sharing("e")),
     Claim("table3_capacity", "Table 3: a shared `m` holds less than an own one", _own_above_shared),

@@ -13,7 +13,9 @@ of PG-19, lengths 1, 2, 4, …, 1024, mean accuracy ± standard deviation over t
     [e] [m]×(N−1)        1.00 ± 0.00  1.00 ± 0.00  1.00 ± 0.00  0.99 ± 0.10
 
 Where positions enter by rotation only, N equal inputs give N equal outputs: [e]×N gets one kind of token right, and the
-first half of [e]×N/2 [m]×N/2 too, so that for distinct tokens their accuracies are at most 1/N and (1 + N/2)/N.
+first half of [e]×N/2 [m]×N/2 too, so that for distinct tokens their accuracies are at most 1/N and (1 + N/2)/N. Behind
+a frozen prefix, which the preset "fast" has where the first position is an attention sink, this does not hold: equal
+inputs differ in how much of the prefix they see.
 
 Writes table1.csv (a row an arrangement and length) and table1.png.
 """
