@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _SECRETS = (
@@ -65,6 +66,39 @@ def one_line(error: Exception) -> str:
     return f"{first[:300]}…" if len(first) > 300 else first or type(error).__name__
 
 
+def shown(value: Any) -> str:
+    """A wrong value as a message repeats it: in one line, and not all of it."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
+
+
+def check_kind(expected: str, kinds: Any, **given: Any) -> None:
+    """Refuse the first argument that is of none of these types.
+
+    Args:
+      expected: what to give, in words.
+      kinds: as of `isinstance`.
+      given: name of the argument → its value.
+
+    Raises:
+      UserError: naming it.
+    """
+    for name, value in given.items():
+        if not isinstance(value, kinds):
+            raise UserError(f"{name} = {shown(value)}, of type {type(value).__name__}: expected {expected}")
+
+
+def check_list(expected: str, name: str, given: Any) -> list[Any]:
+    """The entries of a list, an array or another iterable, but not the letters of a string.
+
+    Raises:
+      UserError: for anything else.
+    """
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise UserError(f"{name} = {shown(given)}, of type {type(given).__name__}: expected {expected}")
+    return list(given)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint " (did you mean 'x'?)" for a mistyped name, or an empty string if nothing known is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -79,17 +113,20 @@ def check_known(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     """
     known = sorted(known)
     for name in given:
+        if not isinstance(name, str):
+            raise UserError(f"{what} {shown(name)}: expected a name; known: {', '.join(known)}")
         if name not in known:
             raise UserError(f"unknown {what} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
 
 
-def check_least(least: int, **numbers: int) -> None:
+def check_least(least: int, **given: int) -> None:
     """Refuse the first number that is smaller than `least`.
 
     Raises:
       UserError: naming it.
     """
-    for name, number in numbers.items():
+    for name, number in given.items():
+        check_kind("a number", numbers.Real, **{name: number})
         if number < least:
             raise UserError(f"{name} = {number}: expected at least {least}")
 
@@ -109,7 +146,7 @@ class Whole:
           UserError: naming it.
         """
         if (said := self._against(value)) is not None:
-            raise UserError(f"{name} = {_shown(value)}: {said}")
+            raise UserError(f"{name} = {shown(value)}: {said}")
 
     def parse(self, text: str) -> Any:
         """The number that a text is, or the word.
@@ -120,7 +157,7 @@ class Whole:
         plain = re.fullmatch(r"[+-]?[0-9]{1,40}", text)
         value = int(text) if plain else text
         if (said := self._against(value)) is not None:
-            raise UserError(f"{_shown(value)}: {said}")
+            raise UserError(f"{shown(value)}: {said}")
         return value
 
     def _against(self, value: Any) -> str | None:
@@ -153,7 +190,7 @@ class Real:
           UserError: naming it.
         """
         if not self._has(value):
-            raise UserError(f"{name} = {_shown(value)}: expected {self}")
+            raise UserError(f"{name} = {shown(value)}: expected {self}")
 
     def parse(self, text: str) -> float:
         """The number that a text is.
@@ -163,7 +200,7 @@ class Real:
         """
         number = float(text) if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) else math.nan
         if not self._has(number):
-            raise UserError(f"{_shown(text)}: expected {self}")
+            raise UserError(f"{shown(text)}: expected {self}")
         return number
 
     def _has(self, value: Any) -> bool:
@@ -187,11 +224,6 @@ def _whole(value: Any) -> int | None:
         return None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         return None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text):,} characters)"
 
 
 # What the command line and the functions of the package take.

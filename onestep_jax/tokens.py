@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, check_list, shown
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], length: int | None) -> list[np.ndarray]:
@@ -33,7 +33,7 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int | None, context: int | N
       UserError: if one is empty, longer than the model's context, no list of whole numbers, or holds an id that the
         model does not have.
     """
-    arrays = [_whole_numbers(i, ids) for i, ids in enumerate(tokens)]
+    arrays = [_whole_numbers(i, ids) for i, ids in enumerate(check_list("lists of token ids", "tokens", tokens))]
     for i, array in enumerate(arrays):
         if context is not None and len(array) > context:
             room = f"the model's context has room for {context}"
@@ -53,7 +53,7 @@ def _whole_numbers(i: int, ids: Any) -> np.ndarray:
     if array.ndim == 1 and not array.size and array.dtype != object:
         raise UserError(f"text {i}: empty text; expected at least one token")
     if array.ndim != 1 or array.dtype.kind not in "iu" or not -(2**31) <= array.min() <= array.max() < 2**31:
-        raise UserError(f"text {i} is {shortened(ids)}: expected a list of token ids, which are whole numbers")
+        raise UserError(f"text {i} is {shown(ids)}: expected a list of token ids, which are whole numbers")
     return array
 
 
@@ -71,19 +71,13 @@ def check_text(where: str, i: int, text: Any) -> str:
     if text is None or (isinstance(text, str) and not text):
         raise UserError(f"{where}: text {i} is empty; remove it or fill it")
     if not isinstance(text, str):
-        raise UserError(f"{where}: text {i} is {shortened(text)}, of type {type(text).__name__}; expected a text")
+        raise UserError(f"{where}: text {i} is {shown(text)}, of type {type(text).__name__}; expected a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"text {i} has half a character, \\u{ord(text[error.start]):04x}, at character {error.start}"
         raise UserError(f"{where}: {found}; write both surrogates, or the character itself") from error
     return text
-
-
-def shortened(value: Any) -> str:
-    """A value in at most 40 characters."""
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def text_ids(tokens: Sequence[np.ndarray]) -> list[str]:

@@ -15,7 +15,7 @@ import optax
 
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import Interrupted
+from onestep_jax.errors import Interrupted, check_kind
 from onestep_jax.fitting.distributed import meet, open_in_turn, wait_for_others
 from onestep_jax.fitting.optimizers import Optimizer, Preset
 from onestep_jax.fitting.plan import FitPlan, resolve
@@ -89,6 +89,8 @@ def fit(
       UserError: for input that cannot be fitted, or a run directory of another run.
       Interrupted: on SIGTERM or SIGINT with a run directory, after saving.
     """
+    if progress is not None:
+        check_kind("a function", Callable, progress=progress)
     plan = resolve(
         model,
         texts,

@@ -15,7 +15,7 @@ import optax
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import PAUSE, SEED, SEEDS, SIZE, SLOTS, STEPS, UserError
+from onestep_jax.errors import PAUSE, SEED, SEEDS, SIZE, SLOTS, STEPS, UserError, check_kind, check_list
 from onestep_jax.fitting.memory import PastShape
 from onestep_jax.fitting.optimizers import Optimizer, Preset, preset_of
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
@@ -85,6 +85,9 @@ class FitPlan:
         return self.prefixes[row] if self.prefixes else prefix_of(self.scheme)
 
 
+_OPTIMIZERS = (optax.GradientTransformation, Optimizer, type(None))
+
+
 @pinned
 def resolve(
     model: Model,
@@ -117,6 +120,13 @@ def resolve(
       UserError: for input that cannot be fitted.
     """
     use_cache()
+    check_kind("what load_model returns", Model, model=model)
+    texts = check_list("strings, or lists of token ids", "texts", texts)
+    check_kind("a preset or the name of one", (str, Preset), preset=preset)
+    check_kind("an optax optimiser, or onestep_jax.Optimizer", _OPTIMIZERS, optimizer=optimizer)
+    check_kind("a scheme, such as OneStep()", (Scheme, type(None)), scheme=scheme)
+    check_kind("a placement, or auto, pmap or mesh", (str, Placement), placement=placement)
+    check_kind("True or False", bool, record=record)
     chosen = preset_of(preset, run)
     seeds = chosen.seeds if seeds is None else seeds
     steps = chosen.steps if steps is None else steps

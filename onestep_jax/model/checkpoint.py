@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.devices.weight_split import weight_sharding
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import UserError, check_kind, check_known, one_line
 from onestep_jax.model.config import ModelConfig, stated
 from onestep_jax.model.decoder import Model, Params
 from onestep_jax.model.families import Family, read_described
@@ -72,6 +72,7 @@ def load_model(
     Raises:
       UserError: if the checkpoint cannot be had, is damaged, or describes a model that is not supported.
     """
+    check_kind("a folder, a GGUF file, a hub id or 'default'", (str, os.PathLike), source=source)
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
     folder = locate(source, revision)
@@ -173,11 +174,19 @@ def save_model(model: Model, folder: str | Path) -> None:
     Args:
       model: with the config.json that it was loaded with.
       folder: created if need be; files of these names in it are replaced.
+
+    Raises:
+      UserError: if the folder cannot be made.
     """
     from safetensors.numpy import save_file
 
+    check_kind("what load_model returns", Model, model=model)
+    check_kind("a path", (str, os.PathLike), folder=folder)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: no folder can be made there ({one_line(error)}); give another path") from error
     tensors = dict(stored_arrays(model))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     described = {key: value for key, value in model.described.items() if key != "torch_dtype"}  # the older spelling

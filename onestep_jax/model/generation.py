@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
-from onestep_jax.errors import UserError, check_least
+from onestep_jax.errors import SEED, UserError, check_kind, check_least, check_list
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Decoder, Model, Network, Params, empty_cache
 from onestep_jax.model.token_losses import argmax
@@ -91,7 +92,11 @@ def generate(
       UserError: for a prompt that is empty, has a wrong shape, or leaves no room for `count` tokens in the model's
         context.
     """
+    check_kind("what load_model returns", Model, model=model)
+    prompts = check_list("a list of prompts", "prompts", prompts)
     check_least(1, count=count, batch=batch)
+    check_kind("a number", numbers.Real, temperature=temperature)
+    SEED.check("seed", seed)
     if not temperature >= 0:
         raise UserError(f"temperature = {temperature}: expected at least 0")
     inputs = [_input_vectors(model, i, prompt) for i, prompt in enumerate(prompts)]

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
+from onestep_jax.errors import check_kind
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Model, Network, Params
 from onestep_jax.model.token_losses import token_losses
@@ -63,6 +64,7 @@ def text_nats(
     Raises:
       UserError: for a text that is empty, too long, or holds an id that the model does not have.
     """
+    check_kind("what load_model returns", Model, model=model)
     texts = check_tokens(tokens, model.config.vocab_size, model.config.context)
     bos = beginning(model)
     alone = np.array([] if bos is None else [bos], np.int32)

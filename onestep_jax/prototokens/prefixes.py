@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, check_list
 from onestep_jax.model.decoder import Model, Network, Params, Past
 from onestep_jax.model.sinks import has_sink
 from onestep_jax.prototokens.schemes import Array, Scheme
@@ -91,7 +91,7 @@ def prefix_tokens(model: Model, prefix: str | Sequence[int]) -> np.ndarray:
         if model.tokenizer is None:
             raise UserError(f"model {model.source!r} has no tokenizer: give a prefix as token ids")
         prefix = model.tokenizer(prefix, verbose=False)["input_ids"]
-    if not len(prefix):
+    if not len(check_list("none, bos, a text or token ids", "prefix", prefix)):
         return np.zeros(0, np.int32)
     try:
         (ids,) = check_tokens([prefix], model.config.vocab_size, model.config.context)
@@ -112,6 +112,7 @@ def own_prefixes(
         return ()
     if getattr(scheme, "prefix", None) is not None:
         raise UserError("prefixes of the texts, and a prefix of the scheme: give one of them")
+    prefixes = check_list("a prefix for each text", "prefixes", prefixes)
     if len(prefixes) != texts:
         raise UserError(f"{len(prefixes)} prefixes for {texts} texts: expected one for each")
     own = tuple(prefix_tokens(model, prefix) for prefix in prefixes)

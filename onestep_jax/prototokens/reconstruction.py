@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
-from onestep_jax.errors import MOST_TEXTS, UserError
+from onestep_jax.errors import MOST_TEXTS, UserError, check_kind, check_list
 from onestep_jax.model.decoder import Model, Network, Params, Past
 from onestep_jax.model.generation import generate
 from onestep_jax.prototokens.objective import score_text
@@ -84,12 +84,14 @@ def decode(
     Raises:
       UserError: if the vectors belong to another model.
     """
+    check_kind("what load_model returns", Model, model=model)
     if isinstance(results, Results):
         check_model(model, results)
         scheme = scheme or from_description(results.scheme)
     scheme = scheme or OneStep()
     MOST_TEXTS.check("batch", batch)
-    texts = list(results)
+    texts = check_list("results of fit or of read_results", "results", results)
+    check_kind("results of fit or of read_results", TextResult, **{f"results[{i}]": one for i, one in enumerate(texts)})
     batch = min(batch, max(BATCH, len(texts)))
     targets = [text.tokens for text in texts]
     lengths = [len(ids) for ids in targets]
@@ -152,8 +154,10 @@ def check_model(model: Model, results: Results) -> None:
     """Refuse results of another model.
 
     Raises:
-      UserError: naming both models.
+      UserError: naming both models, or what is no model or no results.
     """
+    check_kind("what load_model returns", Model, model=model)
+    check_kind("results of fit or of read_results", Results, results=results)
     if results.model != model.fingerprint:
         raise UserError(
             f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "

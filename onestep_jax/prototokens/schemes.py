@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.errors import SIZE, UserError, check_known
+from onestep_jax.errors import SIZE, UserError, check_known, check_list
+from onestep_jax.tokens import check_tokens
 
 Array: TypeAlias = jax.Array
 Leaves: TypeAlias = dict[str, Array]
 
 
+@runtime_checkable
 class Scheme(Protocol):
     """What the fit engine and the reconstruction need of an arrangement; implement it to add one."""
 
@@ -228,7 +230,10 @@ def _check_start(scheme: str, start: Mapping[str, np.ndarray] | None, leaves: li
 
 def _plain_prefix(prefix: Any) -> Any:
     """A prefix that can be hashed and compared: a word or text as it is, ids as a tuple of integers."""
-    return prefix if prefix is None or isinstance(prefix, str) else tuple(int(i) for i in prefix)
+    if prefix is None or isinstance(prefix, str):
+        return prefix
+    ids = check_list("a text or token ids", "prefix", prefix)
+    return tuple(check_tokens([ids], None, None)[0].tolist()) if ids else ()
 
 
 def _described_prefix(prefix: str | tuple[int, ...] | None) -> dict[str, Any]:
@@ -273,8 +278,7 @@ def draw(scheme: Scheme, ids_G4: Array, width: int, scale: float | Array) -> Lea
     Args:
       scheme: names the leaves and their shapes.
       ids_G4: (G, 4) uint32, the two halves of the text's hash, the number of its duplicate, and the seed.
-      width: D.
-      scale: standard deviation of a component.
+      width, scale: D; the standard deviation of a component.
 
     Returns:
       leaf → (G, *shape) float32, or its plain shape where shared; a shared leaf is drawn from the identity of the

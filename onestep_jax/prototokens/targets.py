@@ -10,7 +10,7 @@ from onestep_jax.errors import SIZE, UserError
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.prefixes import check_reach, prefix_of, prefix_rows
 from onestep_jax.prototokens.schemes import Scheme
-from onestep_jax.tokens import check_tokens, tokenise
+from onestep_jax.tokens import check_text, check_tokens, tokenise
 
 
 def prepare(
@@ -42,11 +42,12 @@ def prepare(
         raise UserError(f"length {length} is beyond the model's context of {model.config.context} positions{room}")
     if len(texts) == 0:
         raise UserError("no texts: expected at least one")
-    if isinstance(texts[0], str):
+    if any(isinstance(text, str) for text in texts):
         if model.tokenizer is None:
             raise UserError(f"model {model.source!r} has no tokenizer: give lists of token ids instead of strings")
-        tokens = tokenise(model.tokenizer, [str(text) for text in texts], length)
+        strings = [check_text("texts", i, text) for i, text in enumerate(texts)]
+        tokens = tokenise(model.tokenizer, strings, length)
     else:
-        tokens = [np.asarray(ids, np.int32)[:length] for ids in texts]
+        tokens = [ids[:length] for ids in check_tokens(texts, None, None)]
     check_reach(model.config.boundary, longest, max(map(len, tokens)) + scheme.extra)
     return check_tokens(tokens, model.config.vocab_size, context)

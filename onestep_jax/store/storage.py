@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from onestep_jax.errors import UserError, one_line
+from onestep_jax.errors import UserError, check_kind, one_line
 
 
 def run_path(address: str | Path) -> Path:
     """Where a run directory is: a local path, or for an address with "://" a `upath.UPath`, which has its methods.
 
     Raises:
-      UserError: if no installed library knows such addresses.
+      UserError: if it is no path, or no installed library knows such addresses.
     """
+    check_kind("a path or an address", (str, os.PathLike), run=address)
     if "://" not in str(address):
         return Path(address)
     # Else gcsfs asks by gRPC what kind of bucket it is, and waits a minute where it is not allowed to.

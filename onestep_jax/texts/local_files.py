@@ -19,8 +19,7 @@ from typing import IO, Any
 
 import zstandard
 
-from onestep_jax.errors import UserError
-from onestep_jax.tokens import shortened
+from onestep_jax.errors import UserError, shown
 
 Row = dict[str, Any]  # column → value, of whatever type the file gives it
 
@@ -147,7 +146,7 @@ def _parsed(path: Path, line: str, number: int) -> Any:
 
 def _object(path: Path, found: Any, where: str) -> Row:
     if not isinstance(found, dict):
-        raise UserError(f'{path}: {where} is {shortened(found)}; expected an object such as {{"text": "…"}}')
+        raise UserError(f'{path}: {where} is {shown(found)}; expected an object such as {{"text": "…"}}')
     return found
 
 
