@@ -366,7 +366,7 @@ def test_the_page_of_records_says_what_they_say(tiny_folder: Path, tmp_path: Pat
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "experiments" / "studies")
     import bench_tables
 
-    words = ["bench", "step", "--model", str(tiny_folder), *"--length 8 --slots 2 --repeats 2 --no-torch".split()]
+    words = ["bench", "step", "--model", str(tiny_folder), *"--length 12 --slots 2 --repeats 2 --no-torch".split()]
     assert main([*words, "--out", str(tmp_path / "step.json")]) == 0
     (tmp_path / "step.png").touch()
     page = bench_tables.write_page(tmp_path).read_text().splitlines()
