@@ -170,5 +170,5 @@ def test_what_an_older_run_did_not_record_is_as_it_was_then(tiny, token_lists, o
 
 
 def test_seeds_are_a_number_or_auto(tiny):
-    with pytest.raises(UserError, match="seeds = 'many': expected a whole number .* or 'auto'"):
+    with pytest.raises(UserError, match=r"seeds = 'many': expected a whole number .* or 'auto'"):
         fit(tiny, [[1]], seeds="many")

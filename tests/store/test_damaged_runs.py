@@ -6,6 +6,7 @@ copy of it in one or two places and then uses every command on it.
 
 import io
 import json
+import os
 import shutil
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -27,7 +28,8 @@ from onestep_jax.store import background_writer, listing
 from onestep_jax.store.names import committed
 from onestep_jax.store.parts import part_files
 
-SHORT, LONG = 12, 2000
+# Examples of the quick test, and of the long one: `ONESTEP_EXAMPLES=2000 pytest -m long` tries so many.
+SHORT, LONG = 12, int(os.environ.get("ONESTEP_EXAMPLES", "120"))
 TEXTS = 6
 
 
@@ -266,7 +268,7 @@ def test_damage_is_told_and_costs_no_other_text(template, tmp_path_factory, data
 @pytest.mark.long
 @given(st.data())
 @settings(max_examples=LONG, **HOW)
-def test_two_thousand_damaged_runs(template, tmp_path_factory, data):
+def test_many_damaged_runs(template, tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damaged")
     try:
         check(data, template, folder)
