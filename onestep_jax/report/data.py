@@ -115,8 +115,15 @@ def table_rows(runs: Sequence[FittedRun]) -> Iterator[dict[str, Any]]:
 
 
 def write_table(path: Path, runs: Sequence[FittedRun]) -> None:
-    """Write `table_rows` as a CSV file in UTF-8."""
+    """Write `table_rows` as a CSV file in UTF-8.
+
+    A cell that a spreadsheet would take for a formula gets an apostrophe in front, which it shows as text.
+    """
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list[str](COLUMNS))
         writer.writeheader()
-        writer.writerows(table_rows(runs))
+        writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in table_rows(runs))
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -145,3 +145,14 @@ def test_results_of_a_failed_trial_are_shown(run, tmp_path):
     row = page_data(page)["runs"][0]["texts"][0]
     assert row["nats"] == [None] * 8
     assert row["status"] == "failed"
+
+
+@pytest.mark.parametrize("begins", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_spreadsheet_computes_no_cell(run, tmp_path, monkeypatch, begins):
+    (row, *_) = data.table_rows([read(run)])
+    monkeypatch.setattr(data, "table_rows", lambda runs: [row | {"text": begins, "output": f"a{begins}"}])
+    data.write_table(tmp_path / "texts.csv", [])
+    with (tmp_path / "texts.csv").open(newline="", encoding="utf-8") as file:
+        (found,) = csv.DictReader(file)
+    assert (found["text"], found["output"]) == (f"'{begins}", f"a{begins}")
+    assert float(found["accuracy"]) == row["accuracy"]
