@@ -24,17 +24,21 @@ def run_path(address: str | Path) -> Path:
     Raises:
       UserError: if it is no path, or no installed library knows such addresses.
     """
-    check_kind("a path or an address", (str, os.PathLike), run=address)
-    if "://" not in str(address):
+    if isinstance(address, str | os.PathLike) and "://" not in str(address):
         return Path(address)
+    if hasattr(address, "fs"):
+        return cast(Path, address)  # of `upath` already
+    check_kind("a path or an address", str, run=address)
     # Else gcsfs asks by gRPC what kind of bucket it is, and waits a minute where it is not allowed to.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
+        from fsspec import get_filesystem_class
         from upath import UPath
 
+        get_filesystem_class(str(address).partition("://")[0])
         path = UPath(address, use_listings_cache=False)  # other processes write there as well
         path.fs  # noqa: B018, finds the library
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         cure = "for gs:// install onestep_jax[gcs], for others the fsspec library of that storage"
         raise UserError(f"{address}: cannot open such an address ({one_line(error)}); {cure}") from error
     return cast(Path, path)

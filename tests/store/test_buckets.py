@@ -208,9 +208,9 @@ def test_a_killed_job_in_a_bucket_is_gone_on_with(bucket, tiny_folder, tmp_path,
     words = [str(word) for word in (*words, "--slots", 2, "--preset", "paper", "--steps", 1000, "--save-every", 0.5)]
     job = Job(words, 2, 1)
     deadline = time.monotonic() + 120
-    while not entries(run_path(address) / "results") and time.monotonic() < deadline:
+    while job.running() and not entries(run_path(address) / "results") and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert job.running()
+    assert job.running(), job.wait()
     job.send(signal.SIGKILL, [0, 1])
     job.wait()
     before = read_results(address)
