@@ -200,8 +200,12 @@ def _signals_caught() -> Iterator[threading.Event]:
         return
 
     def ask(number: int, _frame: Any) -> None:
+        # It stays in its place at the first signal: the command line listens in a thread of its own, which may look
+        # only after this has run, and would take the usual handler for the one that the signal met.
+        if asked.is_set():
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
         asked.set()
-        signal.signal(number, before[number])
 
     heeded = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
     before: dict[int, Any] = {number: signal.signal(number, ask) for number in heeded}

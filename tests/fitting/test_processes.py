@@ -97,7 +97,8 @@ def test_one_that_is_asked_to_stop_leaves_the_rest_for_another_call(tiny_folder,
     slow = arguments(tiny_folder, lines, run, *"--preset paper --steps 1000 --chunk 1 --save-every 0.5".split())
     job = Job(slow, 2, 1)
     deadline = time.monotonic() + 120
-    while not list((run / "state").glob("*.json")) and time.monotonic() < deadline:
+    # Until it has saved, a process may still be starting, and a signal ends it.
+    while not list((run / "state").glob("*-0001-*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     job.send(signal.SIGTERM, [1])
     (first, said), (second, _) = job.wait()
