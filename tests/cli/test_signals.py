@@ -51,6 +51,14 @@ def started(words, before="", *, listening=True) -> subprocess.Popen:
     return process
 
 
+def busy(before: str, *, listening: bool = True) -> subprocess.Popen:
+    """A process that has said that it is busy; `before` puts that into the place of a command."""
+    process = started([], before, listening=listening)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "busy\n"
+    return process
+
+
 def caught(pid: int) -> bool:
     """Whether the process has a handler for SIGTERM."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -86,9 +94,7 @@ parser.main = main
 
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_while_the_main_thread_is_in_compiled_code(number):
-    process = started([], BUSY)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
+    process = busy(BUSY)
     began = time.monotonic()
     process.send_signal(number)
     check_end(process, number)
@@ -109,39 +115,38 @@ parser.main = main
 
 
 def test_a_signal_is_not_swallowed():
-    process = started([], SWALLOWING)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
+    process = busy(SWALLOWING)
     process.send_signal(signal.SIGINT)
     check_end(process, signal.SIGINT)
 
 
-ASKED = """
-import signal, time, onestep_jax.cli.parser as parser
+SAVING = """
+import time, onestep_jax.cli.parser as parser
+from onestep_jax.fitting.fitting import _signals_caught
 def main(argv):
-    signal.signal(signal.SIGINT, lambda *_: print("asked", flush=True))  # as a fit does that saves first
-    print("busy", flush=True)
-    time.sleep(60)
+    with _signals_caught() as asked:
+        print("busy", flush=True)
+        asked.wait(60)
+        print("asked", flush=True)
+        time.sleep(60)
 parser.main = main
 """
 
 
-def test_a_second_signal_ends_at_once_what_saves_first():
-    process = started([], ASKED)
+@pytest.mark.parametrize("number", CODES)
+def test_a_fit_saves_at_the_first_signal_and_ends_at_the_second(number):
+    process = busy(SAVING)
+    process.send_signal(number)
     assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
-    process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "asked\n"
-    time.sleep(0.1)
+    time.sleep(0.5)
     assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    check_end(process, signal.SIGINT)
+    process.send_signal(number)
+    check_end(process, number)
 
 
 def test_a_signal_that_is_ignored_stays_so():
-    process = started([], f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{SWALLOWING}")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
+    process = busy(f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{SWALLOWING}")
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
@@ -162,9 +167,7 @@ parser.main = lambda argv: 0
 
 @pytest.mark.parametrize("number", CODES)
 def test_a_signal_while_the_interpreter_is_taken_down(number):
-    process = started([], TAKEN_DOWN, listening=False)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "busy\n"
+    process = busy(TAKEN_DOWN, listening=False)
     process.send_signal(number)
     out, errors = process.communicate(timeout=30)
     assert (process.returncode, out, errors) == (-number, "", "")  # 130 and 143 to a shell

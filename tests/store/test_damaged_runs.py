@@ -255,22 +255,15 @@ HOW: dict[str, Any] = {"deadline": None, "derandomize": True, "database": None, 
 HOW["suppress_health_check"] = list(HealthCheck)
 
 
-@given(st.data())
-@settings(max_examples=SHORT, **HOW)
-def test_damage_is_told_and_costs_no_other_text(template, tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("damaged")
-    try:
-        check(data, template, folder)
-    finally:
-        shutil.rmtree(folder)
+@pytest.mark.parametrize("examples", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
+def test_damage_is_told_and_costs_no_other_text(template, tmp_path_factory, examples):
+    @given(st.data())
+    @settings(max_examples=examples, **HOW)
+    def damaged(data):
+        folder = tmp_path_factory.mktemp("damaged")
+        try:
+            check(data, template, folder)
+        finally:
+            shutil.rmtree(folder)
 
-
-@pytest.mark.long
-@given(st.data())
-@settings(max_examples=LONG, **HOW)
-def test_many_damaged_runs(template, tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("damaged")
-    try:
-        check(data, template, folder)
-    finally:
-        shutil.rmtree(folder)
+    damaged()

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from onestep_jax.errors import Damaged, Unreadable
+from onestep_jax.errors import Damaged, Unreadable, one_line
 from onestep_jax.store.listing import patiently
 from onestep_jax.store.parquet import read_rows
-from onestep_jax.store.storage import is_local, one_line, read_bytes
+from onestep_jax.store.storage import is_local, read_bytes
 
 _T = TypeVar("_T")
 LIMIT = 2**31  # bytes of a file; a saved state has about 45 for each chunk of each slot
