@@ -10,6 +10,7 @@ import difflib
 import math
 import numbers
 import operator
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ _SECRETS = (
     (re.compile(r"(\w://)[^\s/]*@"), r"\1***@"),  # a user and a password or token in an address
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "hf_***"),  # a token of the hub
 )
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment, whatever form their value has
 SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -25,6 +27,8 @@ def redacted(text: str) -> str:
     """The text without passwords and tokens, for messages and records."""
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
+    for token in (os.environ.get(name, "") for name in _TOKENS):
+        text = text.replace(token, "***") if len(token) > 7 else text  # a shorter one is a word of any sentence
     return text
 
 

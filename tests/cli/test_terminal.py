@@ -120,12 +120,19 @@ def test_an_error_before_the_first_chunk_leaves_no_bar(capsys):
 # --- secrets ---
 
 
-def test_addresses_and_tokens_are_redacted():
+def test_addresses_and_tokens_are_redacted(monkeypatch):
     assert (
         redacted("gs://user:pw@bucket/run, https://user:to@ken@host/a@b") == "gs://***@bucket/run, https://***@host/a@b"
     )
     assert redacted(f"https://h/x?token={TOKEN}.") == "https://h/x?token=hf_***."
     assert redacted("hf_transfer /tmp/hf_models a@b.c") == "hf_transfer /tmp/hf_models a@b.c"
+    assert redacted("token another-form-of-token") == "token another-form-of-token"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "another-form-of-token")
+            assert redacted("token another-form-of-token") == "token ***"
+            patch.setenv(name, "token")
+            assert redacted("a token") == "a token"
     for kind in (UserError, Interrupted):
         assert str(kind("gs://user:pw@bucket/run")) == "gs://***@bucket/run"
 
