@@ -97,16 +97,28 @@ def test_values_of_a_fit(words, said, capsys):
         (["bench", "step", "--limit", "nan"], "argument --limit: 'nan': expected a finite number, above 0"),
         (["bench", "step", "--slots", "0"], "argument --slots: 0: expected at least 1, or 'auto'"),
         (["bench", "scale", "--lengths", "1,,2"], "argument --lengths: '': expected a whole number"),
-        (["experiment", "table3_capacity", "--card", "--lengths", ""], "--lengths '': expected values with commas"),
-        (["experiment", "table3_capacity", "--card", "--count", "0"], "--count 0: expected at least 1"),
-        (["experiment", "table3_capacity", "--card", "--steps", HUGE], "--steps"),
-        (["experiment", "table3_capacity", "--card", "--seed", str(2**32)], "--seed"),
-        (["experiment", "figure7_connectivity", "--card", "--temperature", "nan"], "--temperature 'nan'"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_values_elsewhere(words, said, capsys):
     assert said in refused(words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["table3_capacity", "--lengths", ""], "--lengths '': expected values with commas"),
+        (["table3_capacity", "--count", "0"], "--count 0: expected at least 1"),
+        (["table3_capacity", "--steps", HUGE], "--steps"),
+        (["table3_capacity", "--seed", str(2**32)], "--seed"),
+        (["figure7_connectivity", "--temperature", "nan"], "--temperature 'nan'"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_settings_of_a_card(words, said, capsys):
+    """The cards are those of this clone, wherever the package is installed."""
+    Path("experiments").symlink_to(Path(__file__).parents[2] / "experiments")
+    assert said in refused(["experiment", *words, "--card"], capsys)
 
 
 def test_a_record_that_cannot_be_written_is_found_out_before_measuring(monkeypatch, capsys):
