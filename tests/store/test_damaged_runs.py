@@ -164,7 +164,7 @@ def _damage_table(data: st.DataObject, path: Path, kind: str) -> None:
         return
     if kind == "rows":
         rows = data.draw(st.lists(st.integers(0, max(0, len(table) - 1)), max_size=8), "rows")
-        table = table.take(rows) if len(table) else table
+        table = table.take(pa.array(rows, pa.int64())) if len(table) else table
     else:
         name = data.draw(st.sampled_from(table.column_names), "column")
         place = table.column_names.index(name)
