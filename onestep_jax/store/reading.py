@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +15,11 @@ from onestep_jax.errors import Damaged, UserError
 from onestep_jax.store.listing import NOTHING, each_of, listing, no_folder
 from onestep_jax.store.names import FOLDERS, committed
 from onestep_jax.store.orbax_arrays import Arrays
-from onestep_jax.store.parts import part_files, read_part, read_part_table
+from onestep_jax.store.parts import part_files, read_part, read_part_table, read_run
 from onestep_jax.store.records import checked, plain_json, read_content, read_table
 from onestep_jax.store.records.kinds import ConfigKind, SummaryRow, TextRow
 from onestep_jax.store.results import Results, TextResult
+from onestep_jax.store.saved_states import read_state, run_digest, state_names
 from onestep_jax.store.storage import run_path
 from onestep_jax.tokens import texts_digest
 
@@ -39,6 +41,57 @@ def check_identity(folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, A
     if keys:
         differences = "; ".join(f"{key}: {ours.get(key)!r} there, {theirs.get(key)!r} here" for key in keys)
         raise UserError(f"{folder}: holds another run; {differences}. Give --run another folder, or the same settings")
+
+
+def must_describe(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether config.json is to be written for a run of this identity: it is missing, or it is wrong.
+
+    Parts and states say of which run they are. What all of them say goes before what config.json says.
+
+    Raises:
+      UserError: if the folder holds another run, or parts that are not known to be of this one.
+    """
+    described = find_config(folder)
+    plain = json.loads(json.dumps(identity))
+    if described is not None and described["identity"] == plain:
+        return False
+    parts, ours = part_names(folder), run_digest(identity)
+    if described is None:
+        _check_parts(folder, parts, ours)
+    elif (parts or state_names(folder)) and part_runs(folder) | _state_runs(folder) != {ours}:
+        check_identity(folder, described["identity"], identity)
+    elif parts or state_names(folder):
+        told = "its identity is not that of the recorded parts and saved states, which is the one given; written anew"
+        warnings.warn(f"{folder / 'config.json'}: {told}", stacklevel=2)
+    return True
+
+
+def _check_parts(folder: Path, parts: Sequence[str], run: str) -> None:
+    """Refuse to describe anew a folder with results, unless they say that they are of this run.
+
+    Raises:
+      UserError: naming what to do.
+    """
+    others = [name for name in parts if read_run(folder, name) != run]
+    if others:
+        told = (
+            f"config.json is missing, and the recorded part {others[0]} is not known to be of a run with these settings"
+        )
+        raise UserError(
+            f"{folder}: {told}; put config.json back, give the settings of that run, or --run another folder"
+        )
+
+
+def part_runs(folder: Path) -> set[str]:
+    """Digests of the identities that parts say they are of; "" for one that does not say so, none for a damaged one."""
+    said = each_of(lambda: part_names(folder), lambda name: read_run(folder, name), lambda *_: None)
+    return {run for run in said.values() if run is not None}
+
+
+def _state_runs(folder: Path) -> set[str]:
+    """The same of saved states."""
+    said = each_of(lambda: state_names(folder), lambda name: read_state(folder, name).run, lambda *_: None)
+    return {run for run in said.values() if run is not None}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

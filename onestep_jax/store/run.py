@@ -35,19 +35,18 @@ from onestep_jax.store.locks import locked
 from onestep_jax.store.names import FOLDERS, claim_name, left_name
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parquet import write_rows
-from onestep_jax.store.parts import read_run
 from onestep_jax.store.reading import (
     FORMAT,
     check_identity,
     find_config,
     holds_texts,
-    part_names,
+    must_describe,
     read_config,
     read_results,
     read_summary,
 )
 from onestep_jax.store.results import Results, TextResult
-from onestep_jax.store.saved_states import own_states, read_arrays, run_digest, state_names
+from onestep_jax.store.saved_states import own_states, read_arrays
 from onestep_jax.store.sessions import Session, begin_session, check_session, is_present, read_session
 from onestep_jax.store.storage import create, make_folder, replace, writing
 
@@ -265,11 +264,7 @@ def _describe(
 
     Texts first: whatever a kill leaves, the next call compares both again.
     """
-    described, parts = find_config(folder), part_names(folder)
-    if described is None:
-        _check_parts(folder, parts, run_digest(identity))
-    elif parts or state_names(folder):
-        check_identity(folder, described["identity"], identity)
+    anew = must_describe(folder, identity)
     for name in FOLDERS:
         make_folder(folder / name)
     rows = [{"index": i, "text_id": name, "tokens": tokens} for i, (name, tokens) in enumerate(texts)]
@@ -277,22 +272,6 @@ def _describe(
         rows = [{**row, "prefix": prefix} for row, prefix in zip(rows, prefixes, strict=True)]
     if not holds_texts(folder, rows):
         write_rows(folder / "texts.parquet", rows)
-    if described is None or described["identity"] != json.loads(json.dumps(identity)):
+    if anew:
         written = {"format": FORMAT, "identity": identity, "settings": settings}
         replace(folder / "config.json", (json.dumps(written, indent=2) + "\n").encode())
-
-
-def _check_parts(folder: Path, parts: Sequence[str], run: str) -> None:
-    """Refuse to describe anew a folder with results, unless they say that they are of this run.
-
-    Raises:
-      UserError: naming what to do.
-    """
-    others = [name for name in parts if read_run(folder, name) != run]
-    if others:
-        told = (
-            f"config.json is missing, and the recorded part {others[0]} is not known to be of a run with these settings"
-        )
-        raise UserError(
-            f"{folder}: {told}; put config.json back, give the settings of that run, or --run another folder"
-        )

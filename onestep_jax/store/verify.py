@@ -19,6 +19,7 @@ from onestep_jax.store.parts import Scan, checksum, part_files, scan_part
 from onestep_jax.store.reading import (
     TEXTS_CURE,
     part_names,
+    part_runs,
     read_config,
     read_prefixes,
     read_texts,
@@ -27,7 +28,7 @@ from onestep_jax.store.reading import (
 )
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.run import Run
-from onestep_jax.store.saved_states import Origin, doubt, origin, read_arrays, read_state, state_files, state_names
+from onestep_jax.store.saved_states import Origin, doubt, read_arrays, read_state, run_digest, state_files, state_names
 from onestep_jax.store.sessions import begin_session, read_session
 from onestep_jax.store.storage import make_folder, move, writing
 from onestep_jax.tokens import text_ids
@@ -114,7 +115,9 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     for name, scan in scans.items():
         for text_id, what in scan.problems.items():
             problems.append(Finding(f"part {name}", text_id or None, what, scan.readable))
-    states = _scan_states(folder, origin(identity, order))
+    of, against = _origin(folder, identity, order)
+    problems += against
+    states = _scan_states(folder, of)
     problems += [problem for problem in states.values() if problem is not None]
     found, twice, others = _unique(scans)
     problems += others
@@ -129,6 +132,17 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     damaged_states = [name for name, problem in states.items() if problem is not None and problem.damage]
     counts = (len(order), len(found), twice, len(found) if decoding else 0, len(scans), len(states))
     return Verification(*counts, problems, damaged, damaged_states, foreign_files(folder))
+
+
+def _origin(
+    folder: Path, identity: Mapping[str, Any], order: Sequence[tuple[str, np.ndarray]]
+) -> tuple[Origin, list[Finding]]:
+    """The run that parts must be of, by what all of them say, else by config.json; and where the two differ."""
+    said, run = part_runs(folder), run_digest(identity)
+    if len(said) != 1 or said in ({run}, {""}):
+        return Origin(run, order), []
+    told = "its identity is not that of the recorded parts; the same onestep fit as before writes it anew"
+    return Origin(said.pop(), order), [Finding("config.json", None, told)]
 
 
 def _check_session(folder: Path) -> list[Finding]:

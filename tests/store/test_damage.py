@@ -251,6 +251,27 @@ def test_work_in_flight_binds_the_settings(tmp_path):
         opened(tmp_path / "run", texts, IDENTITY | {"seed": 1})
 
 
+@pytest.mark.parametrize("finished", [0, 2])
+def test_an_identity_that_nothing_else_has_is_written_anew(tmp_path, finished):
+    texts, run = results(3), tmp_path / "run"
+    with opened(run, texts, described(texts)) as going:
+        going.append(texts[:finished])
+        going.save_state({"steps": np.arange(1)}, {"tasks": [task(2, 5)]})
+    config = json.loads((run / "config.json").read_text())
+    config["identity"]["seed"] += 1
+    (run / "config.json").write_text(json.dumps(config))
+    found = verify(run)
+    if finished:
+        assert [problem.where for problem in found.problems] == ["config.json"]
+        assert not found.damaged_states
+    with pytest.warns(UserWarning, match=r"config.json: its identity is not that of the recorded parts"):
+        going = opened(run, texts, described(texts))
+    with going:
+        assert len(going.recorded()) == finished
+        assert len(going.saved_states()) == 1
+    assert verify(run).problems == []
+
+
 # --- texts.parquet ---
 
 

@@ -148,7 +148,10 @@ def damage(data: st.DataObject, template: Template, run: Path) -> set[Path]:
         (run / other).write_bytes(content)
         return {file, other}
     elif file.suffix == ".json":
-        value = json.loads(content)
+        try:
+            value = json.loads(content)
+        except ValueError:  # damaged before
+            return {file}
         place = data.draw(st.sampled_from(places_in(value)), "place")
         path.write_text(json.dumps(retyped(value, place, data.draw(VALUES, "value"), data.draw(st.booleans(), "drop"))))
     else:
