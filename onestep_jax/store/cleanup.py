@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
 from onestep_jax.store.listing import each_of, listing
@@ -41,8 +41,8 @@ def warn_of_foreign(folder: Path) -> None:
         warnings.warn(f"{folder}: {told}: {listed(foreign)}", stacklevel=2)
 
 
-def delete_superseded(folder: Path, of: Origin, arrays: Arrays) -> None:
-    """Delete parts whose texts are all in newer ones, and states that nothing needs any more.
+def delete_superseded(folder: Path, of: Origin, arrays: Arrays, is_whole: Callable[[str], bool]) -> None:
+    """Delete parts whose texts are all in newer whole ones, and states that nothing needs any more.
 
     A state is needed while one of its tasks is neither recorded nor in a newer state that is as far. One that is
     damaged or does not come from this run is left aside, with a warning.
@@ -52,7 +52,15 @@ def delete_superseded(folder: Path, of: Origin, arrays: Arrays) -> None:
         return {row["text_id"] for row in read_part_table(part_files(folder, name)["results"], IdRow)}
 
     ids = each_of(lambda: part_names(folder), read)
-    for name in superseded({name: dict.fromkeys(held, 0.0) for name, held in ids.items()}):
+    held = {name: dict.fromkeys(texts, 0.0) for name, texts in ids.items()}
+    # A record without its arrays, such as a copy of another one, holds nothing that could stand in for a part.
+    broken: set[str] = set()
+    while gone := superseded({name: texts for name, texts in held.items() if name not in broken}):
+        found = {name for name in held if name not in broken and name not in gone and not is_whole(name)}
+        if not found:
+            break
+        broken |= found
+    for name in gone:
         remove_part(folder, name)
     states, others = own_states(folder, of, arrays)
     recorded, unfinished = set().union(*ids.values()), {}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from onestep_jax.errors import UserError
 from onestep_jax.store.cleanup import delete_superseded
 from onestep_jax.store.listing import each_of
 from onestep_jax.store.orbax_arrays import Arrays
@@ -89,10 +90,9 @@ class Committer:
         small = self._small(ours=ours)
         if len(small) < COMPACT_AT:
             return
-        tokens = dict(read_texts(self._folder, self._config["identity"]))
 
         def read(name: str) -> tuple[list[TextResult], int]:
-            texts = read_part(self._folder, name, tokens, shared_leaf(self._config), self._arrays)
+            texts = self._read(name)
             return texts, read_times(self._folder, name)[0] if name.startswith(self._session.prefix) else 0
 
         # A process of an earlier session that is still alive may be deleting some of them.
@@ -105,8 +105,18 @@ class Committer:
 
     def tidy(self) -> None:
         """Delete what newer parts and states replace, and merge small parts. No other process may be writing."""
-        delete_superseded(self._folder, self.origin, self._arrays)
+        delete_superseded(self._folder, self.origin, self._arrays, self._is_whole)
         self.merge(ours=False)
+
+    def _read(self, name: str) -> list[TextResult]:
+        return read_part(self._folder, name, dict(self.origin.texts), shared_leaf(self._config), self._arrays)
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            self._read(name)
+        except UserError:
+            return False
+        return True
 
     def _commit(self, write: Callable[[str], None], remove: Callable[[Path, str], None]) -> None:
         """Write something under a new name. After an error, delete what was written of it."""

@@ -272,6 +272,21 @@ def test_an_identity_that_nothing_else_has_is_written_anew(tmp_path, finished):
     assert verify(run).problems == []
 
 
+def test_a_copied_record_takes_no_part_with_it(run, capsys):
+    """A record under a newer name, without vectors: it holds the same texts, but nothing of them."""
+    texts = results(6)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.parent.name != "claims"}
+    record = min((run / "results").glob("*.parquet"))
+    shutil.copy(record, record.with_name("000009-0000-000000.parquet"))
+    opened(run, texts, described(texts)).close()
+    for path, content in before.items():
+        if path.name not in ("session.json", "lock"):
+            assert path.read_bytes() == content, path
+    assert verify(run).problems
+    assert main(["verify", str(run), "--no-decode", "--drop"]) == 0
+    same(read_results(run), texts[:4])
+
+
 # --- texts.parquet ---
 
 
