@@ -6,6 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onestep_jax.encoder.design import Design, Encoder
+    from onestep_jax.encoder.encode import encode
+    from onestep_jax.encoder.folder import load_encoder, save_encoder
+    from onestep_jax.encoder.recipe import Recipe
+    from onestep_jax.encoder.train import train_encoder
     from onestep_jax.errors import Interrupted, UserError
     from onestep_jax.fitting.fitting import fit
     from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset, Schedule
@@ -22,6 +27,11 @@ if TYPE_CHECKING:
 # Wing and file → names. A name is imported when it is first asked for: JAX takes seconds, in which the command line
 # must already answer signals.
 _HOMES = {
+    "encoder.design": ("Design", "Encoder"),
+    "encoder.encode": ("encode",),
+    "encoder.folder": ("load_encoder", "save_encoder"),
+    "encoder.recipe": ("Recipe",),
+    "encoder.train": ("train_encoder",),
     "errors": ("Interrupted", "UserError"),
     "fitting.fitting": ("fit",),
     "fitting.optimizers": ("PRESETS", "Optimizer", "Preset", "Schedule"),
@@ -40,6 +50,8 @@ __all__ = [
     "PRESETS",
     "Cramming",
     "Decoded",
+    "Design",
+    "Encoder",
     "Generated",
     "Interrupted",
     "Model",
@@ -47,19 +59,24 @@ __all__ = [
     "Optimizer",
     "Preset",
     "Progress",
+    "Recipe",
     "Results",
     "Schedule",
     "TextNats",
     "TextResult",
     "UserError",
     "decode",
+    "encode",
     "fit",
     "generate",
+    "load_encoder",
     "load_model",
     "read_results",
     "regenerate",
+    "save_encoder",
     "save_model",
     "text_nats",
+    "train_encoder",
 ]
 
 

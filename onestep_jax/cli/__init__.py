@@ -1,7 +1,7 @@
 """The command `onestep`: one file per command.
 
-May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `texts`, `fitting`, `analysis`, `bench`,
-`experiment`, `report`.
+May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `texts`, `encoder`, `fitting`, `analysis`,
+`bench`, `experiment`, `report`.
 """
 
 from collections.abc import Sequence

@@ -14,6 +14,7 @@ import numpy as np
 from onestep_jax import errors
 from onestep_jax.cli.optimizer_options import optimizer_of
 from onestep_jax.cli.options import add_model_options, add_number, load, run_option
+from onestep_jax.cli.start_options import add_start_options, start_of
 from onestep_jax.cli.terminal import fitting_bar, say, say_line
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known, one_line, redacted
@@ -61,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "fast takes bos where the first position is an attention sink)",
     )
     texts.add_argument("--prefix-column", metavar="NAME", help="column of a table with each text's own prefix")
+    add_start_options(parser)
     _add_run_options(parser)
     job = parser.add_argument_group("several processes", "the same command in each, with a run directory all share")
     job.add_argument("--distributed", action="store_true", help="join a job; Cloud TPU, GKE and Slurm say what it is")
@@ -197,6 +199,8 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         attention=args.attention,
         scheme=scheme,
         prefixes=prefixes,
+        start=start_of(args, model, texts),
+        start_missing=args.start_missing,
         chunk=args.chunk,
         save_every=args.save_every,
         copies=args.copies,

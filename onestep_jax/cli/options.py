@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from onestep_jax.cli.terminal import loading_bar
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import local_devices
-from onestep_jax.errors import Real, UserError, Whole
+from onestep_jax.errors import COUNT, Real, UserError, Whole
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.untrained import PREFIX, load_untrained
@@ -51,6 +51,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=run_option, metavar="DIR", help="run directory or its address, such as gs://bucket/run"
     )
+
+
+def add_texts_options(parser: argparse.ArgumentParser) -> None:
+    """--texts, --split, --column and --limit, of a command that reads whole texts."""
+    texts = parser.add_argument_group("texts")
+    texts.add_argument("--texts", required=True, metavar="SOURCE", help="as of onestep fit")
+    texts.add_argument("--split", default="file", metavar="HOW", help="a .txt is one text (file) or one a line (lines)")
+    texts.add_argument("--column", default="text", help="column of a table (default: text)")
+    add_number(texts, "--limit", COUNT, metavar="K", help="use only the first K texts")
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:

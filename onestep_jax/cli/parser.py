@@ -15,7 +15,20 @@ from onestep_jax.errors import Interrupted, Stranded, UserError, nearest
 
 # In the order of `onestep --help`. The command NAME is the module onestep_jax.cli.NAME, which has SUMMARY (a line),
 # add_options(parser) and run(args) → exit status.
-COMMANDS = ("demo", "fit", "decode", "verify", "status", "export", "report", "experiment", "bench", "info")
+COMMANDS = (
+    "demo",
+    "fit",
+    "encode",
+    "encoder",
+    "decode",
+    "verify",
+    "status",
+    "export",
+    "report",
+    "experiment",
+    "bench",
+    "info",
+)
 
 BAD_INPUT = 2
 RESUME = 75  # EX_TEMPFAIL: stopped by a signal with everything saved; run the same command again

@@ -30,7 +30,7 @@ def _print(status: Status) -> None:
     from rich.table import Table
 
     table = Table(show_header=False)
-    ends = ", ".join(f"{status.counted(name)} {name}" for name in ("solved", "exhausted", "failed"))
+    ends = ", ".join(f"{count} {name}" for name, count in status.ends.items())
     table.add_row("texts", f"{len(status.recorded):,} of {status.texts:,} recorded: {ends}")
     steps = [flight.steps for flight in status.in_flight]
     reach = f", saved at {min(steps):,} to {max(steps):,} steps" if steps else ""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from onestep_jax.encoder.training import Report
 from onestep_jax.errors import redacted
 from onestep_jax.fitting.progress import Progress
 
@@ -94,6 +95,37 @@ def fitting_bar() -> Iterator[Callable[[Progress], None]]:
             counts = f"solved {state.solved} running {state.running} waiting {state.waiting}"
             words = f"{counts}, {state.steps_per_second:.0f} steps/s, left {left}"
             bar.update(task, description=words, completed=state.finished, total=state.texts)
+
+        try:
+            yield show
+        except BaseException:
+            bar.live.transient = bar.live.transient or bar.tasks[0].total is None  # nothing was done: leave no bar
+            raise
+
+
+@contextmanager
+def training_bar() -> Iterator[Callable[[Report], None]]:
+    """A bar on standard error; yields the callback that `train_encoder` calls."""
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+    )
+    with rich.Progress(*columns, console=console(stderr=True)) as bar:
+        task, held_out = bar.add_task("preparing", total=None), ""
+
+        def show(report: Report) -> None:
+            nonlocal held_out
+            if report.validation is not None:
+                length, figures = report.validation
+                exact = f"{figures.exact_K[-1]:.0%} of texts exact"
+                held_out = f", held-out {length} tokens: {figures.accuracy_K[-1]:.0%} right, {exact}"
+            now = f"{report.length} tokens, {report.corrections} corrections: {report.nats:.2f} nats"
+            words = f"{now}, {report.accuracy:.0%} right, {report.tokens_per_second:.0f} tokens/s{held_out}"
+            bar.update(task, description=words, completed=report.update, total=report.updates)
 
         try:
             yield show

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
 
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.placement import Placement
+from onestep_jax.devices.stop_signals import signals_caught
 from onestep_jax.errors import Interrupted, check_kind
 from onestep_jax.fitting.distributed import meet, open_in_turn, wait_for_others
 from onestep_jax.fitting.optimizers import Optimizer, Preset
@@ -25,6 +22,7 @@ from onestep_jax.fitting.sweep import Sweep
 from onestep_jax.fitting.work_queue import block_size
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import Scheme
+from onestep_jax.prototokens.starts import Starts
 from onestep_jax.store.results import Results
 from onestep_jax.store.run import Run, join_run, open_run
 
@@ -46,6 +44,8 @@ def fit(
     attention: str = "plain",
     scheme: Scheme | None = None,
     prefixes: Sequence[str] | Sequence[Sequence[int]] | None = None,
+    start: Starts | None = None,
+    start_missing: str = "error",
     chunk: int = 10,
     save_every: float = 60.0,
     copies: int = 1,
@@ -74,6 +74,9 @@ def fit(
       scheme: the arrangement, by default the preset's; its `prefix` stands before the vectors of every text.
       prefixes: what stands before the vectors of each text, frozen, instead: strings or lists of token ids, see
         `prefixes.prefix_tokens`.
+      start: vectors that the first seed of a text starts at, by text: `Results` of a fit or of `encode`, or text_id →
+        leaf → vector. They belong to the identity of a run.
+      start_missing: what becomes of texts that it does not have: "error", or "draw" for random start vectors.
       chunk: steps between looks of the host.
       save_every: seconds between saves of the slots in flight.
       copies: how often each text is fitted, from start vectors of its own each time; every copy is a row of the
@@ -107,6 +110,8 @@ def fit(
         attention=attention,
         scheme=scheme,
         prefixes=prefixes,
+        start=start,
+        start_missing=start_missing,
         chunk=chunk,
         save_every=save_every,
         copies=copies,
@@ -143,7 +148,7 @@ def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None) 
 def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | None) -> Results:
     """Carry out a plan into a run directory, together with the other processes of the job."""
     lockstep = plan.placement.lockstep
-    with _open(plan, folder) as run, _signals_caught() as stop:
+    with _open(plan, folder) as run, signals_caught() as stop:
         recorder = RunRecorder(run, lockstep=lockstep, save_every=plan.save_every, stop_is_asked=stop.is_set)
         sweep = Sweep(plan, recorder, progress)
         if lockstep:
@@ -186,31 +191,3 @@ def _warn_of_other_precision(run: Run) -> None:
     if began != now:
         told = f"begun with jax_default_matmul_precision {began!r}, resumed with {now!r}: its vectors are of both"
         warnings.warn(f"{run.folder}: {told}", stacklevel=2)
-
-
-@contextmanager
-def _signals_caught() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets, so that the fit can save and stop; a second one acts as usual.
-
-    A signal that is ignored stays so, as `nohup` and a shell's `&` want it.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def ask(number: int, _frame: Any) -> None:
-        # It stays in its place at the first signal: the command line listens in a thread of its own, which may look
-        # only after this has run, and would take the usual handler for the one that the signal met.
-        if asked.is_set():
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-        asked.set()
-
-    heeded = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
-    before: dict[int, Any] = {number: signal.signal(number, ask) for number in heeded}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

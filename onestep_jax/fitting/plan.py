@@ -26,6 +26,7 @@ from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
+from onestep_jax.prototokens.starts import Starts, with_starts
 from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
@@ -106,6 +107,8 @@ def resolve(
     attention: str = "plain",
     scheme: Scheme | None = None,
     prefixes: Sequence[str] | Sequence[Sequence[int]] | None = None,
+    start: Starts | None = None,
+    start_missing: str = "error",
     chunk: int = 10,
     save_every: float = 60.0,
     copies: int = 1,
@@ -140,6 +143,9 @@ def resolve(
     tokens = prepare(model, texts, length, scheme, before)
     tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
     ids = tuple(text_ids(tokens))
+    if start is not None:
+        scale = chosen.scale * start_unit(chosen, model)
+        scheme = with_starts(scheme, start, start_missing, ids, model.embed_width, seed=seed, scale=scale)
     _check_start(scheme, model, len(tokens))
     if scheme.group > max(1, len(tokens)):
         raise UserError(f"group = {scheme.group}: expected at most the number of texts and copies, {len(tokens)}")
@@ -194,6 +200,11 @@ def resolve(
     )
 
 
+def start_unit(preset: Preset, model: Model) -> float:
+    """What the scale of a preset's start vectors is counted in."""
+    return 1.0 if preset.start == "normal" else input_scale(model)
+
+
 def make_problem(
     model: Model,
     scheme: Scheme,
@@ -207,12 +218,11 @@ def make_problem(
       UserError: for a scheme or an optimiser that cannot be hashed, as compiled programs are kept by what they are
         made of.
     """
-    unit = 1.0 if preset.start == "normal" else input_scale(model)
     problem = FitProblem(
         network=model.network,
         scheme=bare(scheme),
         optimizer=optimizer,
-        scale=preset.scale * unit,
+        scale=preset.scale * start_unit(preset, model),
         temperature=preset.temperature,
         patience=preset.patience,
         patience_per_token=preset.patience_per_token,

@@ -80,7 +80,11 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x · kernelᵀ + bias; the kernel is (out, in), as in checkpoints, and `kv_heads` as in `weight_split.settle`."""
+    """x · kernelᵀ + bias; the kernel is (out, in), as in checkpoints, and `kv_heads` as in `weight_split.settle`.
+
+    If the variable collection "adapters" holds "down" (rank, in) and "up" (out, rank), x · downᵀ · upᵀ is added (LoRA,
+    arXiv:2106.09685).
+    """
 
     features: int
     use_bias: bool = False
@@ -91,6 +95,10 @@ class Linear(nn.Module):
     def __call__(self, x_TD: Array) -> Array:
         kernel = self.param("kernel", INIT, (self.features, x_TD.shape[-1]))
         y = settle(matmul_transposed(x_TD, kernel, self.dot_general), self.name, self.kv_heads)
+        if self.has_variable("adapters", "down"):
+            down, up = (self.get_variable("adapters", name) for name in ("down", "up"))
+            low_TR = matmul_transposed(x_TD, down, self.dot_general)
+            y = y + matmul_transposed(low_TR, up, self.dot_general).astype(y.dtype)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)[None, :]
         return y

@@ -53,9 +53,11 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
     """The `onestep fit` command that resumes a run, with SOURCE for the source of the texts, which no run records.
 
     Returns:
-      None if the command line has no such options: for given start vectors, an optimiser given as an object, a preset
-      that is not the package's, prefixes from Python, or texts without a common length.
+      None if the command line has no such options: for a run of an encoder, given start vectors, an optimiser given
+      as an object, a preset that is not the package's, prefixes from Python, or texts without a common length.
     """
+    if "encoder" in identity:
+        return None
     optimizer, name, length = identity.get("optimizer") or {}, settings.get("preset"), identity.get("length")
     preset = recorded_preset(identity, settings)
     if optimizer.get("object") or preset is None or length is None or identity.get("start vectors"):

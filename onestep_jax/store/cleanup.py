@@ -52,7 +52,7 @@ def delete_superseded(folder: Path, of: Origin, arrays: Arrays, is_whole: Callab
         return {row["text_id"] for row in read_part_table(part_files(folder, name)["results"], IdRow)}
 
     ids = each_of(lambda: part_names(folder), read)
-    held = {name: dict.fromkeys(texts, 0.0) for name, texts in ids.items()}
+    held: dict[str, Mapping[Hashable, float]] = {name: dict.fromkeys(texts, 0.0) for name, texts in ids.items()}
     # A record without its arrays, such as a copy of another one, holds nothing that could stand in for a part.
     broken: set[str] = set()
     while gone := superseded({name: texts for name, texts in held.items() if name not in broken}):

@@ -15,7 +15,7 @@ class Trial:
 
     Attributes:
       seed: its number.
-      status: "solved", "exhausted" or "failed".
+      status: "solved", "exhausted" or "failed" of a fit; "encoded" of an encoder, "refined" after its corrections.
       accuracy: share of exact tokens at the kept vectors.
       loss: nats per token there, mean over the group.
       steps: gradient evaluations spent.

@@ -16,6 +16,8 @@ from onestep_jax.store.reading import each_part, read_config, read_summary, read
 from onestep_jax.store.saved_states import origin, own_states, reached, warn_of_others
 from onestep_jax.store.sessions import Owner, Session, read_session
 
+ENDS = ("solved", "exhausted", "failed", "encoded", "refined")
+
 
 @dataclasses.dataclass(frozen=True)
 class Flight:
@@ -54,8 +56,14 @@ class Status:
         return self.texts - len(self.recorded)
 
     def counted(self, status: str) -> int:
-        """Recorded texts that ended "solved", "exhausted" or "failed"."""
+        """Recorded texts of a status, see `ENDS`."""
         return sum(row["status"] == status for row in self.recorded.values())
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """Recorded texts by how they ended; what only an encoder makes is left out where there is none of it."""
+        counts = {name: self.counted(name) for name in ENDS}
+        return {name: count for name, count in counts.items() if count or name in ENDS[:3]}
 
     @property
     def failures(self) -> list[dict[str, Any]]:
@@ -114,7 +122,7 @@ def status_json(status: Status) -> dict[str, Any]:
     return {
         "texts": status.texts,
         "recorded": len(status.recorded),
-        **{name: status.counted(name) for name in ("solved", "exhausted", "failed")},
+        **status.ends,
         "failures": status.failures,
         "in_flight": [dataclasses.asdict(flight) for flight in status.in_flight],
         "texts_an_hour": status.an_hour,

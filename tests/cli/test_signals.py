@@ -122,9 +122,9 @@ def test_a_signal_is_not_swallowed():
 
 SAVING = """
 import time, onestep_jax.cli.parser as parser
-from onestep_jax.fitting.fitting import _signals_caught
+from onestep_jax.devices.stop_signals import signals_caught
 def main(argv):
-    with _signals_caught() as asked:
+    with signals_caught() as asked:
         print("busy", flush=True)
         asked.wait(60)
         print("asked", flush=True)

@@ -16,7 +16,7 @@ Positive: TypeAlias = Annotated[int, Meta(ge=1, lt=2**53)]
 Int32: TypeAlias = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, lt=2**31)]
 ProcessId: TypeAlias = Annotated[int, Meta(ge=1, lt=2**31)]
-Status: TypeAlias = Literal["solved", "exhausted", "failed"]
+Status: TypeAlias = Literal["solved", "exhausted", "failed", "encoded", "refined"]
 
 
 # --- config.json ---

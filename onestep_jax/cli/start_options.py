@@ -1,0 +1,57 @@
+"""`onestep fit --start`: start vectors from an encoder, a run directory or an exported file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onestep_jax.errors import UserError
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.starts import MISSING, Starts, read_vectors
+from onestep_jax.store.reading import read_results
+from onestep_jax.store.storage import run_path
+
+ENCODER, RUN = "encoder:", "run:"
+
+
+def add_start_options(parser: argparse.ArgumentParser) -> None:
+    """--start and --start-missing."""
+    group = parser.add_argument_group("start vectors")
+    group.add_argument(
+        "--start",
+        metavar="SOURCE",
+        help="encoder:DIR (or encoder:default), run:DIR or FILE.safetensors (default: random ones)",
+    )
+    group.add_argument(
+        "--start-missing",
+        default="error",
+        metavar="HOW",
+        help=f"texts without vectors there: {' or '.join(MISSING)} (default: error)",
+    )
+
+
+def start_of(args: argparse.Namespace, model: Model, texts: Sequence[Any]) -> Starts | None:
+    """Start vectors by text, of the texts of a fit."""
+    source: str | None = args.start
+    if source is None:
+        return None
+    if source.startswith(ENCODER):
+        return _encoded(args, model, source.removeprefix(ENCODER), texts)
+    if source.startswith(RUN):
+        results = read_results(run_path(source.removeprefix(RUN)))
+        if results.model != model.fingerprint:
+            raise UserError(f"--start {source}: its vectors belong to model {results.model}, not {model.fingerprint}")
+        return results
+    if not source.endswith(".safetensors"):
+        raise UserError(f"--start {source}: expected encoder:DIR, run:DIR or FILE.safetensors")
+    return read_vectors(Path(source))
+
+
+def _encoded(args: argparse.Namespace, model: Model, source: str, texts: Sequence[Any]) -> Starts:
+    from onestep_jax.encoder.encode import encode
+    from onestep_jax.encoder.folder import load_encoder
+
+    encoder = load_encoder(source, model)
+    return encode(model, encoder, texts, length=args.length)

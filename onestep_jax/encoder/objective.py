@@ -1,0 +1,101 @@
+"""What an encoder is trained on: the loss of its vectors, as it reads them and after each correction."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from onestep_jax.encoder.corrections import correct, score
+from onestep_jax.encoder.design import Design, Weights
+from onestep_jax.encoder.reading import read
+from onestep_jax.model.decoder import Array, Network, Params, Past
+
+
+class Figures(NamedTuple):
+    """Means over texts, for each number of corrections from 0 to K.
+
+    Attributes:
+      nats_K: (K + 1,) nats per token.
+      accuracy_K: (K + 1,) share of exact tokens (Eq. 2).
+      exact_K: (K + 1,) share of texts of which all tokens are exact.
+    """
+
+    nats_K: Any
+    accuracy_K: Any
+    exact_K: Any
+
+
+class Program(NamedTuple):
+    """What the programs of a training are made of; hashable.
+
+    Attributes:
+      network: the decoder.
+      design: of the encoder.
+      temperature: of the loss.
+      first_order: see `corrections.correct`.
+    """
+
+    network: Network
+    design: Design
+    temperature: float = 1.0
+    first_order: bool = False
+
+
+class Way(NamedTuple):
+    """The vectors of one text on the way through the corrections.
+
+    Attributes:
+      z_KLD: (K + 1, L, D), as they were read and after each correction.
+      nats_K: (K + 1,) nats per token there.
+      predicted_KT: (K + 1, T) the argmax ids there.
+    """
+
+    z_KLD: Any
+    nats_K: Any
+    predicted_KT: Any
+
+
+def encode_text(
+    program: Program, frozen: Params, weights: Weights, past: Past | None, tokens_T: Array, steps: int
+) -> Way:
+    """Read one text, without padding, and correct its vectors so many times."""
+    network, design, temperature, first_order = program
+    z_LD = read(network, design, frozen, weights, tokens_T)
+    z_LD, (before_KLD, scored) = correct(
+        network, design, frozen, weights, past, z_LD, tokens_T, temperature, steps, first_order
+    )
+    last = score(network, design, frozen, past, z_LD, tokens_T, temperature)
+    return Way(
+        z_KLD=jnp.concatenate([before_KLD, z_LD[None]]),
+        nats_K=jnp.append(scored.nats, last.nats),
+        predicted_KT=jnp.concatenate([scored.predicted_T, last.predicted_T[None]]),
+    )
+
+
+def mean_figures(ways: Way, tokens_BT: Any) -> Figures:
+    """Figures of texts, from their ways with a leading axis B."""
+    hits_BKT = ways.predicted_KT == tokens_BT[:, None]
+    return Figures(ways.nats_K.mean(axis=0), hits_BKT.mean(axis=(0, 2)), hits_BKT.all(axis=2).mean(axis=0))
+
+
+def mean_loss(
+    program: Program, frozen: Params, weights: Weights, tokens_BT: Array, steps: int
+) -> tuple[Array, Figures]:
+    """What is minimised: the mean over texts, and over the numbers of corrections, of which the last counts twice.
+
+    The earlier ones count so that the vectors can be taken after any number of corrections.
+    """
+    past = past_of(program, frozen)
+    ways = jax.vmap(functools.partial(encode_text, program, frozen, weights, past, steps=steps))(tokens_BT)
+    figures = mean_figures(ways, tokens_BT)
+    weights_K = jnp.ones(steps + 1).at[-1].set(2.0)
+    return jnp.sum(weights_K * figures.nats_K) / weights_K.sum(), figures
+
+
+def past_of(program: Program, frozen: Params) -> Past | None:
+    """Keys and values of the prefix, if there is one."""
+    prefix = program.design.prefix
+    return program.network.past(frozen, jnp.asarray(prefix, jnp.int32)) if prefix else None

@@ -1,0 +1,170 @@
+"""What a resume of a training needs: saved states, whole or not at all, and the recipe that they belong to.
+
+training/recipe.json   design, recipe, model and texts; what must not change
+training/updates.json  how many updates a training by the clock makes
+training/tokens-*.npz  token ids of the texts
+training/NNNNNNN/      Orbax, the arrays of the state before update N; renamed into place when it is whole
+training/NNNNNNN.json  its commit record, with a checksum
+training/log.jsonl     figures of the updates
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from onestep_jax.encoder.training import State
+from onestep_jax.encoder.windows import Pool
+from onestep_jax.errors import UserError
+from onestep_jax.store.orbax_arrays import Arrays
+from onestep_jax.store.storage import make_folder, remove, replace, writing
+
+_FOLDER, _RECIPE, _UPDATES, _LOG = "training", "recipe.json", "updates.json", "log.jsonl"
+
+
+class Snapshots:
+    """The saved states of one training, in its folder.
+
+    Args:
+      folder: of the encoder.
+      identity: what must not change between the sessions of the training, as plain values.
+
+    Raises:
+      UserError: if the folder holds another training, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        self.folder, self._folder, self._arrays = folder, folder / _FOLDER, Arrays()
+        with writing(folder):
+            make_folder(self._folder)
+            path, plain = self._folder / _RECIPE, json.loads(json.dumps(identity))
+            if path.exists():
+                _check_same(folder, _read_object(path), plain)
+            else:
+                if self._names():
+                    raise UserError(f"{path}: missing, beside saved states; put it back, or give --out another folder")
+                replace(path, (json.dumps(plain, indent=2) + "\n").encode())
+
+    def pool(self, digest: str, make: Callable[[], Pool]) -> Pool:
+        """The token ids of texts of a digest, made once."""
+        path = self._folder / f"tokens-{digest}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return Pool(kept["tokens"], kept["ends"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            pool, content = make(), io.BytesIO()
+            np.savez(content, tokens=pool.tokens_M, ends=pool.ends)
+            with writing(self._folder):
+                replace(path, content.getvalue())
+            return pool
+
+    def settled_updates(self, settle: Callable[[], int]) -> int:
+        """The number of updates of a training by the clock, settled in its first session."""
+        path = self._folder / _UPDATES
+        if path.exists():
+            found = _read_object(path).get("updates")
+            if type(found) is int and found > 0:
+                return found
+        updates = settle()
+        with writing(self._folder):
+            replace(path, json.dumps({"updates": updates}).encode())
+        return updates
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append figures of an update."""
+        with writing(self._folder), (self._folder / _LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def save(self, state: State) -> None:
+        """Keep a state, then delete those before it.
+
+        Raises:
+          UserError: if the storage refuses it.
+        """
+        before, name = self._names(), f"{state.update:07d}"
+        if name in before:
+            return
+        leaves = {f"leaf_{i:04d}": np.asarray(leaf) for i, leaf in enumerate(_leaves(state))}
+        record = {"update": state.update, "seconds": state.seconds, "checksum": _checksum(leaves)}
+        with writing(self._folder):
+            self._arrays.save(self._folder / name, leaves)
+            replace(self._folder / f"{name}.json", json.dumps(record).encode())
+            for old in before:
+                remove(self._folder / f"{old}.json")
+                remove(self._folder / old)
+
+    def newest(self, begun: State) -> State | None:
+        """The newest state that is whole, in the shape of the one before the first update; None if there is none.
+
+        One that is damaged is left aside, with a warning.
+        """
+        for name in reversed(self._names()):
+            try:
+                return self._load(name, begun)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                reason = (str(error).splitlines() or [""])[0][:200]
+                told = f"damaged saved state of a training, left aside ({type(error).__name__}: {reason})"
+                warnings.warn(f"{self._folder / name}: {told}", stacklevel=2)
+        return None
+
+    def _load(self, name: str, begun: State) -> State:
+        record = json.loads((self._folder / f"{name}.json").read_bytes())
+        arrays = self._arrays.load(self._folder / name)
+        if _checksum(arrays) != record["checksum"]:
+            raise ValueError("its arrays are not those that were saved")
+        leaves, shape = jax.tree.flatten((begun.weights, begun.opt_state))
+        kept = [arrays[f"leaf_{i:04d}"] for i in range(len(leaves))]
+        for leaf, array in zip(leaves, kept, strict=True):
+            if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+                raise ValueError("its arrays have other shapes")
+        weights, opt_state = jax.tree.unflatten(shape, kept)
+        return State(weights, opt_state, int(record["update"]), float(record["seconds"]))
+
+    def _names(self) -> list[str]:
+        """Names of the saved states, oldest first."""
+        return sorted(path.stem for path in self._folder.glob("*.json") if path.stem.isdigit())
+
+
+def _leaves(state: State) -> list[Any]:
+    return jax.tree.leaves((state.weights, state.opt_state))
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    value = 0
+    for name in sorted(arrays):
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), zlib.crc32(name.encode(), value))
+    return value
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged; put it back, or give --out another folder")
+    return found
+
+
+def _check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse to go on with another training, naming what differs."""
+    differences = []
+    for part in {**there, **here}:
+        ours, theirs = there.get(part), here.get(part)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+            differences += [f"{name}: {ours.get(name)!r} there, {theirs.get(name)!r} here" for name in names]
+        elif ours != theirs:
+            differences.append(f"{part}: {ours!r} there, {theirs!r} here")
+    if differences:
+        told = "; ".join(differences)
+        raise UserError(f"{folder}: holds another training; {told}. Give --out another folder, or the same settings")

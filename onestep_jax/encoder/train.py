@@ -1,0 +1,218 @@
+"""`train_encoder`: an encoder from texts, in a folder from which a training that was stopped or killed goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from onestep_jax.devices.arithmetic import pinned
+from onestep_jax.devices.compile_cache import use_cache
+from onestep_jax.devices.placement import local_devices
+from onestep_jax.devices.stop_signals import signals_caught
+from onestep_jax.encoder.design import Design, Encoder
+from onestep_jax.encoder.folder import make_encoder, save_encoder
+from onestep_jax.encoder.objective import Figures
+from onestep_jax.encoder.recipe import Recipe
+from onestep_jax.encoder.snapshots import Snapshots
+from onestep_jax.encoder.training import Report, State, Trainer
+from onestep_jax.encoder.windows import Pool, divide, make_pool
+from onestep_jax.errors import DURATION, PAUSE, Interrupted, UserError, check_kind, check_list
+from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.prefixes import resolve_prefix
+from onestep_jax.tokens import check_text
+
+_SAMPLE = 400  # updates of the recipe whose cost stands for all
+
+
+def train_encoder(
+    model: Model,
+    texts: Sequence[str],
+    folder: str | Path,
+    *,
+    design: Design | None = None,
+    recipe: Recipe | None = None,
+    hours: float | None = None,
+    validation: Sequence[str] | None = None,
+    prefix: str | Sequence[int] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    optimizer_name: str | None = None,
+    data: str = "texts",
+    save_every: float = 300.0,
+    dtype: str = "float32",
+    progress: Callable[[Report], None] | None = None,
+) -> Encoder:
+    """Train an encoder through the frozen model; the same call goes on where one was stopped or killed.
+
+    Args:
+      model: the frozen decoder, see `load_model`.
+      texts: whole texts, of which random windows are drawn.
+      folder: of the encoder, created; saved states lie in it until the training is done and after.
+      design: parts of the encoder.
+      recipe: of the training.
+      hours: how long it may take, instead of the recipe's number of updates. Some updates are timed before the first
+        one, and the number is settled then.
+      validation: whole texts to measure on; by default one of twenty is left out.
+      prefix: what stands before the vectors, instead of the design's: "none", "bos", a text or token ids; None for the
+        BOS where the first position is an attention sink, as the preset `fast` has it.
+      optimizer: instead of the recipe's AdamW; then `optimizer_name` is what a resume knows it by.
+      data: what the texts are, for the model card.
+      save_every: seconds between saves.
+      dtype: of the weights in the folder, see `save_encoder`.
+      progress: called every ten updates.
+
+    Returns:
+      The encoder, as it is in the folder.
+
+    Raises:
+      UserError: for input that cannot be trained on, or a folder that holds another training.
+      Interrupted: on SIGTERM or SIGINT, after saving.
+    """
+    use_cache()
+    check_kind("what load_model returns", Model, model=model)
+    PAUSE.check("save_every", save_every)
+    if optimizer is not None and not optimizer_name:
+        raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed training knows it")
+    folder, settled = Path(folder), recipe or Recipe()
+    design = _with_prefix(model, design or Design(), prefix)
+    _check_room(model, design)
+    train, held = _texts(texts, validation)
+    identity = {
+        "model": model.fingerprint,
+        "dtype": str(model.dtype),
+        "design": design.describe(),
+        "recipe": settled.describe() | ({"updates": None} if hours is not None else {}),
+        "hours": hours,
+        "optimizer": optimizer_name,
+        "texts": _digest(train),
+        "validation": _digest(held),
+    }
+    snapshots = Snapshots(folder, identity)
+    pools = [
+        snapshots.pool(identity[name], lambda some=some: make_pool(model, some))
+        for name, some in (("texts", train), ("validation", held))
+    ]
+    if hours is not None:
+        DURATION.check("hours", hours)
+        updates = snapshots.settled_updates(
+            lambda: _updates_for(hours, Trainer(model, design, settled, *pools, optimizer=optimizer))
+        )
+        settled = dataclasses.replace(settled, updates=updates)
+    trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
+    state = _run(trainer, snapshots, save_every, progress)
+    trained = _trained(trainer, state, data, (len(train), len(held)), pools[0])
+    encoder = make_encoder(model, design, state.weights, trained)
+    save_encoder(encoder, folder, dtype)
+    return encoder
+
+
+def _with_prefix(model: Model, design: Design, prefix: str | Sequence[int] | None) -> Design:
+    scheme = dataclasses.replace(design.scheme, prefix=design.prefix or prefix)
+    found = resolve_prefix(scheme, model, "auto").prefix or ()
+    return dataclasses.replace(design, prefix=tuple(int(i) for i in found))  # pyright: ignore[reportArgumentType]
+
+
+def _check_room(model: Model, design: Design) -> None:
+    """Refuse a length beyond the context of the model, in which the reader has two queries behind the text."""
+    positions = design.length + len(design.prefix) + max(2, design.scheme.extra)
+    if positions > model.config.context:
+        told = f"length {design.length} needs {positions} positions"
+        raise UserError(f"{told}, beyond the model's context of {model.config.context}; give a smaller one")
+
+
+def _texts(texts: Sequence[str], validation: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    found = [check_text("texts", i, text) for i, text in enumerate(check_list("strings", "texts", texts))]
+    if not found:
+        raise UserError("no texts: expected at least one")
+    if validation is None:
+        return divide(found)
+    held = check_list("strings", "validation", validation)
+    return found, [check_text("validation", i, text) for i, text in enumerate(held)]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(len(text).to_bytes(8, "big") + text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+@pinned
+def _run(trainer: Trainer, snapshots: Snapshots, save_every: float, progress: Callable[[Report], None] | None) -> State:
+    """Make the updates that are left."""
+    begun = trainer.begin()
+    found = snapshots.newest(begun)
+    state, last_save = begun if found is None else trainer.place(found), time.monotonic()
+    with signals_caught() as stop:
+
+        def each(state: State, report: Report | None) -> bool:
+            nonlocal last_save
+            if report is not None:
+                snapshots.log(_row(state, report))
+                if progress is not None:
+                    progress(report)
+            if time.monotonic() - last_save >= save_every:
+                snapshots.save(state)
+                last_save = time.monotonic()
+            return not stop.is_set()
+
+        state = trainer.run(state, each=each)
+        snapshots.save(state)
+        if stop.is_set() and state.update < trainer.recipe.updates:
+            told = f"stopped after {state.update} of {trainer.recipe.updates} updates"
+            raise Interrupted(f"{told}; everything is saved in {snapshots.folder}, the same command goes on from there")
+    return state
+
+
+def _row(state: State, report: Report) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "update": report.update,
+        "length": report.length,
+        "corrections": report.corrections,
+        "nats": report.nats,
+        "accuracy": report.accuracy,
+        "seconds": round(state.seconds, 2),
+    }
+    return row if report.validation is None else row | {"validation": _plain(report.validation[1])}
+
+
+def _plain(figures: Figures) -> dict[str, list[float]]:
+    """Figures for JSON, a number for each number of corrections."""
+    named = zip(("nats", "accuracy", "exact"), figures, strict=True)
+    return {name: [round(float(value), 6) for value in values] for name, values in named}
+
+
+def _updates_for(hours: float, trainer: Trainer) -> int:
+    """How many updates of a recipe take so long: of each kind one is timed, after one that compiles it."""
+    recipe = dataclasses.replace(trainer.recipe, updates=_SAMPLE)
+    kinds = [recipe.update(number, trainer.design) for number in range(_SAMPLE)]
+    costs: dict[Any, float] = {}
+    for kind in dict.fromkeys(kinds):
+        state = trainer.begin()
+        for _ in range(2):
+            began = time.perf_counter()
+            state, *_ = trainer.step(state, kind)
+            costs[kind] = time.perf_counter() - began
+    mean = sum(costs[kind] for kind in kinds) / len(kinds)
+    return max(1, int(3600 * hours / mean))
+
+
+def _trained(trainer: Trainer, state: State, data: str, texts: tuple[int, int], pool: Pool) -> Mapping[str, Any]:
+    """What the model card says of a training."""
+    device = local_devices()[0].device_kind
+    return {
+        "recipe": trainer.recipe.describe(),
+        "updates": state.update,
+        "data": data,
+        "texts": texts[0],
+        "held out": texts[1],
+        "tokens": len(pool.tokens_M),
+        "hours": round(state.seconds / 3600, 4),
+        "device": f"{len(local_devices())} × {device}",
+        "figures": _plain(trainer.validate(state.weights)),
+    }

@@ -1,0 +1,101 @@
+"""Start vectors of texts that come from elsewhere: another run, an exported file, an encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from onestep_jax.errors import UserError, check_kind, check_known, one_line
+from onestep_jax.prototokens.schemes import Scheme, draw
+from onestep_jax.store.results import Results
+from onestep_jax.tokens import id_words
+
+Starts: TypeAlias = Results | Mapping[str, Mapping[str, Any]]
+"""Results, or text_id → leaf → vector."""
+
+MISSING = ("error", "draw")
+_S = TypeVar("_S", bound=Scheme)
+
+
+def with_starts(
+    scheme: _S, start: Starts, missing: str, ids: Sequence[str], width: int, *, seed: int, scale: float
+) -> _S:
+    """The scheme with a start vector for each row of a fit.
+
+    The k-th copy of a text, whose identity ends in -k, starts where the text does if it has no vectors of its own.
+
+    Args:
+      scheme: the arrangement.
+      start: where vectors come from.
+      missing: "error" or "draw", what becomes of texts that are not there.
+      ids: identity of each row.
+      width: D.
+      seed, scale: of vectors that are drawn, which are those that the text would have had.
+
+    Raises:
+      UserError: if the scheme has start vectors already or shares one, or texts are missing that must not be.
+    """
+    check_known("value of start_missing", [missing], MISSING)
+    check_kind("Results, or vectors by text_id and leaf", (Results, Mapping), start=start)
+    if scheme.start is not None:
+        raise UserError("start vectors of the scheme, and start=…: give one of them")
+    if scheme.shared:
+        raise UserError(f"start vectors go to texts that share no vector; {scheme.notation} shares one")
+    known = by_text(start)
+    rows = [known.get(text_id, known.get(text_id.partition("-")[0])) for text_id in ids]
+    absent = [text_id for text_id, row in zip(ids, rows, strict=True) if row is None]
+    if absent and missing == "error":
+        told = f"{len(absent)} of {len(ids)} texts have no start vectors, the first is {absent[0]}"
+        raise UserError(f"{told}; give start vectors of all, or draw those that are missing (--start-missing draw)")
+    shapes = scheme.leaf_shapes(width)
+    for text_id, row in zip(ids, rows, strict=True):
+        if row is not None and {name: np.shape(row[name]) for name in row} != shapes:
+            found = {name: np.shape(row[name]) for name in row}
+            raise UserError(f"start vectors of text {text_id} are {found}; {scheme.notation} needs {shapes}")
+    filled = [
+        _drawn(scheme, text_id, width, seed, scale) if row is None else row
+        for text_id, row in zip(ids, rows, strict=True)
+    ]
+    stacked = {name: np.stack([np.asarray(row[name], np.float32) for row in filled]) for name in shapes}
+    for name, vectors in stacked.items():
+        if not np.isfinite(vectors).all():
+            raise UserError(f"start vectors {name!r} hold a NaN or an infinity")
+    return dataclasses.replace(scheme, start=stacked)  # pyright: ignore[reportArgumentType]
+
+
+def by_text(start: Starts) -> Mapping[str, Mapping[str, Any]]:
+    """text_id → leaf → vector."""
+    return {text.text_id: text.vectors for text in start} if isinstance(start, Results) else start
+
+
+def _drawn(scheme: Scheme, text_id: str, width: int, seed: int, scale: float) -> dict[str, Any]:
+    ids_G4 = jnp.array([id_words(text_id, seed)], jnp.uint32)
+    return {name: np.asarray(leaf[0]) for name, leaf in draw(scheme, ids_G4, width, scale).items()}
+
+
+def read_vectors(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """text_id → leaf → vector of a file that `onestep export` wrote.
+
+    Raises:
+      UserError: if it cannot be read or is no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            about = file.metadata() or {}
+            names = [name for name in ("e", "m", "mem") if name in file.keys()]  # noqa: SIM118, it is no mapping
+            leaves = {name: file.get_tensor(name) for name in names}
+        ids = json.loads(about.get("text_ids", "null"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); give a file that onestep export wrote") from error
+    whole = isinstance(ids, list) and leaves and all(len(leaf) == len(ids) for leaf in leaves.values())
+    if not whole:
+        raise UserError(f"{path}: holds no vectors with text_ids; give a file that onestep export wrote")
+    return {str(text_id): {name: leaf[i] for name, leaf in leaves.items()} for i, text_id in enumerate(ids)}
