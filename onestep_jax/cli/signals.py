@@ -10,7 +10,10 @@ first signal. A second signal ends the process whatever handler is there. Once P
 all work is done and told, it has no handlers: a signal kills the process without a line, and a shell shows the same
 status.
 
-This file is imported before all others, so it imports only what starts in milliseconds.
+This file is imported before all others, so it imports only what starts in milliseconds. A signal that comes earlier,
+while the interpreter starts and this file is imported (a hundredth of a second each), is the interpreter's own affair:
+SIGTERM kills the process, and so does SIGINT, or Python says KeyboardInterrupt with a traceback. Nothing was begun by
+then, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ import os
 import signal
 import threading
 import time
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # as in the package's __init__
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
