@@ -108,6 +108,18 @@ main(["status", "🙂"])
     assert b"error: " + shown + b": no run directory" in done.stderr
 
 
+def test_a_fit_under_a_locale_that_lacks_the_letters_of_its_paths(run, tiny_folder, tmp_path):
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    texts = run.parent / "lines.txt"
+    words = ["fit", "--model", tiny_folder, "--texts", texts, "--length", "4", "--run", "runé", "--slots", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "onestep_jax.cli", *map(str, words)], capture_output=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"run directory run\\udcc3\\udca9" in done.stdout
+    assert len(read_results(tmp_path / "runé")) == 1
+
+
 # --- no bar of nothing ---
 
 
