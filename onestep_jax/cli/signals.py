@@ -35,6 +35,7 @@ _CALLS = itertools.count()  # of `_end`
 
 def end_by_signal() -> None:
     """Let SIGINT and SIGTERM end this process; one that is ignored stays so, as `nohup` and a shell's `&` want it."""
+    _hold_standard_streams()
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
@@ -42,6 +43,13 @@ def end_by_signal() -> None:
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+
+
+def _hold_standard_streams() -> None:
+    """Open the null device where the caller closed a standard stream: else the next file, of a run, were written to."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(opened)
 
 
 def _listen(heard: int) -> NoReturn:
