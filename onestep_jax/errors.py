@@ -17,9 +17,9 @@ from typing import Any
 
 _SECRETS = (
     (re.compile(r"(\w://)[^\s/]*@"), r"\1***@"),  # a user and a password or token in an address
-    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "hf_***"),  # a token of the hub
+    (re.compile(r"\bhf_([A-Za-z0-9]{20,}|(oauth|jwt)_[\w.-]{20,})"), "hf_***"),  # a token of the hub
 )
-_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # variables of the environment, whatever form their value has
+_KEPT_TOKEN = re.compile(r"^\s*\w*token\s*=\s*(\S+)", re.MULTILINE)  # in a list of several
 SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -27,9 +27,35 @@ def redacted(text: str) -> str:
     """The text without passwords and tokens, for messages and records."""
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
-    for token in (os.environ.get(name, "") for name in _TOKENS):
+    for token in _hub_tokens():
         text = text.replace(token, "***") if len(token) > 7 else text  # a shorter one is a word of any sentence
     return text
+
+
+def _hub_tokens() -> list[str]:
+    """The tokens in the environment and in the files that `hf auth login` writes, whatever form they have."""
+    told = os.environ.get
+    caches = told("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+    home = told("HF_HOME") or os.path.join(caches, "huggingface")
+    path = os.path.expandvars(os.path.expanduser(told("HF_TOKEN_PATH") or os.path.join(home, "token")))
+    several = _KEPT_TOKEN.findall(_small_file(os.path.join(os.path.dirname(path), "stored_tokens")))
+    return [
+        told("HF_TOKEN", "").strip(),
+        told("HUGGING_FACE_HUB_TOKEN", "").strip(),
+        _small_file(path).strip(),
+        *several,
+    ]
+
+
+def _small_file(path: str) -> str:
+    """The beginning of a file as text; nothing where there is none: a pipe is left to its reader."""
+    try:
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                return file.read(2**16).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 class UserError(ValueError):

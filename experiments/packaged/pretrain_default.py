@@ -45,6 +45,7 @@ from onestep_jax.model.checkpoint import save_model
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Decoder, Model
 from onestep_jax.model.families import read_config
+from onestep_jax.store.records import json_text
 
 END = "<|endoftext|>"
 Array: TypeAlias = jax.Array
@@ -295,9 +296,7 @@ def train(
             done += 1
             progress.update(bar, completed=done)
             if done % 20 == 0:
-                log.write(
-                    json.dumps({"step": done, "loss": float(loss), "seconds": spent + time.time() - began}) + "\n"
-                )
+                log.write(json_text({"step": done, "loss": float(loss), "seconds": spent + time.time() - began}) + "\n")
                 log.flush()
                 progress.update(bar, description=f"pretraining, loss {float(loss):.3f}")
             if time.time() - last_save > save_every:
@@ -402,7 +401,7 @@ def main() -> None:
         }
     )
     (args.out / "README.md").write_text(CARD.format(**facts))
-    print(json.dumps({"updates": done, **scores}))
+    print(json_text({"updates": done, **scores}))
 
 
 if __name__ == "__main__":

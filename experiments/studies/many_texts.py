@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import onestep_jax
+from onestep_jax.store.records import json_text
 
 PAGE = 4096  # bytes, of /proc/self/statm
 
@@ -110,9 +109,8 @@ def main() -> None:
         table.writerows(rows)
     draw(rows, args.out / "curve.png")
     found = summary(rows, resume)
-    (args.out / "summary.json").write_text(json.dumps(found, indent=2) + "\n")
-    json.dump(found, sys.stdout, indent=2)
-    print()
+    (args.out / "summary.json").write_text(json_text(found, indent=2) + "\n")
+    print(json_text(found, indent=2))
 
 
 if __name__ == "__main__":

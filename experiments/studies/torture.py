@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import random
 import shutil
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax import read_results
+from onestep_jax.store.records import json_text
 
 SHAPES = [(2, 1), (2, 2), (1, 4), (3, 1), (1, 1), (2, 4), (1, 2)]  # processes, devices of each
 EARLY = 0.3  # share of the rounds that end at some moment of the first seconds, while everything starts
@@ -97,7 +97,7 @@ def torture(model: str, texts: str, out: Path, *, rounds: int, options: Sequence
         copied = run.exists() and rng.random() < COPIED
         run = _copied(run, out / f"run-{number}") if copied else run
         rows[-1] |= {"round": number, "processes": processes, "devices of each": devices, "then copied": copied}
-        print(json.dumps(rows[-1]), flush=True)
+        print(json_text(rows[-1]), flush=True)
     _check(Job([*given, "--run", str(run)], 2, 2).wait(), (0,))
     with (out / "rounds.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
@@ -186,7 +186,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     options = ["--limit", str(args.count), "--length", str(args.length), "--slots", str(args.slots)]
     found = torture(args.model, args.texts, args.out, rounds=args.rounds, options=options, seed=args.seed)
-    print(json.dumps(found))
+    print(json_text(found))
     sys.exit(not all(found.values()))
 
 

@@ -6,7 +6,6 @@ claims are ratios of two medians of one run.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import random
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
+from onestep_jax.store.records import json_text
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import replace, writing
 
@@ -135,4 +135,4 @@ def write(path: Path, found: Mapping[str, Any]) -> None:
     """Write a record as JSON, into a folder that is made if need be."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, (json.dumps(found, indent=2) + "\n").encode())
+        replace(path, (json_text(found, indent=2) + "\n").encode())

@@ -4,9 +4,13 @@ May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `text
 `bench`, `experiment`, `report`.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
 
 from onestep_jax.cli.signals import end_by_signal
+
+TYPE_CHECKING = False  # as in the package's __init__
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["main"]
 

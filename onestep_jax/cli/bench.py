@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import json
 import os
 import shlex
 import sys
@@ -19,6 +18,7 @@ from onestep_jax.bench.shapes import PREFIX, SHAPES
 from onestep_jax.cli.options import add_number, file_option, numbers
 from onestep_jax.cli.terminal import console, say
 from onestep_jax.errors import COUNT, DURATION, SEED, SIZE, SLOTS, STEPS, redacted
+from onestep_jax.store.records import json_text
 from onestep_jax.store.storage import check_writable
 
 SUMMARY = "Measure speed side by side: step, scale, sweep, host, decode, load."
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     found["command"] = redacted(shlex.join(["onestep", *args.argv]))
     timing.write(out, found)
     if args.json:
-        print(json.dumps(found))
+        print(json_text(found))
         return 0
     _print_rows(found["rows"], f"onestep bench {args.benchmark}: {args.model}, {found['machine']['device']}")
     for name, value in {**found.get("work", {}), **found.get("ratios", {})}.items():

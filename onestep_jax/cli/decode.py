@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 
 from onestep_jax.cli.options import add_model_options, add_number, add_run, load_of_run
@@ -14,6 +13,7 @@ from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens import reconstruction
 from onestep_jax.prototokens.reconstruction import Decoded
 from onestep_jax.store.reading import read_config, read_results
+from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
 
 SUMMARY = "Reconstruct the texts of a run in one forward pass a batch."
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             {**dataclasses.asdict(text), "tokens": text.tokens.tolist(), "index": result.index}
             for text, result in zip(decoded, results, strict=True)
         ]
-        print(json.dumps({"texts": rows}))
+        print(json_text({"texts": rows}))
     else:
         _print(model, results, decoded)
     return 0

@@ -16,6 +16,7 @@ from onestep_jax.fitting.progress import Progress
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.hub import DEFAULT
 from onestep_jax.prototokens.reconstruction import Decoded, decode
+from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
 
 SUMMARY = "Fit eight short texts, on the packaged model or yours, and decode each in one pass."
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             }
             for text, result in zip(demo.decoded, demo.results, strict=True)
         ]
-        print(json.dumps({"texts": rows, "seconds": demo.seconds}))
+        print(json_text({"texts": rows, "seconds": demo.seconds}))
     else:
         _print(demo)
     return 0

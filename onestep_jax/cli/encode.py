@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 
 from onestep_jax import errors
@@ -11,6 +10,7 @@ from onestep_jax.cli.options import add_model_options, add_number, add_texts_opt
 from onestep_jax.cli.terminal import counting_bar, say
 from onestep_jax.encoder.design import CORRECTIONS
 from onestep_jax.errors import redacted
+from onestep_jax.store.records import json_text
 
 SUMMARY = "Proto-tokens of many texts by an encoder, without optimisation; run it again to go on."
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         "seconds": time.perf_counter() - began,
     }
     if args.json:
-        print(json.dumps(summary))
+        print(json_text(summary))
     else:
         say(
             f"{len(results)} texts: {results.solved} exact, mean accuracy {summary['accuracy']:.4f}, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from onestep_jax.cli.terminal import console, say, training_bar
 from onestep_jax.encoder.design import CORRECTIONS, POOLINGS, READERS, STEPS, Design
 from onestep_jax.encoder.recipe import SHARE, Recipe
 from onestep_jax.errors import UserError
+from onestep_jax.store.records import json_text
 
 SUMMARY = "Train an encoder, text → (e, m) without optimisation; or measure one."
 
@@ -137,7 +137,7 @@ def _train(args: argparse.Namespace) -> int:
         )
     figures = encoder.trained["figures"]
     if args.json:
-        print(json.dumps({"encoder": str(args.out), **encoder.trained}))
+        print(json_text({"encoder": str(args.out), **encoder.trained}))
         return 0
     rows = [
         {"length": design.length, "corrections": k, "nats": nats, "accuracy": hits, "exact": exact}
@@ -163,7 +163,7 @@ def _eval(args: argparse.Namespace) -> int:
     )
     rows = [row for length in lengths for row in evaluate(model, encoder, [ids[:length] for ids in tokens])]
     if args.json:
-        print(json.dumps({"rows": rows}))
+        print(json_text({"rows": rows}))
     else:
         _print(rows, f"{len(tokens)} texts of {args.texts}")
     return 0

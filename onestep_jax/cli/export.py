@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from onestep_jax.cli.options import add_run, file_option
 from onestep_jax.cli.terminal import say
 from onestep_jax.store.export import write_safetensors
 from onestep_jax.store.reading import read_results
+from onestep_jax.store.records import json_text
 
 SUMMARY = "Write the vectors of a run as one safetensors file."
 
@@ -23,5 +23,5 @@ def run(args: argparse.Namespace) -> int:
     results = read_results(args.run)
     write_safetensors(results, args.out)
     summary = {"out": str(args.out), "texts": len(results)}
-    say(json.dumps(summary) if args.json else f"{len(results)} texts written to {args.out}")
+    say(json_text(summary) if args.json else f"{len(results)} texts written to {args.out}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from onestep_jax.model.decoder import Model, parameter_counts
 from onestep_jax.model.hub import locate
 from onestep_jax.model.untrained import PREFIX
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
+from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
         "seconds": seconds,
     }
     if args.json:
-        print(json.dumps(summary))
+        print(json_text(summary))
     else:
         say(
             f"{len(results)} texts: {results.solved} solved, mean accuracy {summary['accuracy']:.4f}, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from onestep_jax.model.config import ModelConfig, Rope, stated
 from onestep_jax.model.cost import step_flops
 from onestep_jax.model.decoder import Network, input_scale, parameter_counts
 from onestep_jax.model.hub import locate
+from onestep_jax.store.records import json_text
 
 SUMMARY = "Describe a model: architecture, sizes, memory and work of a fit."
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         model = load(args.model, dtype, args.revision, tokenizer=False)
         facts |= {"fingerprint": model.fingerprint, "input_scale": input_scale(model)}
     if args.json:
-        print(json.dumps(facts))
+        print(json_text(facts))
     else:
         _print(facts)
     return 0

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from onestep_jax.cli.terminal import plain_warnings, say_line, write_any_character
+from onestep_jax.cli.terminal import drop_output, plain_warnings, say_line, write_any_character
 from onestep_jax.errors import Interrupted, Stranded, UserError, nearest
+from onestep_jax.store.storage import is_full
 
 # In the order of `onestep --help`. The command NAME is the module onestep_jax.cli.NAME, which has SUMMARY (a line),
 # add_options(parser) and run(args) → exit status.
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_any_character()
     try:
         with plain_warnings():
-            return _run(list(sys.argv[1:] if argv is None else argv))
+            return _run_and_flush(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         say_line(f"onestep: error: {error}")
         if isinstance(error, Stranded):
@@ -96,11 +97,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_line(f"onestep: {stopped}")
         return RESUME
     except BrokenPipeError:
-        sys.stderr.close()
+        drop_output()
         return 0
+    except OSError as error:
+        if not is_full(error):
+            raise
+        drop_output()
+        say_line("onestep: error: standard output: cannot write (the disk is full); free some space")
+        return BAD_INPUT
+
+
+def _run_and_flush(argv: list[str]) -> int:
+    """Have standard output take all that was printed: a refusal at the interpreter's end could not be told."""
+    try:
+        status = _run(argv)
+    except SystemExit:  # of argparse, after --help
+        status = 0
+    print(end="", flush=True)
+    return status
 
 
 def _run(argv: list[str]) -> int:
+    _check_working_folder()
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if args.version:
@@ -115,3 +133,10 @@ def _run(argv: list[str]) -> int:
         args.parser.refuse(rest[0])
     args.argv, args.rest = argv, rest
     return args.function(args)
+
+
+def _check_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working folder cannot be found ({error.strerror}); go to another one with cd") from error

@@ -10,7 +10,10 @@ first signal. A second signal ends the process whatever handler is there. Once P
 all work is done and told, it has no handlers: a signal kills the process without a line, and a shell shows the same
 status.
 
-This file is imported before all others, so it imports only what starts in milliseconds.
+This file is imported before all others, so it imports only what starts in milliseconds. A signal that comes earlier,
+while the interpreter starts and this file is imported (a hundredth of a second each), is the interpreter's own affair:
+SIGTERM kills the process, and so does SIGINT, or Python says KeyboardInterrupt with a traceback. Nothing was begun by
+then, so nothing is lost.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ import os
 import signal
 import threading
 import time
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # as in the package's __init__
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
@@ -29,6 +35,7 @@ _CALLS = itertools.count()  # of `_end`
 
 def end_by_signal() -> None:
     """Let SIGINT and SIGTERM end this process; one that is ignored stays so, as `nohup` and a shell's `&` want it."""
+    _hold_standard_streams()
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
@@ -36,6 +43,13 @@ def end_by_signal() -> None:
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
+
+
+def _hold_standard_streams() -> None:
+    """Open the null device where the caller closed a standard stream: else the next file, of a run, were written to."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(opened)
 
 
 def _listen(heard: int) -> NoReturn:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from onestep_jax.cli.options import add_run
 from onestep_jax.cli.terminal import console, say
+from onestep_jax.store.records import json_text
 from onestep_jax.store.status import Status, read_status, status_json
 
 SUMMARY = "Show how far a run is, and what a resume would do; changes nothing."
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     found = read_status(args.run)
     if args.json:
-        print(json.dumps(status_json(found)))
+        print(json_text(status_json(found)))
     else:
         _print(found)
     return 0

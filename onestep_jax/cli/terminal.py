@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from onestep_jax.encoder.training import Report
@@ -16,6 +17,7 @@ from onestep_jax.fitting.progress import Progress
 
 # C0 and C1 (ESC, BEL, CSI, OSC, …), halves of surrogate pairs, and what breaks lines or turns the writing direction.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
+NARROWEST = 20  # characters that are taken for the width of a terminal
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
@@ -35,7 +37,8 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 def say_line(text: str) -> None:
     """Print one line on standard error: an error, a warning. Passwords and tokens are replaced."""
-    print(printable(redacted(text), keep=""), file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # as it is where the caller has closed it; print would take standard output
+        print(printable(redacted(text), keep=""), file=sys.stderr, flush=True)
 
 
 def write_any_character() -> None:
@@ -43,6 +46,12 @@ def write_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Let what standard output has not taken go, so that the end of the interpreter does not fail on it."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(**options: Any) -> Any:
@@ -56,7 +65,10 @@ def console(**options: Any) -> Any:
         def render_str(self, text: str, **how: Any) -> Any:
             return super().render_str(printable(text), **how)
 
-    return Plain(markup=False, emoji=False, **options)
+    made = Plain(markup=False, emoji=False, **options)
+    if made.width < NARROWEST:  # COLUMNS=0 means nothing, and would print nothing
+        made.width = 80
+    return made
 
 
 @contextmanager
@@ -145,7 +157,8 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
         rich.DownloadColumn(),
         rich.TransferSpeedColumn(),
     )
-    with rich.Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    screen = console(stderr=True)
+    with rich.Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -156,6 +169,7 @@ def counting_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     from rich import progress as rich
 
     columns = (rich.TextColumn(what), rich.BarColumn(), rich.MofNCompleteColumn())
-    with rich.Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    screen = console(stderr=True)
+    with rich.Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from onestep_jax.cli.options import add_model_options, add_run, load_of_run
 from onestep_jax.cli.terminal import console, counting_bar, say
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store.reading import read_config
+from onestep_jax.store.records import json_text
 from onestep_jax.store.verify import Verification, set_aside, verification_json, verify
 
 SUMMARY = "Check a run: files, checksums, vectors decoded again; 1 if not clean."
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     dropping = args.drop and any(problem.damage for problem in found.problems)
     kept = set_aside(args.run, found) if dropping else None
     if args.json:
-        print(json.dumps(verification_json(found) | {"kept": kept}))
+        print(json_text(verification_json(found) | {"kept": kept}))
     else:
         _print(found, kept)
     return int(any(not (dropping and problem.damage) for problem in found.problems))

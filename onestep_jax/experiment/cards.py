@@ -33,7 +33,7 @@ from onestep_jax.errors import SEED, STEPS, Real, UserError, Whole, check_known
 from onestep_jax.experiment.study import Study
 from onestep_jax.fitting.optimizers import protocol
 from onestep_jax.store.reading import read_config
-from onestep_jax.store.records import read_json
+from onestep_jax.store.records import json_text, read_json
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import replace, writing
 
@@ -202,7 +202,7 @@ def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
     with writing(path):
-        replace(path, (json.dumps(record, indent=2) + "\n").encode())
+        replace(path, (json_text(record, indent=2) + "\n").encode())
 
 
 def title(card: ModuleType) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, redacted
 from onestep_jax.report.inputs import Experiment, FittedRun
 from onestep_jax.report.markup import Markup, join, one_line, tag, visible
 from onestep_jax.report.sections import section, table
@@ -68,7 +68,7 @@ def configuration(runs: Sequence[FittedRun]) -> Markup:
     for run in runs:
         several = len(runs) > 1
         commands = (
-            join([tag("p", words), tag("pre", tag("code", visible(line)), tabindex=0)])
+            join([tag("p", words), tag("pre", tag("code", visible(redacted(line))), tabindex=0)])
             for words, line in _commands(run)
         )
         name = f"All settings of {visible(run.name)}" if several else "All settings"
@@ -86,7 +86,7 @@ def _made_by(run: FittedRun) -> Markup:
     device = settings.get("device", "not recorded")
     facts = {"Folder": run.folder, "Commit": settings.get("commit") or "not recorded"}
     facts |= {"Versions": versions or "not recorded", "Devices": f"{settings.get('devices', '–')} × {device}"}
-    pairs = [join([tag("dt", name), tag("dd", visible(str(words)))]) for name, words in facts.items()]
+    pairs = [join([tag("dt", name), tag("dd", visible(redacted(str(words))))]) for name, words in facts.items()]
     return tag("dl", *pairs, class_="facts")
 
 

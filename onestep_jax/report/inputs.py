@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, redacted
 from onestep_jax.report.token_strings import find_tokenizer
 from onestep_jax.store.listing import no_folder
 from onestep_jax.store.reading import read_config, read_results, read_texts
@@ -204,7 +204,7 @@ def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
     """The last part of each path, or as many of its last parts as are needed to tell it from the others."""
     names = {}
-    parts = {folder: folder.resolve().parts for folder in folders}
+    parts = {folder: tuple(redacted(str(folder.resolve())).split("/")) for folder in folders}
     for folder in folders:
         for count in range(1, len(parts[folder]) + 1):
             names[folder] = "/".join(parts[folder][-count:])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from onestep_jax.errors import Unreadable, UserError, one_line
-from onestep_jax.store.storage import writing
+from onestep_jax.store.storage import is_full, writing
 
 _T = TypeVar("_T")
 RETRIES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt of a write that the storage refused
@@ -75,6 +75,8 @@ class Writer:
 def persist(folder: Path, job: Callable[[], _T], warn: Callable[[str], None] = warnings.warn) -> _T:
     """What a job returns that writes; tried again where the storage of a run directory refuses it.
 
+    A full disk is tried again without a word.
+
     Raises:
       UserError: if the storage refuses it to the last.
     """
@@ -84,7 +86,8 @@ def persist(folder: Path, job: Callable[[], _T], warn: Callable[[str], None] = w
         except (OSError, ValueError) as error:
             if isinstance(error, UserError) and not isinstance(error, Unreadable):
                 raise
-            warn(f"{folder}: a write failed and is tried again ({one_line(error)})")
+            if not is_full(error):
+                warn(f"{folder}: a write failed and is tried again ({one_line(error)})")
         time.sleep(pause)
     with writing(folder):
         return job()

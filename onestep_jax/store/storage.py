@@ -263,8 +263,9 @@ def _plain_errors(path: Path) -> Iterator[None]:
         raise OSError(errno.EIO, f"{type(error).__name__}: {one_line(error)}", str(path)) from error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CURES = {
-    (errno.ENOSPC, errno.EDQUOT): "free some space",
+    _FULL: "free some space",
     (errno.ENOENT,): "make the folder that is missing",
     (errno.EROFS,): "give a place that is not read-only",
     (errno.EACCES, errno.EPERM): "allow writing there, or give another place",
@@ -273,12 +274,15 @@ _CURES = {
 }
 
 
+def is_full(error: Exception) -> bool:
+    """Whether it says that a disk, or one's share of it, is full; tensorstore says so in words."""
+    return (isinstance(error, OSError) and error.errno in _FULL) or any(os.strerror(no) in str(error) for no in _FULL)
+
+
 def refusal(folder: Path, error: Exception) -> UserError:
     """One clear line for what the storage said, with the cure that fits."""
-    number = error.errno if isinstance(error, OSError) else None
-    if "No space left" in str(error):
-        number = errno.ENOSPC
-    reason = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else one_line(error)
+    number = errno.ENOSPC if is_full(error) else error.errno if isinstance(error, OSError) else None
+    reason = "the disk is full" if number == errno.ENOSPC else one_line(error)
     cure = next((cure for numbers, cure in _CURES.items() if number in numbers), "see that the place can be written")
     intact = f"everything recorded before is intact; {cure} and run the same command again"
     return UserError(f"{folder}: cannot write ({reason}); {intact}")

@@ -82,6 +82,14 @@ def test_a_signal_while_python_imports(home, number, moment):
     check_end(process, number)
 
 
+def test_signals_are_heard_before_anything_slow_is_imported():
+    """What takes longer than all that is needed: `typing` alone does."""
+    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); import onestep_jax.cli"
+    program += "; print(*{'typing', 're', 'contextlib', 'argparse', 'numpy', 'jax'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
 BUSY = """
 import hashlib, onestep_jax.cli.parser as parser
 def main(argv):

@@ -108,6 +108,18 @@ main(["status", "🙂"])
     assert b"error: " + shown + b": no run directory" in done.stderr
 
 
+def test_a_fit_under_a_locale_that_lacks_the_letters_of_its_paths(run, tiny_folder, tmp_path):
+    environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    texts = run.parent / "lines.txt"
+    words = ["fit", "--model", tiny_folder, "--texts", texts, "--length", "4", "--run", "runé", "--slots", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "onestep_jax.cli", *map(str, words)], capture_output=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"run directory run\\udcc3\\udca9" in done.stdout
+    assert len(read_results(tmp_path / "runé")) == 1
+
+
 # --- no bar of nothing ---
 
 
@@ -125,6 +137,7 @@ def test_addresses_and_tokens_are_redacted(monkeypatch):
         redacted("gs://user:pw@bucket/run, https://user:to@ken@host/a@b") == "gs://***@bucket/run, https://***@host/a@b"
     )
     assert redacted(f"https://h/x?token={TOKEN}.") == "https://h/x?token=hf_***."
+    assert redacted("hf_oauth_eyJhbGciOiJ.FZERTU5-Q_x.y, hf_oauth_app") == "hf_***, hf_oauth_app"
     assert redacted("hf_transfer /tmp/hf_models a@b.c") == "hf_transfer /tmp/hf_models a@b.c"
     assert redacted("token another-form-of-token") == "token another-form-of-token"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -160,18 +173,93 @@ def test_a_password_or_token_is_never_printed(words, capsys, tmp_path, monkeypat
     assert TOKEN not in said.out + said.err
 
 
-def test_a_password_or_token_is_never_recorded(run, tiny_folder, tmp_path, monkeypatch, capsys):
-    """The command line and the environment hold them; no file of a run or a report does."""
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(sys, "argv", ["onestep", "fit", "--texts", "https://user:secret@host/a", TOKEN])
-    assert this_process().command == "onestep fit --texts https://***@host/a hf_***"
-    texts = run.parent / "lines.txt"
-    words = ["fit", "--model", tiny_folder, "--texts", texts, "--length", 4, "--run", tmp_path / "run", "--slots", 1]
+OTHER = "another-form-of-token"
+# Where huggingface_hub finds a token: the variable, its value, and the file below HOME.
+KEPT = {
+    "HF_TOKEN": ("HF_TOKEN", OTHER, None),
+    "HUGGING_FACE_HUB_TOKEN": ("HUGGING_FACE_HUB_TOKEN", OTHER, None),
+    "HF_HOME": ("HF_HOME", "{home}/hub", "hub/token"),
+    "HF_TOKEN_PATH": ("HF_TOKEN_PATH", "$HOME/my token", "my token"),
+    "XDG_CACHE_HOME": ("XDG_CACHE_HOME", "{home}", "huggingface/token"),
+    "HOME": ("HOME", "{home}", ".cache/huggingface/token"),
+    "several": ("HOME", "{home}", ".cache/huggingface/stored_tokens"),
+}
+
+
+def keep_token(place, home, patch):
+    """Let huggingface_hub find the token there and nowhere else."""
+    for name in {variable for variable, *_ in KEPT.values()}:
+        patch.delenv(name, raising=False)
+    variable, value, file = KEPT[place]
+    patch.setenv("HOME", str(home))
+    patch.setenv(variable, value.format(home=home))
+    if file is not None:
+        (home / file).parent.mkdir(parents=True, exist_ok=True)
+        several = f"[work]\nhf_token = {TOKEN}\n\n[home]\nhf_token = hf_x\nrefresh_token = {OTHER}\n"
+        (home / file).write_text(several if place == "several" else f"{OTHER}\n")
+
+
+@pytest.mark.parametrize("place", KEPT)
+def test_a_token_that_is_kept_is_never_printed(place, tmp_path, monkeypatch, capsys):
+    """Wherever huggingface_hub finds it, and whatever form it has."""
+    keep_token(place, tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert main(["info", f"my-{OTHER}", "--dtype", OTHER]) == 2
+    said = capsys.readouterr()
+    assert "***" in said.err
+    assert OTHER not in said.out + said.err
+    assert redacted("[work] hf_token = refresh_token") == "[work] hf_token = refresh_token"
+
+
+def test_a_token_file_that_is_a_pipe_is_left_to_its_reader(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "pipe"))
+    assert redacted("a text") == "a text"
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_HOME"])
+def test_a_password_or_token_is_never_recorded(run, tiny_folder, tmp_path, monkeypatch, capsys, place):
+    """The command line, the environment and a file hold them; no file of a run, benchmark or report does."""
+    keep_token(place, tmp_path / "home", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["onestep", "fit", "--texts", "https://user:secret@host/a", TOKEN, OTHER])
+    assert this_process().command == "onestep fit --texts https://***@host/a hf_*** ***"
+    texts, out = run.parent / "lines.txt", tmp_path / "out"
+    words = ["fit", "--model", tiny_folder, "--texts", texts, "--length", 4, "--run", out / "run", "--slots", 1]
     assert main([str(word) for word in words]) == 0
-    assert main(["report", str(tmp_path / "run")]) == 0
-    assert len(read_results(tmp_path / "run")) == 1
-    assert json.loads((tmp_path / "run" / "session.json").read_text())["command"].endswith("hf_***")
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert b"secret" not in path.read_bytes(), path
-            assert TOKEN.encode() not in path.read_bytes(), path
+    assert main(["report", str(out / "run")]) == 0
+    assert main(["bench", "load", f"--model={tiny_folder}", "--repeats=1", f"--out={out}/{OTHER}.json"]) == 0
+    assert len(read_results(out / "run")) == 1
+    assert json.loads((out / "run" / "session.json").read_text())["command"].endswith("hf_*** ***")
+    check_without_secrets(out)
+
+
+def check_without_secrets(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        for secret in ("secret", TOKEN, OTHER):
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_password_in_the_address_of_a_run_is_in_no_output(tiny_folder, run, tmp_path, capsys):
+    pytest.importorskip("upath")
+    import fsspec
+
+    storage, told = fsspec.filesystem("memory"), []
+    texts, runs = run.parent / "lines.txt", [f"memory://user:secret@{host}/run" for host in "ab"]
+    for address in runs:
+        words = ["fit", "--model", tiny_folder, "--texts", texts, "--length", 4, "--run", address, "--slots", 1]
+        assert main([str(word) for word in words]) == 0
+        storage.pipe_file(f"{address.removeprefix('memory:/')}/results/junk.parquet", b"")
+        for words in (["status"], ["verify", "--json"], ["decode"], ["export", "--out", str(tmp_path / "vectors")]):
+            assert main([words[0], address, *words[1:]]) == 0
+    assert main(["report", *runs, "--out", str(tmp_path / "report")]) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "memory://***@b/run" in page
+    check_without_secrets(tmp_path)
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+    for path in storage.find("/"):
+        told += [path] if b"secret" in storage.cat(path) else []
+        storage.rm(path)
+    assert told == []

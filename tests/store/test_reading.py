@@ -4,6 +4,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from store_runs import opened, results, same, task
 
@@ -14,6 +16,7 @@ from onestep_jax.store import reading as records
 from onestep_jax.store import saved_states as states
 from onestep_jax.store.names import part_name
 from onestep_jax.store.orbax_arrays import Arrays
+from onestep_jax.store.parquet import read_rows, write_rows
 from onestep_jax.store.parts import part_files, read_part, remove_part, write_part
 from onestep_jax.store.reading import part_names, read_summary
 from onestep_jax.store.saved_states import read_state, remove_state, write_state
@@ -198,3 +201,18 @@ def test_looks_succeed_while_another_process_merges_and_removes_slowly(tmp_path,
     assert counts == sorted(counts)
     assert counts[-1] == 8
     assert looks > 3
+
+
+def test_arrow_is_given_no_file_of_pythons(tmp_path, monkeypatch):
+    """Its threads let go of one a moment after the rows were read, and abort the process if that is its end."""
+    given, read = [], pq.read_table
+
+    def watched(source, **how):
+        given.append(source)
+        return read(source, **how)
+
+    monkeypatch.setattr(pq, "read_table", watched)
+    write_rows(tmp_path / "a.parquet", [{"a": 1}])
+    assert read_rows(tmp_path / "a.parquet") == [{"a": 1}]
+    (source,) = given
+    assert isinstance(source, pa.BufferReader)

@@ -1,4 +1,7 @@
-"""What is read back from a run directory: its declared types, and the one place where it is parsed against them."""
+"""What is read back from a run directory: its declared types, and the one place where it is parsed against them.
+
+Also JSON for other programs, of what commands print and record.
+"""
 
 from onestep_jax.store.records.parsing import (
     checked,
@@ -9,5 +12,6 @@ from onestep_jax.store.records.parsing import (
     read_json,
     read_table,
 )
+from onestep_jax.store.records.writing import json_text
 
-__all__ = ["checked", "mismatch", "parse", "plain_json", "read_content", "read_json", "read_table"]
+__all__ = ["checked", "json_text", "mismatch", "parse", "plain_json", "read_content", "read_json", "read_table"]
