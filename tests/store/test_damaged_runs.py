@@ -150,7 +150,7 @@ def damage(data: st.DataObject, template: Template, run: Path) -> set[Path]:
     elif file.suffix == ".json":
         try:
             value = json.loads(content)
-        except ValueError:  # damaged before
+        except (ValueError, RecursionError):  # damaged before
             return {file}
         place = data.draw(st.sampled_from(places_in(value)), "place")
         path.write_text(json.dumps(retyped(value, place, data.draw(VALUES, "value"), data.draw(st.booleans(), "drop"))))
