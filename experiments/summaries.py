@@ -202,6 +202,22 @@ def prefix_suffix(tables: Tables) -> str:
     return f"median capacity behind {', '.join(cells)}"
 
 
+def encoder(tables: Tables) -> str:
+    said = []
+    for source in dict.fromkeys(row["texts"] for row in tables["encoder"]):
+        own = pick(tables["encoder"], texts=source)
+        last = max(int(row["corrections"]) for row in own)
+        cells = (
+            f"{float(row['accuracy']):.2f} at N = {row['length']}" for row in own if int(row["corrections"]) == last
+        )
+        said.append(f"{source.split(':')[0]}: {', '.join(cells)} of the tokens after {last} corrections")
+    cells = (
+        f"{float(row['ratio']):.2f} ({row['texts'].split(':')[0]}, N = {row['length']})"
+        for row in tables["encoder_start"]
+    )
+    return f"{'; '.join(said)}; evaluations of a fit from its start over those from random: {', '.join(cells)}"
+
+
 ITEMS = {
     "table1_arrangements": Item(
         "0.17, 0.12, 1.00, 1.00, 1.00 at N = 4; 0.01, 0.01, 0.17, 0.97, 0.99 at N = 256",
@@ -265,6 +281,11 @@ ITEMS = {
         "(not in the paper; near to its outlook)",
         prefix_suffix,
         lambda c: [(3 * c.count, n) for n in c.lengths],
+    ),
+    "encoder": Item(
+        "(its outlook: an encoder into this space)",
+        encoder,
+        lambda c: [(2 * len(c.texts) * c.fitted, n) for n in c.lengths],
     ),
 }
 

@@ -13,7 +13,13 @@ from onestep_jax.texts import corpora
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN = ["schemes", "optimizers", "run-directory", "reproducing"]  # pages whose Python blocks run as they stand
+RUN = [
+    "schemes",
+    "optimizers",
+    "run-directory",
+    "reproducing",
+    "encoder",
+]  # pages whose Python blocks run as they stand
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 One module per benchmark: NAME has `bench_NAME` and, if there is something to plot, `draw_NAME`.
 
-May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `texts`, `fitting`.
+May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`, `texts`, `encoder`, `fitting`.
 """
 
 WAYS = ("onestep_jax", "lockstep", "one at a time", "PyTorch")  # to run a sweep; see `sweep`

@@ -29,6 +29,7 @@ BENCHMARKS = {
     "host": "milliseconds that the host costs a chunk of steps, over 1, 2, 4, … devices; with a plot",
     "decode": "one forward pass against token by token with a KV cache, tokens per second (Figure 4)",
     "load": "reading a checkpoint, beside plain safetensors",
+    "encoder": "training an encoder: milliseconds an update, tokens per second, share of the matrix-product ceiling",
 }
 
 
@@ -40,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--model", default="default", help="default, a folder, a GGUF file or a hub id (default: default)"
         )
-        if name not in ("sweep", "host", "load"):
+        if name not in ("sweep", "host", "load", "encoder"):
             shapes = ", ".join(PREFIX + shape for shape in SHAPES)
             sub.epilog = f"--model also takes random weights of a published shape: {shapes}."
             add_number(sub, "--limit", DURATION, metavar="SECONDS", help="begin nothing new after that")
@@ -96,6 +97,12 @@ def _decode_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--batches", type=numbers(SIZE), metavar="B,…", help="texts at a time (default: 1,16)")
 
 
+def _encoder_options(sub: argparse.ArgumentParser) -> None:
+    add_number(sub, "--length", SIZE, default=16, metavar="N", help="tokens of a window (default: 16)")
+    add_number(sub, "--batch", SIZE, default=64, metavar="B", help="windows of an update (default: 64)")
+    add_number(sub, "--corrections", SIZE, default=4, metavar="K", help="learned steps (default: 4)")
+
+
 _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": _step_options,
     "scale": _scale_options,
@@ -103,6 +110,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "host": _host_options,
     "decode": _decode_options,
     "load": lambda sub: None,
+    "encoder": _encoder_options,
 }
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from onestep_jax.cli.options import add_model_options, load, local_option
 from onestep_jax.cli.terminal import console, fitting_bar
@@ -16,6 +16,7 @@ from onestep_jax.fitting.progress import Progress
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.hub import DEFAULT
 from onestep_jax.prototokens.reconstruction import Decoded, decode
+from onestep_jax.prototokens.schemes import OneStep
 from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
 
@@ -29,6 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--run", type=local_option, metavar="DIR", help="run directory (default: a new one under runs/)"
     )
     add_model_options(parser, default=DEFAULT, default_text="default, the packaged one")
+    parser.add_argument(
+        "--encode",
+        nargs="?",
+        const=DEFAULT,
+        metavar="ENCODER",
+        help="vectors by an encoder, as many tokens as it was trained for; then the few steps that mend what is wrong "
+        "(default: the packaged one)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on standard output")
 
 
@@ -36,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     folder = args.run or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     began = time.perf_counter()
     model = load(args.model, args.dtype, args.revision)
+    if args.encode is not None:
+        return _encode(args, model, folder)
     with fitting_bar() as progress:
         demo = run_demo(model, folder, began, progress)
     if args.json:
@@ -86,6 +97,54 @@ def run_demo(model: Model, run: Path, began: float, progress: Callable[[Progress
     kinds, figure = [text["kind"] for text in texts], run / "curves.png"
     plot_curves(results, figure, kinds)
     return Demo(kinds=kinds, results=results, decoded=decoded, seconds=seconds, run=run, figure=figure)
+
+
+def _encode(args: argparse.Namespace, model: Model, folder: Path) -> int:
+    """Encode the packaged texts, show what comes out, then fit them from there."""
+    from onestep_jax.encoder.encode import encode
+    from onestep_jax.encoder.folder import load_encoder
+
+    encoder = load_encoder(args.encode, model)
+    length, steps = encoder.design.length, encoder.design.corrections
+    texts = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
+    strings, kinds = [text["text"] for text in texts], [text["kind"] for text in texts]
+    read, mended = (encode(model, encoder, strings, length=length, refine=count) for count in (0, steps))
+    scheme = OneStep(encoder.design.arrangement, prefix=encoder.design.prefix)
+    with fitting_bar() as progress:
+        fitted = fit(model, strings, length=length, scheme=scheme, start=mended, run=folder, progress=progress)
+    shown = [decode(model, results) for results in (read, mended)]
+    rows = [
+        {
+            "text_id": result.text_id,
+            "kind": kind,
+            "text": one.expected,
+            "encoded": one.text,
+            "corrected": two.text,
+            "corrections": steps,
+            "accuracy": [one.accuracy, two.accuracy, result.accuracy],
+            "steps": result.steps,
+        }
+        for kind, one, two, result in zip(kinds, *shown, fitted, strict=True)
+    ]
+    if args.json:
+        print(json_text({"texts": rows}))
+    else:
+        _print_encoded(rows, length, steps, folder)
+    return 0
+
+
+def _print_encoded(rows: list[dict[str, Any]], length: int, steps: int, folder: Path) -> None:
+    from rich.table import Table
+
+    heads = ("kind", f"original ({length} tokens)", "encoded, one pass", f"after {steps} learned corrections")
+    table = Table(*heads, "steps of fit to exact", show_lines=True)
+    for row in rows:
+        ways = zip(("encoded", "corrected"), row["accuracy"], strict=False)
+        cells = [f"{row[name]}\n{share:.0%}" for name, share in ways]
+        table.add_row(row["kind"], row["text"], *cells, str(row["steps"]))
+    console().print(table)
+    exact = sum(row["accuracy"][-1] == 1 for row in rows)
+    console().print(f"{exact} of {len(rows)} texts exact at the end. Run directory {folder}")
 
 
 def _print(demo: Demo) -> None:

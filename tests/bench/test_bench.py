@@ -17,6 +17,7 @@ from onestep_jax import OneStep, UserError, fit
 from onestep_jax.bench import sweep
 from onestep_jax.bench import timing as measuring
 from onestep_jax.bench.decode import bench_decode, one_pass
+from onestep_jax.bench.encoder import bench_encoder
 from onestep_jax.bench.host import Watched, bench_host, draw_host
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.models import subject
@@ -214,6 +215,15 @@ def test_load(tiny_folder: Path):
     assert found["settings"]["bytes"] * 2 == found["settings"]["stored bytes"] - header_bytes(tiny_folder)
     (ratio,) = found["ratios"].values()
     assert ratio == plain["seconds median"] / ours["seconds median"]
+
+
+def test_encoder(tiny_folder: Path):
+    found = bench_encoder(str(tiny_folder), length=4, batch=8, corrections=1, repeats=2, say=silent)
+    assert [row["way"] for row in found["rows"]] == ["reader", "1 corrections", "1 corrections, first order"]
+    for row in found["rows"]:
+        assert row["tokens per second"] == pytest.approx(32e3 / row["ms an update median"])
+        assert row["of the ceiling"] > 0
+    assert len(found["ratios"]) == 2
 
 
 def header_bytes(folder: Path) -> int:

@@ -21,6 +21,8 @@ from onestep_jax.texts.corpora import contexts, continuations, load_tokens
 
 pytestmark = pytest.mark.long
 
+KINDS = ("encoder", "random")
+
 
 @pytest.fixture(scope="module")
 def packaged() -> Model:
@@ -294,3 +296,19 @@ def test_prefix_suffix(tmp_path: Path, packaged: Model):
             assert row["nats"] == pytest.approx(float(nats[text].nats[: int(row["tokens"])].sum()), rel=1e-4, abs=1e-6)
     summary = {row["prefix"]: row for row in tables["prefix_suffix"]}
     assert summary["true"]["tokens mean"] == np.mean([rows["true", text]["tokens"] for text in (0, 1)])
+
+
+def test_encoder(tmp_path: Path):
+    tables = smoke("encoder", tmp_path)
+    rows = tables["encoder"]
+    assert [(row["length"], row["corrections"]) for row in rows] == [(2, 0), (2, 1), (4, 0), (4, 1)]
+    # A correction of an untrained encoder changes nothing, and neither does it say anything of the text.
+    for first, second in (rows[:2], rows[2:]):
+        assert first["nats"] == second["nats"]
+    assert {row["vectors"] for row in tables["encoder_floors"]} == {"constant", "another text", "untrained"}
+    for row in tables["encoder_start"]:
+        assert (row["solved from random"], row["cost of the training"]) == (2, 0)
+        names = {name: f"demo-{row['length']:.0f}-{name}" for name in KINDS}
+        runs = {name: read_results(tmp_path / "encoder" / "runs" / folder) for name, folder in names.items()}
+        assert row["evaluations from random"] == runs["random"].steps.mean()
+        assert row["evaluations from the encoder"] == runs["encoder"].steps.mean() + 1

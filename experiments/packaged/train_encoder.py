@@ -1,0 +1,48 @@
+"""Train the encoder of the packaged model.
+
+    python experiments/packaged/train_encoder.py --texts books/train.jsonl.xz --out onestep_jax/data/encoder
+
+The texts are whole books; one of twenty is left out for validation. The same command goes on where it was stopped or
+killed. What `--work` holds, saved states and token ids, is needed for that alone. At the end the weights are written to
+`--out`, rounded to bfloat16, with a model card that has the recipe, the hours and the figures. `onestep encode`,
+`onestep encoder eval` and `onestep demo --encode` take them from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from onestep_jax import Design, Recipe, load_model, save_encoder, train_encoder
+from onestep_jax.cli.terminal import training_bar
+from onestep_jax.texts.files import read_source
+
+DESIGN = Design(length=8, reader="copy", pooling="positions", corrections=8, step="matrix")
+RECIPE = Recipe(updates=2400, batch=64, lr=3e-3, growth=0.2, reading=0.15)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--texts", required=True, metavar="SOURCE", help="as of onestep fit; whole books")
+    parser.add_argument("--work", type=Path, default=Path("runs/encoder"), help="saved states (default: runs/encoder)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the encoder")
+    parser.add_argument("--save-every", type=float, default=300, metavar="SECONDS", help="default: 300")
+    args = parser.parse_args()
+    texts, model = read_source(args.texts), load_model("default")
+    with training_bar() as progress:
+        encoder = train_encoder(
+            model,
+            texts,
+            args.work,
+            design=DESIGN,
+            recipe=RECIPE,
+            data=Path(args.texts).name,
+            save_every=args.save_every,
+            progress=progress,
+        )
+    save_encoder(encoder, args.out, "bfloat16")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
