@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.long
 def test_commands(folder, capsys):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("onestep ")]
     assert len(commands) >= 12

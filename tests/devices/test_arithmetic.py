@@ -1,5 +1,6 @@
 """What JAX is set to outside changes no vector that is recorded, and no identity."""
 
+import functools
 import json
 from contextlib import nullcontext
 
@@ -28,20 +29,24 @@ PROTOCOLS = {
 
 @pytest.fixture(scope="module")
 def usual(tiny, token_lists):
-    return {name: fit(tiny, token_lists[:3], steps=12, **options) for name, options in PROTOCOLS.items()}
+    """The fit of a protocol without switches, made once."""
+    return functools.cache(lambda name: fit(tiny, token_lists[:3], steps=12, **PROTOCOLS[name]))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "protocol", [name if name == "fast" else pytest.param(name, marks=pytest.mark.long) for name in PROTOCOLS]
+)
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_vectors_do_not_depend_on_switches(tiny, token_lists, usual, switch, protocol):
+    expected = usual(protocol)
     with SWITCHES[switch]():
         found = fit(tiny, token_lists[:3], steps=12, **PROTOCOLS[protocol])
         again = decode(tiny, found)
-    for name, vectors in usual[protocol].vectors.items():
+    for name, vectors in expected.vectors.items():
         assert found.vectors[name].dtype == np.float32
         np.testing.assert_array_equal(found.vectors[name], vectors)
-    assert [one.accuracy for one in again] == [text.accuracy for text in usual[protocol]]
-    assert [(t.steps, t.loss, t.h_lm) for t in found] == [(t.steps, t.loss, t.h_lm) for t in usual[protocol]]
+    assert [one.accuracy for one in again] == [text.accuracy for text in expected]
+    assert [(t.steps, t.loss, t.h_lm) for t in found] == [(t.steps, t.loss, t.h_lm) for t in expected]
 
 
 @pytest.mark.parametrize("switch", SWITCHES)

@@ -72,7 +72,8 @@ def untouched(tiny_folder, texts, tmp_path_factory):
     return read_results(run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched, tmp_path, number):
     run = tmp_path / "run"
     process = subprocess.Popen(
