@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 
 from onestep_jax.devices.arithmetic import pinned
@@ -75,6 +76,8 @@ def train_encoder(
     """
     use_cache()
     check_kind("what load_model returns", Model, model=model)
+    if jax.process_count() > 1:
+        raise UserError("an encoder is trained by one process, over its local devices; start it without --distributed")
     PAUSE.check("save_every", save_every)
     if optimizer is not None and not optimizer_name:
         raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed training knows it")
