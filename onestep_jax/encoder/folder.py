@@ -17,12 +17,13 @@ from onestep_jax.encoder.card import model_card
 from onestep_jax.encoder.corrections import init_corrections
 from onestep_jax.encoder.design import Design, Encoder, Weights
 from onestep_jax.encoder.reading import init_reader
-from onestep_jax.errors import Damaged, UserError, check_kind, nearest, one_line
+from onestep_jax.errors import Damaged, UserError, check_kind, check_known, nearest, one_line
 from onestep_jax.model.decoder import Model
 from onestep_jax.store.storage import make_folder, replace, writing
 
 FORMAT = 1
 DEFAULT = "default"
+DTYPES = ("float32", "bfloat16")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _MOST_BYTES = 2**24  # of a config.json
 
@@ -55,6 +56,7 @@ def save_encoder(encoder: Encoder, folder: str | Path, dtype: str = "float32") -
     from safetensors.numpy import save
 
     check_kind("an encoder", Encoder, encoder=encoder)
+    check_known("dtype of an encoder", [dtype], DTYPES)
     folder = Path(folder)
     kept = jnp.dtype(dtype)
     tensors = {
