@@ -19,6 +19,7 @@ from onestep_jax.devices.stop_signals import signals_caught
 from onestep_jax.encoder.design import Design, Encoder
 from onestep_jax.encoder.folder import DTYPES, make_encoder, save_encoder
 from onestep_jax.encoder.objective import Figures
+from onestep_jax.encoder.reading import check_room
 from onestep_jax.encoder.recipe import Recipe
 from onestep_jax.encoder.snapshots import Snapshots
 from onestep_jax.encoder.training import Report, State, Trainer
@@ -86,7 +87,7 @@ def train_encoder(
         raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed training knows it")
     folder, settled = Path(folder), recipe or Recipe()
     design = _with_prefix(model, design or Design(), prefix)
-    _check_room(model, design)
+    check_room(model.config, design, design.length)
     train, held = _texts(texts, validation)
     identity = {
         "model": model.fingerprint,
@@ -120,14 +121,6 @@ def _with_prefix(model: Model, design: Design, prefix: str | Sequence[int] | Non
     scheme = dataclasses.replace(design.scheme, prefix=design.prefix or None if prefix is None else prefix)
     found = resolve_prefix(scheme, model, "auto").prefix or ()
     return dataclasses.replace(design, prefix=tuple(int(i) for i in found))  # pyright: ignore[reportArgumentType]
-
-
-def _check_room(model: Model, design: Design) -> None:
-    """Refuse a length beyond the context of the model, in which the reader has two queries behind the text."""
-    positions = design.length + len(design.prefix) + max(2, design.scheme.extra)
-    if positions > model.config.context:
-        told = f"length {design.length} needs {positions} positions"
-        raise UserError(f"{told}, beyond the model's context of {model.config.context}; give a smaller one")
 
 
 def _texts(texts: Sequence[str], validation: Sequence[str] | None) -> tuple[list[str], list[str]]:
