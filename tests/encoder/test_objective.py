@@ -12,7 +12,7 @@ from onestep_jax import UserError
 from onestep_jax.encoder.corrections import score
 from onestep_jax.encoder.encoding import check_steps, evaluate, figures_of, ways_of
 from onestep_jax.encoder.objective import Program, encode_text, mean_loss, past_of
-from onestep_jax.encoder.reading import read
+from onestep_jax.encoder.reading import check_room, read
 
 PREFIX = (7, 3)
 
@@ -91,6 +91,15 @@ def test_figures_of_texts(little, encoder, ways):
     np.testing.assert_allclose(figures.accuracy_K, 14 / 16)
     np.testing.assert_allclose(figures.exact_K, 2 / 4)
     assert [row["corrections"] for row in evaluate(little, still, list(targets_BT), refine=1)] == [0, 1]
+
+
+@pytest.mark.parametrize(("parts", "room"), [({}, 60), ({"reader": "none"}, 62), ({"arrangement": "unguided-e"}, 60)])
+def test_texts_beyond_the_context(little, parts, room):
+    """Which holds the prefix of two and, behind the text, the queries."""
+    made = random_encoder(little, prefix=PREFIX, **parts)
+    check_room(little.config, made.design, room)
+    with pytest.raises(UserError, match=f"length {room + 1} needs 65 positions, beyond the model's context of 64"):
+        evaluate(little, made, [np.zeros(room + 1, np.int32)])
 
 
 def test_ways_of_texts_of_several_lengths(little, encoder, program):
