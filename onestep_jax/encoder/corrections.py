@@ -15,6 +15,8 @@ from onestep_jax.encoder.design import Design, Weights
 from onestep_jax.model.decoder import Array, Network, Params, Past
 from onestep_jax.model.token_losses import argmax
 
+_LEAST = 1e-24  # mean square of a gradient; of less, the derivative of 1 / sqrt is beyond float32
+
 
 class Scored(NamedTuple):
     """What the decoder makes of z.
@@ -114,6 +116,6 @@ def _with_gradient(nats: Array, gradient_LD: Array, z_LD: Array) -> Array:
 
 
 def unit_rows(gradient_LD: Array) -> Array:
-    """Each row brought to root mean square 1; a zero row stays zero, with a zero derivative."""
+    """Each row brought to root mean square 1; a zero row stays zero, with a finite derivative."""
     squares_L1 = jnp.mean(jnp.square(gradient_LD), axis=-1, keepdims=True)
-    return gradient_LD * jax.lax.rsqrt(jnp.maximum(squares_L1, 1e-30))
+    return gradient_LD * jax.lax.rsqrt(jnp.maximum(squares_L1, _LEAST))

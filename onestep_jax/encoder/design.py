@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from onestep_jax.errors import SIZE, UserError, Whole, check_known
+from onestep_jax.errors import SIZE, UserError, Whole, check_kind, check_known, shown
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Leaves, OneStep
 
 Weights: TypeAlias = dict[str, Any]
@@ -19,6 +19,7 @@ READERS = ("copy", "lora", "none")
 POOLINGS = ("positions", "queries")
 STEPS = ("matrix", "diagonal")
 CORRECTIONS = Whole(0, 64)
+TOKEN = Whole(0, 2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Design:
         check_known("pooling", [self.pooling], POOLINGS)
         check_known("step", [self.step], STEPS)
         check_known("arrangement", [self.arrangement], ARRANGEMENTS)
+        check_kind("token ids", (tuple, list), prefix=self.prefix)
+        for token in self.prefix:
+            TOKEN.check(f"a token of prefix = {shown(self.prefix)}", token)
+        object.__setattr__(self, "prefix", tuple(int(token) for token in self.prefix))
         if self.reader == "none" and not self.corrections:
             raise UserError("an encoder that neither reads nor corrects: give --reader copy, or --corrections 8")
 
@@ -94,7 +99,7 @@ class Design:
           UserError: for a key or a part that this version does not know.
         """
         check_known("key of an encoder's design", described, [field.name for field in dataclasses.fields(cls)])
-        return cls(**{**described, "prefix": tuple(described.get("prefix", ()))})
+        return cls(**described)
 
 
 @dataclasses.dataclass(frozen=True)

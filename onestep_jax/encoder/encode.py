@@ -18,6 +18,7 @@ from onestep_jax.devices.placement import local_devices
 from onestep_jax.encoder.design import Encoder
 from onestep_jax.encoder.encoding import BATCH, check_steps, ways_of
 from onestep_jax.encoder.objective import Program, Way
+from onestep_jax.encoder.reading import check_room
 from onestep_jax.errors import MOST_TEXTS, UserError, check_kind
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.likelihood import first_term, text_nats
@@ -76,6 +77,7 @@ def encode(
     scheme = OneStep(encoder.design.arrangement, prefix=encoder.design.prefix)
     tokens = prepare(model, texts, length, scheme)
     ids = text_ids(tokens)
+    check_room(model.config, encoder.design, max(map(len, tokens)))
     _warn_of_long_texts(encoder, tokens)
     work = _Work(model, encoder, scheme, steps, batch)
     if run is None:

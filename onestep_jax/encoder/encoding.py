@@ -12,6 +12,7 @@ import numpy as np
 from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.encoder.design import Encoder, Weights
 from onestep_jax.encoder.objective import Figures, Program, Way, encode_text, mean_figures, past_of
+from onestep_jax.encoder.reading import check_room
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Array, Model, Params
 
@@ -84,9 +85,13 @@ def evaluate(
     Returns:
       Rows with "length", "corrections", "nats" (per token), "accuracy", "exact" (share of texts) and "horizon" (mean
       number of tokens before the first wrong one).
+
+    Raises:
+      UserError: for more corrections than it has, or texts beyond the context of the model.
     """
     steps = check_steps(encoder, refine)
     program, tokens_BT = Program(model.network, encoder.design), np.stack(list(texts))
+    check_room(model.config, encoder.design, tokens_BT.shape[1])
     found = [ways for _, ways in ways_of(program, model.params, encoder.weights, list(tokens_BT), steps)]
     ways = Way(*(np.concatenate(leaves) for leaves in zip(*found, strict=True)))
     hits_BKT = ways.predicted_KT == tokens_BT[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from onestep_jax.encoder.card import model_card
 from onestep_jax.encoder.corrections import init_corrections
 from onestep_jax.encoder.design import Design, Encoder, Weights
 from onestep_jax.encoder.reading import init_reader
-from onestep_jax.errors import Damaged, UserError, check_kind, nearest, one_line
+from onestep_jax.errors import Damaged, UserError, check_kind, check_known, nearest, one_line, shown
 from onestep_jax.model.decoder import Model
+from onestep_jax.model.safetensors_files import stored_tensors
 from onestep_jax.store.storage import make_folder, replace, writing
+from onestep_jax.tokens import check_tokens
 
 FORMAT = 1
 DEFAULT = "default"
+DTYPES = ("float32", "bfloat16")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _MOST_BYTES = 2**24  # of a config.json
 
@@ -55,6 +59,7 @@ def save_encoder(encoder: Encoder, folder: str | Path, dtype: str = "float32") -
     from safetensors.numpy import save
 
     check_kind("an encoder", Encoder, encoder=encoder)
+    check_known("dtype of an encoder", [dtype], DTYPES)
     folder = Path(folder)
     kept = jnp.dtype(dtype)
     tensors = {
@@ -90,18 +95,23 @@ def load_encoder(source: str | Path, model: Model) -> Encoder:
       UserError: if it is missing or damaged, holds a NaN or an infinity, or belongs to another model.
     """
     check_kind("what load_model returns", Model, model=model)
+    check_kind("a folder", (str, os.PathLike), source=source)
     folder = Path(__file__).parent.parent / "data" / "encoder" if source == DEFAULT else Path(source)
     about = _read_config(folder, source)
     if about.get("model") != model.fingerprint:
         raise UserError(
-            f"encoder {str(source)!r} belongs to model {about.get('model source')!r} ({about.get('model')}), not to "
+            f"encoder {str(source)!r} belongs to model {shown(about.get('model source'))} "
+            f"({shown(about.get('model')).strip(chr(39))}), not to "
             f"{model.source!r} ({model.fingerprint}); give that model, or train an encoder for this one"
         )
-    design = Design.from_description(about["design"])
-    weights = _read_weights(folder / WEIGHTS, _expected(model, design))
+    try:
+        design = _read_design(folder / CONFIG, about["design"], model)
+        weights = _read_weights(folder / WEIGHTS, _expected(model, design))
+    except UserError as error:
+        raise Damaged(f"{error}; copy or train the encoder again") from error
     found = fingerprint(design, weights)
     if found != about.get("fingerprint"):
-        told = f"its weights have the fingerprint {found}, config.json says {about.get('fingerprint')!r}"
+        told = f"its weights have the fingerprint {found}, config.json says {shown(about.get('fingerprint'))}"
         raise Damaged(f"{folder / WEIGHTS}: damaged encoder: {told}; copy or train it again")
     trained = about.get("trained")
     return Encoder(
@@ -126,7 +136,7 @@ def _read_config(folder: Path, source: str | Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("kind") != "encoder" or not isinstance(about.get("design"), dict):
         raise UserError(f"{path}: describes no encoder; give a folder that `onestep encoder train` wrote")
     if about.get("format") != FORMAT:
-        raise UserError(f"{path}: encoder format {about.get('format')!r}; this version reads {FORMAT}")
+        raise UserError(f"{path}: encoder format {shown(about.get('format'))}; this version reads {FORMAT}")
     return about
 
 
@@ -140,23 +150,27 @@ def _expected(model: Model, design: Design) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in leaves.items()}
 
 
-def _read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> Weights:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
+def _read_design(path: Path, described: Mapping[str, Any], model: Model) -> Design:
     try:
-        tensors = load(path.read_bytes())
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({one_line(error)}); copy or train the encoder again") from error
+        design = Design.from_description(described)
+        if design.prefix:
+            check_tokens([design.prefix], model.config.vocab_size, None)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return design
+
+
+def _read_weights(path: Path, expected: Mapping[str, tuple[int, ...]]) -> Weights:
+    tensors = {tensor.name: tensor for tensor in stored_tensors(path)}
     for name in (*expected, *tensors):
-        if name not in tensors or name not in expected:
-            what = "missing" if name in expected else "unknown"
-            hint = nearest(name, expected) if name not in expected else ""
-            raise UserError(f"{path}: {what} weight {name!r}{hint}; copy or train the encoder again")
+        if name not in tensors:
+            raise UserError(f"{path}: missing weight {name!r}")
+        if name not in expected:
+            raise UserError(f"{path}: unknown weight {shown(name)}{nearest(name, expected)}")
         if tensors[name].shape != expected[name]:
             raise UserError(f"{path}: {name} has shape {tensors[name].shape}, expected {expected[name]}")
-    weights = {name: np.asarray(array, np.float32) for name, array in tensors.items()}
+    weights = {name: tensor.read().astype(np.float32) for name, tensor in tensors.items()}
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise UserError(f"{path}: {name} holds a NaN or an infinity; copy or train the encoder again")
+            raise UserError(f"{path}: {name} holds a NaN or an infinity")
     return unflatten_dict(weights, sep="/")

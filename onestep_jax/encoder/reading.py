@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onestep_jax.encoder.design import Design, Weights
+from onestep_jax.errors import UserError
+from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Network, Params
 
 QUERIES = 2
@@ -41,6 +43,19 @@ def init_reader(network: Network, design: Design, frozen: Params, key: Array) ->
     weights["pool"] = spread * jax.random.normal(keys[2], shape, jnp.float32)
     weights["blocks"] = _copied(frozen) if design.reader == "copy" else _adapters(frozen, design.rank, keys[3])
     return weights
+
+
+def check_room(config: ModelConfig, design: Design, length: int) -> None:
+    """Refuse texts of a length that leaves no room in the context for the prefix and what stands behind the text.
+
+    Raises:
+      UserError: for such a length.
+    """
+    queries = 0 if design.reader == "none" else QUERIES
+    positions = length + len(design.prefix) + max(queries, design.scheme.extra)
+    if positions > config.context:
+        told = f"length {length} needs {positions} positions"
+        raise UserError(f"{told}, beyond the model's context of {config.context}; give a smaller one")
 
 
 def _trained_part(frozen: Params) -> Params:

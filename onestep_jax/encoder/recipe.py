@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import optax
 
 from onestep_jax.encoder.design import Design
-from onestep_jax.errors import RATE, SEED, SIZE, STEPS, Real, check_known
+from onestep_jax.errors import RATE, SEED, SIZE, STEPS, Real, check_kind, check_known
 
 SHARE = Real(0, 1)
 
@@ -67,6 +68,7 @@ class Recipe:
         SHARE.check("growth", self.growth)
         SHARE.check("reading", self.reading)
         RATE.check("temperature", self.temperature)
+        check_kind("True or False", bool, first_order=self.first_order)
         SEED.check("seed", self.seed)
 
     def describe(self) -> dict[str, Any]:
@@ -84,11 +86,8 @@ class Recipe:
         return cls(**described)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW with clipped gradients, without weight decay."""
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, self.lr, min(self.warmup, self.updates), self.updates + 1, self.lr / 20
-        )
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=0.0))
+        """AdamW with clipped gradients, without weight decay; the same object for the same recipe."""
+        return _adamw(self.lr, min(self.warmup, self.updates), self.updates)
 
     def update(self, number: int, design: Design) -> Update:
         """What the update of a number, from 0, is made on."""
@@ -102,3 +101,10 @@ class Recipe:
             length = lengths[number // 4 % (len(lengths) - 1)]
         alone = design.reader != "none" and done < self.reading
         return Update(length, 0 if alone else design.corrections)
+
+
+@functools.cache
+def _adamw(lr: float, warmup: int, updates: int) -> optax.GradientTransformation:
+    """Made once, as compiled updates are kept by the object that they were made of."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, lr, warmup, updates + 1, lr / 20)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=0.0))

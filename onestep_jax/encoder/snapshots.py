@@ -10,10 +10,11 @@ training/log.jsonl     figures of the updates
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,28 +45,33 @@ class Snapshots:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
         self.folder, self._folder, self._arrays = folder, folder / _FOLDER, Arrays()
+        self._kept = ""  # name of the newest state that is known to be whole
+        self._identity, path = json.loads(json.dumps(identity)), self._folder / _RECIPE
         with writing(folder):
             make_folder(self._folder)
-            path, plain = self._folder / _RECIPE, json.loads(json.dumps(identity))
             if path.exists():
-                _check_same(folder, _read_object(path), plain)
-            else:
-                if self._names():
-                    raise UserError(f"{path}: missing, beside saved states; put it back, or give --out another folder")
-                replace(path, (json.dumps(plain, indent=2) + "\n").encode())
+                _check_same(folder, _read_object(path), self._identity)
+            elif self._names():
+                raise UserError(f"{path}: missing, beside saved states; put it back, or give --out another folder")
+
+    def claim(self) -> None:
+        """Say whose folder it is, once; until then another training can take it."""
+        path = self._folder / _RECIPE
+        if not path.exists():
+            with writing(self.folder):
+                replace(path, (json.dumps(self._identity, indent=2) + "\n").encode())
 
     def pool(self, digest: str, make: Callable[[], Pool]) -> Pool:
         """The token ids of texts of a digest, made once."""
         path = self._folder / f"tokens-{digest}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                return Pool(kept["tokens"], kept["ends"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            pool, content = make(), io.BytesIO()
-            np.savez(content, tokens=pool.tokens_M, ends=pool.ends)
-            with writing(self._folder):
-                replace(path, content.getvalue())
-            return pool
+        # numpy raises whatever a damaged file makes it stumble over; its own sums tell whether the arrays are whole.
+        with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as kept:
+            return Pool(kept["tokens"], kept["ends"])
+        pool, content = make(), io.BytesIO()
+        np.savez(content, tokens=pool.tokens_M, ends=pool.ends)
+        with writing(self._folder):
+            replace(path, content.getvalue())
+        return pool
 
     def settled_updates(self, settle: Callable[[], int]) -> int:
         """The number of updates of a training by the clock, settled in its first session."""
@@ -74,6 +80,10 @@ class Snapshots:
             found = _read_object(path).get("updates")
             if type(found) is int and found > 0:
                 return found
+        if self._names():
+            raise UserError(
+                f"{path}: missing or damaged, beside saved states; put it back, or give --out another folder"
+            )
         updates = settle()
         with writing(self._folder):
             replace(path, json.dumps({"updates": updates}).encode())
@@ -84,6 +94,18 @@ class Snapshots:
         with writing(self._folder), (self._folder / _LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def forget_rows_after(self, update: int) -> None:
+        """Take rows of later updates out of the log, which a training that goes on from there will write again."""
+        path = self._folder / _LOG
+        try:
+            lines = path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        kept = [line for line in lines if _update_of(line) <= update]
+        if kept != lines:
+            with writing(self._folder):
+                replace(path, b"".join(kept))
+
     def save(self, state: State) -> None:
         """Keep a state, then delete those before it.
 
@@ -91,7 +113,7 @@ class Snapshots:
           UserError: if the storage refuses it.
         """
         before, name = self._names(), f"{state.update:07d}"
-        if name in before:
+        if name == self._kept:
             return
         leaves = {f"leaf_{i:04d}": np.asarray(leaf) for i, leaf in enumerate(_leaves(state))}
         record = {"update": state.update, "seconds": state.seconds, "checksum": _checksum(leaves)}
@@ -99,8 +121,10 @@ class Snapshots:
             self._arrays.save(self._folder / name, leaves)
             replace(self._folder / f"{name}.json", json.dumps(record).encode())
             for old in before:
-                remove(self._folder / f"{old}.json")
-                remove(self._folder / old)
+                if old != name:
+                    remove(self._folder / f"{old}.json")
+                    remove(self._folder / old)
+        self._kept = name
 
     def newest(self, begun: State) -> State | None:
         """The newest state that is whole, in the shape of the one before the first update; None if there is none.
@@ -109,7 +133,9 @@ class Snapshots:
         """
         for name in reversed(self._names()):
             try:
-                return self._load(name, begun)
+                found = self._load(name, begun)
+                self._kept = name
+                return found
             except (OSError, ValueError, KeyError, TypeError) as error:
                 reason = (str(error).splitlines() or [""])[0][:200]
                 told = f"damaged saved state of a training, left aside ({type(error).__name__}: {reason})"
@@ -119,6 +145,8 @@ class Snapshots:
     def _load(self, name: str, begun: State) -> State:
         record = json.loads((self._folder / f"{name}.json").read_bytes())
         arrays = self._arrays.load(self._folder / name)
+        if record["update"] != int(name):
+            raise ValueError(f"its record is of update {record['update']!r}")
         if _checksum(arrays) != record["checksum"]:
             raise ValueError("its arrays are not those that were saved")
         leaves, shape = jax.tree.flatten((begun.weights, begun.opt_state))
@@ -127,11 +155,19 @@ class Snapshots:
             if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
                 raise ValueError("its arrays have other shapes")
         weights, opt_state = jax.tree.unflatten(shape, kept)
-        return State(weights, opt_state, int(record["update"]), float(record["seconds"]))
+        return State(weights, opt_state, int(name), float(record["seconds"]))
 
     def _names(self) -> list[str]:
         """Names of the saved states, oldest first."""
         return sorted(path.stem for path in self._folder.glob("*.json") if path.stem.isdigit())
+
+
+def _update_of(line: bytes) -> float:
+    """The number of the update that a line of the log is of, infinite for what a kill has left of one."""
+    try:
+        return float(json.loads(line)["update"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _leaves(state: State) -> list[Any]:

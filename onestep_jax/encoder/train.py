@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,14 @@ from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.devices.stop_signals import signals_caught
 from onestep_jax.encoder.design import Design, Encoder
-from onestep_jax.encoder.folder import make_encoder, save_encoder
+from onestep_jax.encoder.folder import DTYPES, make_encoder, save_encoder
 from onestep_jax.encoder.objective import Figures
+from onestep_jax.encoder.reading import check_room
 from onestep_jax.encoder.recipe import Recipe
 from onestep_jax.encoder.snapshots import Snapshots
 from onestep_jax.encoder.training import Report, State, Trainer
 from onestep_jax.encoder.windows import Pool, divide, make_pool
-from onestep_jax.errors import DURATION, PAUSE, Interrupted, UserError, check_kind, check_list
+from onestep_jax.errors import DURATION, PAUSE, STEPS, Interrupted, UserError, check_kind, check_known, check_list
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.prefixes import resolve_prefix
 from onestep_jax.tokens import check_text
@@ -77,13 +79,20 @@ def train_encoder(
     use_cache()
     check_kind("what load_model returns", Model, model=model)
     if jax.process_count() > 1:
-        raise UserError("an encoder is trained by one process, over its local devices; start it without --distributed")
+        raise UserError(
+            "an encoder is trained by one process, over its local devices; call this where no job of several was joined"
+        )
+    check_kind("a Design", (Design, type(None)), design=design)
+    check_kind("a Recipe", (Recipe, type(None)), recipe=recipe)
     PAUSE.check("save_every", save_every)
+    check_known("dtype of an encoder", [dtype], DTYPES)
+    if hours is not None:
+        DURATION.check("hours", hours)
     if optimizer is not None and not optimizer_name:
         raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed training knows it")
     folder, settled = Path(folder), recipe or Recipe()
     design = _with_prefix(model, design or Design(), prefix)
-    _check_room(model, design)
+    check_room(model.config, design, design.length)
     train, held = _texts(texts, validation)
     identity = {
         "model": model.fingerprint,
@@ -100,13 +109,12 @@ def train_encoder(
         snapshots.pool(identity[name], lambda some=some: make_pool(model, some))
         for name, some in (("texts", train), ("validation", held))
     ]
-    if hours is not None:
-        DURATION.check("hours", hours)
-        updates = snapshots.settled_updates(
-            lambda: _updates_for(hours, Trainer(model, design, settled, *pools, optimizer=optimizer))
-        )
-        settled = dataclasses.replace(settled, updates=updates)
     trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
+    snapshots.claim()  # only now, as the settings of a training that cannot begin shall not bind the next one
+    if hours is not None:
+        updates = snapshots.settled_updates(lambda: _updates_for(hours, trainer))
+        settled = dataclasses.replace(settled, updates=updates)
+        trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
     state = _run(trainer, snapshots, save_every, progress)
     trained = _trained(trainer, state, data, (len(train), len(held)), pools[0])
     encoder = make_encoder(model, design, state.weights, trained)
@@ -115,17 +123,9 @@ def train_encoder(
 
 
 def _with_prefix(model: Model, design: Design, prefix: str | Sequence[int] | None) -> Design:
-    scheme = dataclasses.replace(design.scheme, prefix=design.prefix or prefix)
+    scheme = dataclasses.replace(design.scheme, prefix=design.prefix or None if prefix is None else prefix)
     found = resolve_prefix(scheme, model, "auto").prefix or ()
     return dataclasses.replace(design, prefix=tuple(int(i) for i in found))  # pyright: ignore[reportArgumentType]
-
-
-def _check_room(model: Model, design: Design) -> None:
-    """Refuse a length beyond the context of the model, in which the reader has two queries behind the text."""
-    positions = design.length + len(design.prefix) + max(2, design.scheme.extra)
-    if positions > model.config.context:
-        told = f"length {design.length} needs {positions} positions"
-        raise UserError(f"{told}, beyond the model's context of {model.config.context}; give a smaller one")
 
 
 def _texts(texts: Sequence[str], validation: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -151,11 +151,15 @@ def _run(trainer: Trainer, snapshots: Snapshots, save_every: float, progress: Ca
     begun = trainer.begin()
     found = snapshots.newest(begun)
     state, last_save = begun if found is None else trainer.place(found), time.monotonic()
+    snapshots.forget_rows_after(state.update)
     with signals_caught() as stop:
 
         def each(state: State, report: Report | None) -> bool:
             nonlocal last_save
             if report is not None:
+                if not math.isfinite(report.nats):
+                    told = f"the loss was {report.nats} at update {report.update}"
+                    raise UserError(f"{told}: the training diverged; give --out another folder, and a smaller --lr")
                 snapshots.log(_row(state, report))
                 if progress is not None:
                     progress(report)
@@ -202,7 +206,7 @@ def _updates_for(hours: float, trainer: Trainer) -> int:
             state, *_ = trainer.step(state, kind)
             costs[kind] = time.perf_counter() - began
     mean = sum(costs[kind] for kind in kinds) / len(kinds)
-    return max(1, int(3600 * hours / mean))
+    return min(max(1, int(3600 * hours / mean)), STEPS.most)
 
 
 def _trained(trainer: Trainer, state: State, data: str, texts: tuple[int, int], pool: Pool) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import optax
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import PAUSE, SEED, SEEDS, SIZE, SLOTS, STEPS, UserError, check_kind, check_list
+from onestep_jax.errors import PAUSE, SEED, SEEDS, SIZE, SLOTS, STEPS, UserError, check_kind, check_known, check_list
 from onestep_jax.fitting.memory import PastShape
 from onestep_jax.fitting.optimizers import Optimizer, Preset, preset_of
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
@@ -26,7 +26,7 @@ from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
-from onestep_jax.prototokens.starts import Starts, with_starts
+from onestep_jax.prototokens.starts import MISSING, Starts, with_starts
 from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
@@ -130,6 +130,7 @@ def resolve(
     check_kind("a scheme, such as OneStep()", (Scheme, type(None)), scheme=scheme)
     check_kind("a placement, or auto, pmap or mesh", (str, Placement), placement=placement)
     check_kind("True or False", bool, record=record)
+    check_known("value of start_missing", [start_missing], MISSING)
     chosen = preset_of(preset, run)
     seeds = chosen.seeds if seeds is None else seeds
     steps = chosen.steps if steps is None else steps

@@ -53,25 +53,34 @@ def with_starts(
     if absent and missing == "error":
         told = f"{len(absent)} of {len(ids)} texts have no start vectors, the first is {absent[0]}"
         raise UserError(f"{told}; give start vectors of all, or draw those that are missing (--start-missing draw)")
-    shapes = scheme.leaf_shapes(width)
-    for text_id, row in zip(ids, rows, strict=True):
-        if row is not None and {name: np.shape(row[name]) for name in row} != shapes:
-            found = {name: np.shape(row[name]) for name in row}
-            raise UserError(f"start vectors of text {text_id} are {found}; {scheme.notation} needs {shapes}")
     filled = [
-        _drawn(scheme, text_id, width, seed, scale) if row is None else row
+        _drawn(scheme, text_id, width, seed, scale) if row is None else _checked(scheme, text_id, width, row)
         for text_id, row in zip(ids, rows, strict=True)
     ]
-    stacked = {name: np.stack([np.asarray(row[name], np.float32) for row in filled]) for name in shapes}
-    for name, vectors in stacked.items():
-        if not np.isfinite(vectors).all():
-            raise UserError(f"start vectors {name!r} hold a NaN or an infinity")
+    stacked = {name: np.stack([row[name] for row in filled]) for name in scheme.leaf_shapes(width)}
     return dataclasses.replace(scheme, start=stacked)  # pyright: ignore[reportArgumentType]
 
 
 def by_text(start: Starts) -> Mapping[str, Mapping[str, Any]]:
     """text_id → leaf → vector."""
     return {text.text_id: text.vectors for text in start} if isinstance(start, Results) else start
+
+
+def _checked(scheme: Scheme, text_id: str, width: int, row: Any) -> dict[str, np.ndarray]:
+    """The vectors of a text as float32 arrays."""
+    check_kind("vectors by leaf", Mapping, **{f"start vectors of text {text_id}": row})
+    try:
+        with np.errstate(over="ignore"):
+            leaves = {str(name): np.asarray(leaf, np.float32) for name, leaf in row.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"start vectors of text {text_id}: expected numbers ({one_line(error)})") from error
+    shapes, found = scheme.leaf_shapes(width), {name: leaf.shape for name, leaf in leaves.items()}
+    if found != shapes:
+        raise UserError(f"start vectors of text {text_id} are {found}; {scheme.notation} needs {shapes}")
+    for name, leaf in leaves.items():
+        if not np.isfinite(leaf).all():
+            raise UserError(f"start vectors of text {text_id}: {name} holds a NaN or an infinity")
+    return leaves
 
 
 def _drawn(scheme: Scheme, text_id: str, width: int, seed: int, scale: float) -> dict[str, Any]:
@@ -93,9 +102,9 @@ def read_vectors(path: Path) -> dict[str, dict[str, np.ndarray]]:
             names = [name for name in ("e", "m", "mem") if name in file.keys()]  # noqa: SIM118, it is no mapping
             leaves = {name: file.get_tensor(name) for name in names}
         ids = json.loads(about.get("text_ids", "null"))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)}); give a file that onestep export wrote") from error
-    whole = isinstance(ids, list) and leaves and all(len(leaf) == len(ids) for leaf in leaves.values())
+    whole = isinstance(ids, list) and leaves and all(leaf.shape[:1] == (len(ids),) for leaf in leaves.values())
     if not whole:
         raise UserError(f"{path}: holds no vectors with text_ids; give a file that onestep export wrote")
     return {str(text_id): {name: leaf[i] for name, leaf in leaves.items()} for i, text_id in enumerate(ids)}

@@ -10,7 +10,9 @@ import math
 import msgspec
 import numpy as np
 import pytest
+from encoders import random_encoder
 
+from onestep_jax import load_model, save_encoder
 from onestep_jax.bench import timing
 from onestep_jax.cli.parser import COMMANDS, build_parser, main
 from onestep_jax.store.records import json_text
@@ -61,6 +63,16 @@ CASES = {
     "export": ("export {run} --out {new}", None, None),
     "info": ("info {model} --length 4 --weights", "onestep_jax.cli.info.parameter_counts", "touched"),
     "fit": ("fit --model {model} --texts {texts} --length 4 --run {new}", "onestep_jax.cli.fit._fit", 1),
+    "encode": (
+        "encode --model {model} --encoder {encoder} --texts {texts} --length 4 --run {new}",
+        "onestep_jax.encoder.encode._settled",
+        "accuracy",
+    ),
+    "encoder": (
+        "encoder eval {encoder} --model {model} --texts {texts} --lengths 4 --count 1",
+        "onestep_jax.encoder.encoding.evaluate",
+        "nats",
+    ),
     "demo": ("demo --model {model} --run {new}", "onestep_jax.cli.demo.run_demo", "seconds"),
     "bench": ("bench load --model {model} --repeats 1 --out {new}", "onestep_jax.bench.load.bench_load", "x"),
 }
@@ -72,7 +84,9 @@ def places(tiny_folder, tmp_path_factory):
     (home / "a.txt").write_text("w1 w2 w3 w4")
     words = f"fit --model {tiny_folder} --texts {home}/a.txt --length 4 --run {home}/run"
     assert main(words.split()) == 0
-    return {"run": home / "run", "model": tiny_folder, "texts": home / "a.txt"}
+    model = load_model(tiny_folder)
+    save_encoder(random_encoder(model, corrections=0), home / "encoder")
+    return {"run": home / "run", "model": tiny_folder, "texts": home / "a.txt", "encoder": home / "encoder"}
 
 
 def spoilt(value, field):

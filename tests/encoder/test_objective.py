@@ -1,0 +1,126 @@
+"""What is minimised and measured, against means over the ways of single texts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from encoders import DESIGN, random_encoder
+
+from onestep_jax import UserError
+from onestep_jax.encoder.corrections import score
+from onestep_jax.encoder.encoding import check_steps, evaluate, figures_of, ways_of
+from onestep_jax.encoder.objective import Program, encode_text, mean_loss, past_of
+from onestep_jax.encoder.reading import check_room, read
+
+PREFIX = (7, 3)
+
+
+@pytest.fixture(scope="module")
+def encoder(little):
+    return random_encoder(little, prefix=PREFIX)
+
+
+@pytest.fixture(scope="module")
+def program(little, encoder):
+    return Program(little.network, encoder.design)
+
+
+@pytest.fixture(scope="module")
+def tokens_BT():
+    return np.random.default_rng(0).integers(61, size=(5, 4)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def ways(little, encoder, program, tokens_BT):
+    """Of each text alone."""
+    past = past_of(program, little.params)
+    way_of = jax.jit(lambda tokens_T: encode_text(program, little.params, encoder.weights, past, tokens_T, 2))
+    return [jax.tree.map(np.asarray, way_of(tokens_T)) for tokens_T in tokens_BT]
+
+
+def test_a_way_begins_where_the_text_is_read_and_tells_what_the_decoder_makes_of_it(
+    little, encoder, program, tokens_BT, ways
+):
+    """The vectors and what is told of them belong together, behind the prefix."""
+    past = little.past(little.params, jnp.asarray(PREFIX))
+    told = jax.jit(
+        lambda z_LD, tokens_T: score(little.network, encoder.design, little.params, past, z_LD, tokens_T, 1.0)
+    )
+    for tokens_T, way in zip(tokens_BT, ways, strict=True):
+        begun = jax.jit(read, static_argnums=(0, 1))(
+            little.network, encoder.design, little.params, encoder.weights, tokens_T
+        )
+        np.testing.assert_allclose(way.z_KLD[0], begun, rtol=1e-4, atol=1e-5)
+        for k in range(3):
+            found = told(way.z_KLD[k], tokens_T)
+            assert way.nats_K[k] == pytest.approx(float(found.nats), rel=1e-4)
+            np.testing.assert_array_equal(way.predicted_KT[k], found.predicted_T)
+    assert len({way.z_KLD[k].tobytes() for way in ways for k in range(3)}) == 15
+
+
+def test_the_last_number_of_corrections_counts_twice(little, encoder, program, tokens_BT, ways):
+    loss, figures = jax.jit(mean_loss, static_argnums=(0, 4))(program, little.params, encoder.weights, tokens_BT, 2)
+    nats_K = np.mean([way.nats_K for way in ways], axis=0)
+    np.testing.assert_allclose(figures.nats_K, nats_K, rtol=1e-5)
+    assert loss == pytest.approx((nats_K[0] + nats_K[1] + 2 * nats_K[2]) / 4, rel=1e-5)
+    assert len(set(nats_K.tolist())) == 3
+    alone, figures = jax.jit(mean_loss, static_argnums=(0, 4))(program, little.params, encoder.weights, tokens_BT, 0)
+    assert alone == pytest.approx(nats_K[0], rel=1e-5)
+    assert figures.nats_K.shape == (1,)
+
+
+def test_figures_of_texts(little, encoder, ways):
+    """Targets are what vectors emit, which no text and no correction changes, but for two tokens."""
+    design = dataclasses.replace(DESIGN, reader="none", prefix=PREFIX)
+    steps = jnp.zeros((2, 64))
+    still = dataclasses.replace(encoder, design=design, weights={"constant": ways[0].z_KLD[0], "steps": steps})
+    targets_BT = np.stack([ways[0].predicted_KT[0]] * 4)
+    targets_BT[0, 2] = (targets_BT[0, 2] + 1) % 61
+    targets_BT[1, 0] = (targets_BT[1, 0] + 1) % 61
+    rows = evaluate(little, still, list(targets_BT))
+    assert [(row["length"], row["corrections"]) for row in rows] == [(4, 0), (4, 1), (4, 2)]
+    for row in rows:
+        assert row["accuracy"] == pytest.approx(14 / 16)
+        assert row["exact"] == pytest.approx(2 / 4)
+        assert row["horizon"] == pytest.approx((2 + 0 + 4 + 4) / 4)
+        assert row["nats"] == pytest.approx(rows[0]["nats"])
+    figures = figures_of(Program(little.network, design), little.params, still.weights, targets_BT, 2, batch=3)
+    np.testing.assert_allclose(figures.nats_K, [row["nats"] for row in rows], rtol=1e-5)
+    np.testing.assert_allclose(figures.accuracy_K, 14 / 16)
+    np.testing.assert_allclose(figures.exact_K, 2 / 4)
+    assert [row["corrections"] for row in evaluate(little, still, list(targets_BT), refine=1)] == [0, 1]
+
+
+@pytest.mark.parametrize(("parts", "room"), [({}, 60), ({"reader": "none"}, 62), ({"arrangement": "unguided-e"}, 60)])
+def test_texts_beyond_the_context(little, parts, room):
+    """Which holds the prefix of two and, behind the text, the queries."""
+    made = random_encoder(little, prefix=PREFIX, **parts)
+    check_room(little.config, made.design, room)
+    with pytest.raises(UserError, match=f"length {room + 1} needs 65 positions, beyond the model's context of 64"):
+        evaluate(little, made, [np.zeros(room + 1, np.int32)])
+
+
+def test_ways_of_texts_of_several_lengths(little, encoder, program):
+    """Each text once, with its own way, a batch of one length at a time."""
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(61, size=length).astype(np.int32) for length in (3, 2, 3, 3, 2)]
+    told = []
+    found = list(
+        ways_of(program, little.params, encoder.weights, texts, 0, batch=2, progress=lambda *done: told.append(done))
+    )
+    assert [rows for rows, _ in found] == [[1, 4], [0, 2], [3]]
+    assert told == [(2, 5), (4, 5), (5, 5)]
+    for rows, way in found:
+        for i, row in enumerate(rows):
+            begun = read(little.network, encoder.design, little.params, encoder.weights, jnp.asarray(texts[row]))
+            np.testing.assert_allclose(way.z_KLD[i, 0], begun, rtol=1e-4, atol=1e-5)
+        assert len(way.nats_K) == len(rows)
+
+
+def test_numbers_of_corrections(encoder):
+    assert [check_steps(encoder, refine) for refine in (None, 0, 1, 2)] == [2, 0, 1, 2]
+    for wrong in (3, -1, True, 1.0, "2"):
+        with pytest.raises(UserError, match="this encoder has 2 corrections; give 0 to 2, and let `onestep fit"):
+            check_steps(encoder, wrong)
