@@ -125,10 +125,13 @@ def test_a_diagonal_step_is_that_of_a_diagonal_matrix(little, tokens_T, z_LD, st
     ]
     assert relative(ways[0], z_LD) > 0.1
     assert relative(ways[0], ways[1]) < 1e-4
-    turned = correct(little.network, MATRIX, little.params, {"steps": jnp.roll(matrices, 1, 1)}, None, z_LD, tokens_T)[
-        0
-    ]
-    assert relative(turned, ways[1]) > 0.1
+    once = correct(
+        little.network, DIAGONAL, little.params, {"steps": jnp.ones((3, 2 * D))}, None, z_LD, tokens_T, steps=1
+    )[0]
+    matrix = jax.random.normal(jax.random.key(5), (3, 2 * D, 2 * D))
+    turned = correct(little.network, MATRIX, little.params, {"steps": matrix}, None, z_LD, tokens_T, steps=1)[0]
+    expected = np.asarray(z_LD) - (np.asarray(matrix[0]) @ np.ravel(z_LD - once)).reshape(2, D)
+    assert relative(turned, expected) < 1e-4
 
 
 # --- derivatives ---

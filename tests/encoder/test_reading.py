@@ -118,6 +118,17 @@ def merged(frozen, adapters):
     return unflatten_dict(made)
 
 
+@pytest.mark.parametrize("reader", ["copy", "lora"])
+def test_trained_weights_are_those_that_read(little, tokens_T, reader):
+    design = Design(length=T, reader=reader, rank=2)
+    weights = random_weights(little, design)
+    blocks = weights["blocks"]
+    params = {**little.params, **blocks} if reader == "copy" else merged(little.params, blocks)
+    z_LD = z_of(little, design, weights, tokens_T)
+    assert relative(z_LD, by_hand(dataclasses.replace(little, params=params), design, weights, tokens_T)) < 2e-5
+    assert relative(z_LD, by_hand(little, design, weights, tokens_T)) > 0.01
+
+
 SOME = ("gpt2", "phi3")  # biases and learned positions; grouped heads, untied
 
 

@@ -61,6 +61,13 @@ def test_texts_become_a_pool(tiny_folder, tiny, monkeypatch):
         make_pool(small, texts)
 
 
+def test_special_tokens_are_left_out(little):
+    def tokenizer(text, add_special_tokens=True, verbose=True):
+        return {"input_ids": [60] * add_special_tokens + [int(word) for word in text.split()]}
+
+    assert make_pool(dataclasses.replace(little, tokenizer=tokenizer), ["3 4", "5"]).tokens_M.tolist() == [3, 4, 5]
+
+
 def test_held_out_texts():
     assert divide(["0123456789" * 2]) == (["012345678901234567"], ["89"])
     assert divide(list("ab")) == (["a"], ["b"])
