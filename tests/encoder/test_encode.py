@@ -88,6 +88,10 @@ def test_results_are_those_of_the_parts(little, encoder, tokens, results):
         assert text.loss == pytest.approx(float(way[best][1]), rel=1e-4)
         assert text.accuracy == pytest.approx(hits[best])
         (trial,) = text.trials
+        right_KT = np.stack([predicted for _, _, predicted in way]) == tokens_T
+        first = [next((k for k in range(3) if right_T[k]), -1) for right_T in right_KT.T]
+        assert trial.first_hit.tolist() == first
+        assert -1 in first
         expected = [(k, way[k][1], hits[k]) for k in range(3)]
         np.testing.assert_allclose(trial.trace, expected, rtol=1e-4)
         assert (trial.loss, trial.accuracy, trial.status) == (text.loss, text.accuracy, "refined")
