@@ -40,10 +40,7 @@ def start_of(args: argparse.Namespace, model: Model, texts: Sequence[Any]) -> St
     if source.startswith(ENCODER):
         return _encoded(args, model, source.removeprefix(ENCODER), texts)
     if source.startswith(RUN):
-        results = read_results(run_path(source.removeprefix(RUN)))
-        if results.model != model.fingerprint:
-            raise UserError(f"--start {source}: its vectors belong to model {results.model}, not {model.fingerprint}")
-        return results
+        return read_results(run_path(source.removeprefix(RUN)))
     if not source.endswith(".safetensors"):
         raise UserError(f"--start {source}: expected encoder:DIR, run:DIR or FILE.safetensors")
     return read_vectors(Path(source))

@@ -25,9 +25,11 @@ from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
+from onestep_jax.prototokens.reconstruction import check_model
 from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
 from onestep_jax.prototokens.starts import MISSING, Starts, with_starts
 from onestep_jax.prototokens.targets import prepare
+from onestep_jax.store.results import Results
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
 from onestep_jax.tokens import text_ids, texts_digest
@@ -144,6 +146,8 @@ def resolve(
     tokens = prepare(model, texts, length, scheme, before)
     tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
     ids = tuple(text_ids(tokens))
+    if isinstance(start, Results):
+        check_model(model, start)
     if start is not None:
         scale = chosen.scale * start_unit(chosen, model)
         scheme = with_starts(scheme, start, start_missing, ids, model.embed_width, seed=seed, scale=scale)

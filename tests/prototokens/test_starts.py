@@ -1,5 +1,7 @@
 """Start vectors of a fit from elsewhere: they are where the first seed begins, and part of a run's identity."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -84,6 +86,12 @@ def test_vectors_of_results_of_a_run_and_of_a_file_are_one(tiny, texts, ids, ran
         for name in "em":
             np.testing.assert_array_equal(text.vectors[name], before.vectors[name])
         assert text.accuracy == before.accuracy
+
+
+def test_results_of_another_model_are_refused(tiny, texts, random_run):
+    results = dataclasses.replace(random_run, model="another")
+    with pytest.raises(UserError, match="the vectors belong to model"):
+        fit(tiny, texts, start=results)
 
 
 def test_copies_start_where_their_text_does(tiny, texts, ids, vectors):
