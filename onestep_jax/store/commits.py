@@ -91,8 +91,10 @@ class Committer:
         if len(small) < COMPACT_AT:
             return
 
+        tokens = dict(read_texts(self._folder, self._config["identity"]))
+
         def read(name: str) -> tuple[list[TextResult], int]:
-            texts = self._read(name)
+            texts = self._read(name, tokens)
             return texts, read_times(self._folder, name)[0] if name.startswith(self._session.prefix) else 0
 
         # A process of an earlier session that is still alive may be deleting some of them.
@@ -108,12 +110,12 @@ class Committer:
         delete_superseded(self._folder, self.origin, self._arrays, self._is_whole)
         self.merge(ours=False)
 
-    def _read(self, name: str) -> list[TextResult]:
-        return read_part(self._folder, name, dict(self.origin.texts), shared_leaf(self._config), self._arrays)
+    def _read(self, name: str, tokens: Mapping[str, np.ndarray]) -> list[TextResult]:
+        return read_part(self._folder, name, tokens, shared_leaf(self._config), self._arrays)
 
     def _is_whole(self, name: str) -> bool:
         try:
-            self._read(name)
+            self._read(name, dict(self.origin.texts))
         except UserError:
             return False
         return True

@@ -163,6 +163,7 @@ def test_the_best_control_point_is_kept(tiny: Model, pair: Pair):
     assert found.curve_loss.mean() < found.line_loss.mean()
 
 
+@pytest.mark.long
 def test_a_pair_does_not_depend_on_its_batch_or_padding(
     tiny: Model, pair: Pair, found: Connection, solutions: list[TextResult]
 ):

@@ -217,6 +217,7 @@ def test_load(tiny_folder: Path):
     assert ratio == plain["seconds median"] / ours["seconds median"]
 
 
+@pytest.mark.long
 def test_encoder(tiny_folder: Path):
     found = bench_encoder(str(tiny_folder), length=4, batch=8, corrections=1, repeats=2, say=silent)
     assert [row["way"] for row in found["rows"]] == ["reader", "1 corrections", "1 corrections, first order"]

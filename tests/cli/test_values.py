@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from onestep_jax import Cramming, OneStep, Optimizer, UserError, decode, fit
 from onestep_jax.bench import step
 from onestep_jax.cli import decode as decode_command
-from onestep_jax.cli import demo, export, info, report, status, verify
+from onestep_jax.cli import demo, encode, export, info, report, status, verify
 from onestep_jax.cli import fit as fit_command
 from onestep_jax.cli.parser import build_parser, main
 from onestep_jax.errors import Real, Whole
@@ -207,7 +207,7 @@ WORDS = st.one_of(
 def command_lines(draw) -> list[str]:
     """A command with some of its options, mostly with values that do not fit."""
     (commands,) = [action.choices for action in build_parser()._actions if action.dest == "command"]
-    name = draw(st.sampled_from([name for name in commands if name not in ("bench", "experiment")]))
+    name = draw(st.sampled_from([name for name in commands if name not in ("bench", "experiment", "encoder")]))
     flags = [flag for flag in commands[name]._option_string_actions if flag not in ("-h", "--help", "--distributed")]
     words = [name]
     if draw(st.booleans()):
@@ -234,7 +234,7 @@ def check(words, capsys):
 @pytest.fixture
 def no_work(monkeypatch):
     """The commands only read their options."""
-    for module in (decode_command, demo, export, info, report, status, verify):
+    for module in (decode_command, demo, encode, export, info, report, status, verify):
         monkeypatch.setattr(module, "run", lambda args: 0)
     monkeypatch.setattr(fit_command, "_fit", lambda args, optimizer: (_ for _ in ()).throw(UserError("not here")))
 

@@ -147,6 +147,7 @@ def trained(little, tokens_T):
     return jax.jit(jax.value_and_grad(loss), static_argnums=1)
 
 
+@pytest.mark.long
 def test_first_order_is_the_gradient_with_the_gradients_held_constant(little, trained, tokens_T, z_LD, steps_KS):
     def loss(z_LD):
         """Eq. 1, written out."""
@@ -175,6 +176,7 @@ def test_first_order_is_the_gradient_with_the_gradients_held_constant(little, tr
         assert relative(one, whole) > 0.05
 
 
+@pytest.mark.long
 def test_the_whole_gradient_is_that_of_finite_differences(trained, z_LD, steps_KS):
     """In the weights and in where the corrections begin, along its own direction; that of the first order is not."""
     given = (0.2 * steps_KS, z_LD)

@@ -37,6 +37,7 @@ def test_windows_are_named_by_seed_and_number(worded, pools):
     np.testing.assert_array_equal(parts.reshape(8, 4), one.windows(5, 4)[0])
 
 
+@pytest.mark.long
 def test_parts_of_a_batch_make_the_update_of_the_whole(worded, pools):
     """With corrections, of the same first weights, three updates long; figures and loss are means too."""
     ends = []

@@ -38,7 +38,8 @@ def step_on(devices, worded, pools, monkeypatch, **changes):
         return ended, ended - begun, float(loss), figures
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_eight_devices_make_the_updates_of_one(worded, pools, monkeypatch, accumulate):
     eight = jax.local_devices()
     assert len(eight) == 8

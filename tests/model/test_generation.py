@@ -127,6 +127,7 @@ def test_generation_over_a_change_of_rotary_positions_is_refused(tiny: Model):
         generate(longrope(tiny), [[1, 2, 3, 4], [1, 2, 3, 4, 5]], count=4)
 
 
+@pytest.mark.long
 def test_texts_on_both_sides_of_a_change_of_rotary_positions(tiny: Model):
     model = longrope(tiny, original=10)
     prompts = [list(range(start, start + 9)) for start in range(12)]  # padded to 10, not over it to 16
