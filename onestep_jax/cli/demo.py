@@ -16,7 +16,6 @@ from onestep_jax.fitting.progress import Progress
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.hub import DEFAULT
 from onestep_jax.prototokens.reconstruction import Decoded, decode
-from onestep_jax.prototokens.schemes import OneStep
 from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
 
@@ -109,9 +108,8 @@ def _encode(args: argparse.Namespace, model: Model, folder: Path) -> int:
     texts = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
     strings, kinds = [text["text"] for text in texts], [text["kind"] for text in texts]
     read, mended = (encode(model, encoder, strings, length=length, refine=count) for count in (0, steps))
-    scheme = OneStep(encoder.design.arrangement, prefix=encoder.design.prefix)
     with fitting_bar() as progress:
-        fitted = fit(model, strings, length=length, scheme=scheme, start=mended, run=folder, progress=progress)
+        fitted = fit(model, strings, length=length, start=mended, run=folder, progress=progress)
     shown = [decode(model, results) for results in (read, mended)]
     rows = [
         {

@@ -13,7 +13,7 @@ import numpy as np
 from onestep_jax import errors
 from onestep_jax.cli.optimizer_options import optimizer_of
 from onestep_jax.cli.options import add_model_options, add_number, load, run_option
-from onestep_jax.cli.start_options import add_start_options, start_of
+from onestep_jax.cli.start_options import add_start_options, start_of, started_scheme
 from onestep_jax.cli.terminal import fitting_bar, say, say_line
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known, one_line, redacted
@@ -183,6 +183,8 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
     placement = placement_of(args, scheme, rows)
     model = load(args.model, args.dtype, args.revision, mesh=placement.mesh)
     texts = _named_texts(args, model) if strings is None else strings
+    start = start_of(args, model, texts)
+    scheme = started_scheme(args, model, scheme, start)
     began = time.perf_counter()
     plan = resolve(
         model,
@@ -199,7 +201,7 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         attention=args.attention,
         scheme=scheme,
         prefixes=prefixes,
-        start=start_of(args, model, texts),
+        start=start,
         start_missing=args.start_missing,
         chunk=args.chunk,
         save_every=args.save_every,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
-from onestep_jax.prototokens.starts import MISSING, Starts, read_vectors
+from onestep_jax.prototokens.schemes import OneStep, Scheme
+from onestep_jax.prototokens.starts import MISSING, Starts, read_vectors, scheme_of_start, start_vectors
 from onestep_jax.store.reading import read_results
 from onestep_jax.store.storage import run_path
 
@@ -44,6 +46,16 @@ def start_of(args: argparse.Namespace, model: Model, texts: Sequence[Any]) -> St
     if not source.endswith(".safetensors"):
         raise UserError(f"--start {source}: expected encoder:DIR, run:DIR or FILE.safetensors")
     return read_vectors(Path(source))
+
+
+def started_scheme(args: argparse.Namespace, model: Model, scheme: Scheme, start: Starts | None) -> Scheme:
+    """The scheme of the options; of an arrangement that they do not name, that of the start vectors."""
+    if start is None or args.arrangement is not None or not isinstance(scheme, OneStep):
+        return scheme
+    theirs = scheme_of_start(start_vectors(start, model), None, prefixes=True)
+    if theirs is None or scheme.share is not None:
+        return scheme
+    return theirs if scheme.prefix is None else dataclasses.replace(theirs, prefix=scheme.prefix)  # pyright: ignore[reportArgumentType]
 
 
 def _encoded(args: argparse.Namespace, model: Model, source: str, texts: Sequence[Any]) -> Starts:

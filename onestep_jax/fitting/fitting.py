@@ -75,7 +75,8 @@ def fit(
       prefixes: what stands before the vectors of each text, frozen, instead: strings or lists of token ids, see
         `prefixes.prefix_tokens`.
       start: vectors that the first seed of a text starts at, by text: `Results` of a fit or of `encode`, or text_id →
-        leaf → vector. They belong to the identity of a run.
+        leaf → vector. They belong to the identity of a run. Where `scheme` does not say otherwise, arrangement and
+        prefix are those that results were made in.
       start_missing: what becomes of texts that it does not have: "error", or "draw" for random start vectors.
       chunk: steps between looks of the host.
       save_every: seconds between saves of the slots in flight.

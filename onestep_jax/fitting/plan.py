@@ -25,11 +25,9 @@ from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
-from onestep_jax.prototokens.reconstruction import check_model
 from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
-from onestep_jax.prototokens.starts import MISSING, Starts, with_starts
+from onestep_jax.prototokens.starts import MISSING, Starts, scheme_of_start, start_vectors, with_starts
 from onestep_jax.prototokens.targets import prepare
-from onestep_jax.store.results import Results
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
 from onestep_jax.tokens import text_ids, texts_digest
@@ -139,6 +137,8 @@ def resolve(
     _check_numbers(steps, seed, seeds, slots, chunk, copies, save_every)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
+    begun = None if start is None else start_vectors(start, model)
+    scheme = scheme if begun is None else scheme_of_start(begun, scheme, prefixes is not None)
     scheme = scheme or OneStep(chosen.arrangement)
     before = own_prefixes(model, scheme, prefixes, len(texts))
     word = None if before else getattr(scheme, "prefix", None) or chosen.prefix
@@ -146,11 +146,9 @@ def resolve(
     tokens = prepare(model, texts, length, scheme, before)
     tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
     ids = tuple(text_ids(tokens))
-    if isinstance(start, Results):
-        check_model(model, start)
-    if start is not None:
+    if begun is not None:
         scale = chosen.scale * start_unit(chosen, model)
-        scheme = with_starts(scheme, start, start_missing, ids, model.embed_width, seed=seed, scale=scale)
+        scheme = with_starts(scheme, begun, start_missing, ids, model.embed_width, seed=seed, scale=scale)
     _check_start(scheme, model, len(tokens))
     if scheme.group > max(1, len(tokens)):
         raise UserError(f"group = {scheme.group}: expected at most the number of texts and copies, {len(tokens)}")

@@ -52,6 +52,19 @@ def test_train_prints_the_figures_and_goes_on_from_the_folder(tiny_folder, texts
     assert (trained / "model.safetensors").read_bytes() == before
 
 
+def test_a_fit_is_of_the_arrangement_of_its_start(tiny_folder, texts, trained, tmp_path, capsys):
+    """The encoder is one of [e] [m]×(N−1), which is not the arrangement of the preset."""
+    words = f"fit --model {tiny_folder} --texts {texts} --split lines --length 4 --limit 2 --steps 2 --seeds 1".split()
+    words += ["--start", f"encoder:{trained}"]
+    assert main([*words, "--run", str(tmp_path / "run")]) == 0
+    assert read_results(tmp_path / "run").scheme["arrangement"] == "one-step"
+    assert main([*words, "--prefix", "w1", "--run", str(tmp_path / "behind")]) == 0
+    assert read_results(tmp_path / "behind").scheme["prefix"] == [2]
+    capsys.readouterr()
+    assert main([*words, "--arrangement", "unguided-e", "--run", str(tmp_path / "other")]) == 2
+    assert "the start vectors are for [e] [m]×(N−1), and the fit is of [e] [m]×N" in capsys.readouterr().err
+
+
 def test_eval_prints_a_row_for_each_length_and_number_of_corrections(tiny_folder, texts, trained, capsys):
     words = f"encoder eval {trained} --model {tiny_folder} --texts {texts} --split lines --lengths 2,4 --count 3"
     assert main([*words.split(), "--json"]) == 0

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from onestep_jax import Cramming, OneStep, Results, UserError, fit, read_results
 from onestep_jax.fitting.plan import resolve
-from onestep_jax.prototokens.starts import by_text, read_vectors, with_starts
+from onestep_jax.prototokens.starts import StartVectors, read_vectors, start_vectors, with_starts
 from onestep_jax.store.export import write_safetensors
 from onestep_jax.tokens import text_ids
 
@@ -72,7 +72,7 @@ def test_the_first_seed_begins_there_and_later_ones_do_not(tiny, first_step, vec
 
 def test_vectors_of_results_of_a_run_and_of_a_file_are_one(tiny, texts, ids, random_run, tmp_path):
     write_safetensors(random_run, tmp_path / "vectors.safetensors")
-    given = [random_run, by_text(random_run), read_vectors(tmp_path / "vectors.safetensors")]
+    given = [random_run, start_vectors(random_run, tiny).vectors, read_vectors(tmp_path / "vectors.safetensors")]
     starts = []
     for start in given:
         plan = resolve(tiny, texts, start=start, **HOW)
@@ -90,8 +90,25 @@ def test_vectors_of_results_of_a_run_and_of_a_file_are_one(tiny, texts, ids, ran
 
 def test_results_of_another_model_are_refused(tiny, texts, random_run):
     results = dataclasses.replace(random_run, model="another")
-    with pytest.raises(UserError, match="the vectors belong to model"):
-        fit(tiny, texts, start=results)
+    for start in (results, StartVectors(start_vectors(random_run, tiny).vectors, model="another")):
+        with pytest.raises(UserError, match="the start vectors belong to model another, not to 'tiny'"):
+            fit(tiny, texts, start=start)
+
+
+def test_arrangement_and_prefix_are_those_of_the_vectors(tiny, texts, random_run):
+    """The run is one of [e] [m]×(N−1); `fast` takes another arrangement where nothing is said."""
+    assert resolve(tiny, texts).scheme.arrangement == "unguided-e"
+    assert resolve(tiny, texts, start=random_run).scheme.arrangement == "one-step"
+    begun = dataclasses.replace(random_run, scheme=OneStep("one-step", prefix=(3, 4)).describe())
+    for how in ({}, {"scheme": OneStep()}):
+        assert resolve(tiny, texts, start=begun, **how).scheme.prefix == (3, 4)
+    assert resolve(tiny, texts, start=begun, scheme=OneStep(prefix=(5,))).scheme.prefix == (5,)
+    plan = resolve(tiny, texts, start=begun, prefixes=[[1], [2], [3]])
+    assert (plan.scheme.prefix, [ids.tolist() for ids in plan.prefixes]) == (None, [[1], [2], [3]])
+    shared = dataclasses.replace(random_run, scheme=OneStep(share="m", group=3).describe())
+    assert resolve(tiny, texts, start=shared).scheme.shared == frozenset()
+    with pytest.raises(UserError, match=r"are for \[e\] \[m\]×\(N−1\), and the fit is of \[e\] \[m\]×N; leave"):
+        fit(tiny, texts, start=random_run, scheme=OneStep("unguided-e"))
 
 
 def test_copies_start_where_their_text_does(tiny, texts, ids, vectors):
@@ -126,7 +143,7 @@ def test_a_start_belongs_to_the_identity_of_a_run(tiny, texts, vectors, random_r
     how = HOW | {"seeds": 1}
     first = fit(tiny, texts, run=tmp_path / "run", start=vectors, **how)
     again = fit(tiny, texts, run=tmp_path / "run", start=vectors, **how)
-    same(by_text(first), by_text(again))
+    same(start_vectors(first, tiny).vectors, start_vectors(again, tiny).vectors)
     for other in (random_run, None):
         with pytest.raises(UserError, match="run"):
             fit(tiny, texts, run=tmp_path / "run", start=other, **how)
@@ -179,10 +196,10 @@ def test_arguments_that_cannot_be(tiny, texts, ids, vectors):
 
 def test_schemes_take_their_own_leaves(ids):
     rows = {text_id: {"mem": np.full((2, 4), i, np.float32)} for i, text_id in enumerate(ids)}
-    found = with_starts(Cramming(2), rows, "error", ids, 4, seed=0, scale=1.0)
+    found = with_starts(Cramming(2), StartVectors(rows), "error", ids, 4, seed=0, scale=1.0)
     np.testing.assert_array_equal(found.start["mem"], np.stack([row["mem"] for row in rows.values()]))
     rows = {text_id: {"e": jax.numpy.full(4, i)} for i, text_id in enumerate(ids)}
-    found = with_starts(OneStep("one-vector"), rows, "error", ids, 4, seed=0, scale=1.0)
+    found = with_starts(OneStep("one-vector"), StartVectors(rows), "error", ids, 4, seed=0, scale=1.0)
     assert found.start["e"].dtype == np.float32
 
 
@@ -223,6 +240,8 @@ def test_files_of_something_else(tmp_path, tensors, metadata):
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_gives_vectors_by_text(tmp_path, random_run):
+def test_a_file_gives_vectors_by_text(tiny, tmp_path, random_run):
     write_safetensors(random_run, tmp_path / "vectors.safetensors")
-    same(read_vectors(tmp_path / "vectors.safetensors"), by_text(random_run))
+    found, expected = read_vectors(tmp_path / "vectors.safetensors"), start_vectors(random_run, tiny)
+    same(found.vectors, expected.vectors)
+    assert found[1:] == expected[1:]
