@@ -6,11 +6,9 @@ import argparse
 import time
 
 from onestep_jax import errors
-from onestep_jax.cli.options import add_model_options, add_number, add_texts_options, load, run_option
-from onestep_jax.cli.terminal import counting_bar, say
+from onestep_jax.cli.options import add_model_options, add_number, add_texts_options, load, run_option, tell_results
+from onestep_jax.cli.terminal import counting_bar
 from onestep_jax.encoder.design import CORRECTIONS
-from onestep_jax.errors import redacted
-from onestep_jax.store.records import json_text
 
 SUMMARY = "Proto-tokens of many texts by an encoder, without optimisation; run it again to go on."
 
@@ -46,20 +44,5 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     with counting_bar("encoding") as progress:
         results = encode(model, encoder, texts, length=args.length, refine=args.refine, run=args.run, progress=progress)
-    summary = {
-        "run": redacted(str(args.run)),
-        "texts": len(results),
-        "solved": results.solved,
-        "accuracy": float(results.accuracy.mean()),
-        "steps": float(results.steps.mean()),
-        "seconds": time.perf_counter() - began,
-    }
-    if args.json:
-        print(json_text(summary))
-    else:
-        say(
-            f"{len(results)} texts: {results.solved} exact, mean accuracy {summary['accuracy']:.4f}, "
-            f"{summary['steps']:.0f} gradient evaluations each, {summary['seconds']:.0f} s; "
-            f"run directory {summary['run']}"
-        )
+    tell_results(args.run, results, time.perf_counter() - began, as_json=args.json)
     return 0

@@ -12,11 +12,11 @@ import numpy as np
 
 from onestep_jax import errors
 from onestep_jax.cli.optimizer_options import optimizer_of
-from onestep_jax.cli.options import add_model_options, add_number, load, run_option
+from onestep_jax.cli.options import add_model_options, add_number, load, run_option, tell_results
 from onestep_jax.cli.start_options import add_start_options, start_of, started_scheme
-from onestep_jax.cli.terminal import fitting_bar, say, say_line
+from onestep_jax.cli.terminal import fitting_bar, say_line
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import UserError, check_known, one_line, redacted
+from onestep_jax.errors import UserError, check_known, one_line
 from onestep_jax.fitting.distributed import join_job
 from onestep_jax.fitting.fitting import run_plan
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, preset_of
@@ -27,7 +27,6 @@ from onestep_jax.model.decoder import Model, parameter_counts
 from onestep_jax.model.hub import locate
 from onestep_jax.model.untrained import PREFIX
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
-from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
@@ -157,21 +156,7 @@ def run(args: argparse.Namespace) -> int:
     optimizer.build()
     check_known("way of --remat", [args.remat], REMAT)
     results, seconds = _fit(args, optimizer)
-    summary = {
-        "run": redacted(str(args.run)),
-        "texts": len(results),
-        "solved": results.solved,
-        "accuracy": float(results.accuracy.mean()),
-        "steps": float(results.steps.mean()),
-        "seconds": seconds,
-    }
-    if args.json:
-        print(json_text(summary))
-    else:
-        say(
-            f"{len(results)} texts: {results.solved} solved, mean accuracy {summary['accuracy']:.4f}, "
-            f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {summary['run']}"
-        )
+    tell_results(args.run, results, seconds, as_json=args.json)
     return 0
 
 

@@ -1,20 +1,23 @@
-"""What several commands share: options of a run and of a model, loading it, and options that argparse does not know."""
+"""What several commands share: options of a run and of a model, loading it, unknown options, the last line."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from jax.sharding import Mesh
 
-from onestep_jax.cli.terminal import loading_bar
+from onestep_jax.cli.terminal import loading_bar, say
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import local_devices
-from onestep_jax.errors import COUNT, Real, UserError, Whole
+from onestep_jax.errors import COUNT, Real, UserError, Whole, redacted
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.untrained import PREFIX, load_untrained
+from onestep_jax.store.records import json_text
+from onestep_jax.store.results import Results
 from onestep_jax.store.storage import local_file, local_folder, run_path
 
 _T = TypeVar("_T")
@@ -120,3 +123,22 @@ def stated(word: str, value: str | None) -> str:
     if value is None:
         raise UserError(f"option {word} needs a value")
     return value
+
+
+def tell_results(run: Path, results: Results, seconds: float, *, as_json: bool) -> None:
+    """Say what a command has put into a run directory, in one line or as JSON."""
+    summary = {
+        "run": redacted(str(run)),
+        "texts": len(results),
+        "solved": results.solved,
+        "accuracy": float(results.accuracy.mean()),
+        "steps": float(results.steps.mean()),
+        "seconds": seconds,
+    }
+    if as_json:
+        print(json_text(summary))
+        return
+    say(
+        f"{len(results)} texts: {results.solved} solved, mean accuracy {summary['accuracy']:.4f}, "
+        f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {summary['run']}"
+    )

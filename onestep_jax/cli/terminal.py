@@ -8,12 +8,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from onestep_jax.encoder.training import Report
 from onestep_jax.errors import redacted
 from onestep_jax.fitting.progress import Progress
+
+_T = TypeVar("_T")
 
 # C0 and C1 (ESC, BEL, CSI, OSC, …), halves of surrogate pairs, and what breaks lines or turns the writing direction.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069]")
@@ -88,9 +90,17 @@ def plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+class _Work(NamedTuple):
+    """What a bar of long work shows: words, and what is done of how many."""
+
+    words: str
+    done: int
+    total: int
+
+
 @contextmanager
-def fitting_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on standard error; yields the callback that `fit` calls."""
+def _working_bar(work_of: Callable[[_T], _Work]) -> Iterator[Callable[[_T], None]]:
+    """A bar on standard error, of which nothing is left where nothing was done; yields what takes a report."""
     from rich import progress as rich
 
     columns = (
@@ -102,48 +112,43 @@ def fitting_bar() -> Iterator[Callable[[Progress], None]]:
     with rich.Progress(*columns, console=console(stderr=True)) as bar:
         task = bar.add_task("preparing", total=None)
 
-        def show(state: Progress) -> None:
-            left = "?" if state.seconds_left is None else f"{state.seconds_left:.0f} s"
-            counts = f"solved {state.solved} running {state.running} waiting {state.waiting}"
-            words = f"{counts}, {state.steps_per_second:.0f} steps/s, left {left}"
-            bar.update(task, description=words, completed=state.finished, total=state.texts)
+        def show(report: _T) -> None:
+            work = work_of(report)
+            bar.update(task, description=work.words, completed=work.done, total=work.total)
 
         try:
             yield show
         except BaseException:
-            bar.live.transient = bar.live.transient or bar.tasks[0].total is None  # nothing was done: leave no bar
+            bar.live.transient = bar.live.transient or bar.tasks[0].total is None
             raise
 
 
-@contextmanager
-def training_bar() -> Iterator[Callable[[Report], None]]:
+def fitting_bar() -> AbstractContextManager[Callable[[Progress], None]]:
+    """A bar on standard error; yields the callback that `fit` calls."""
+
+    def work(state: Progress) -> _Work:
+        left = "?" if state.seconds_left is None else f"{state.seconds_left:.0f} s"
+        counts = f"solved {state.solved} running {state.running} waiting {state.waiting}"
+        return _Work(f"{counts}, {state.steps_per_second:.0f} steps/s, left {left}", state.finished, state.texts)
+
+    return _working_bar(work)
+
+
+def training_bar() -> AbstractContextManager[Callable[[Report], None]]:
     """A bar on standard error; yields the callback that `train_encoder` calls."""
-    from rich import progress as rich
+    held_out = ""
 
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-    )
-    with rich.Progress(*columns, console=console(stderr=True)) as bar:
-        task, held_out = bar.add_task("preparing", total=None), ""
+    def work(report: Report) -> _Work:
+        nonlocal held_out
+        if report.validation is not None:
+            length, figures = report.validation
+            exact = f"{figures.exact_K[-1]:.0%} of texts exact"
+            held_out = f", held-out {length} tokens: {figures.accuracy_K[-1]:.0%} right, {exact}"
+        now = f"{report.length} tokens, {report.corrections} corrections: {report.nats:.2f} nats"
+        words = f"{now}, {report.accuracy:.0%} right, {report.tokens_per_second:.0f} tokens/s{held_out}"
+        return _Work(words, report.update, report.updates)
 
-        def show(report: Report) -> None:
-            nonlocal held_out
-            if report.validation is not None:
-                length, figures = report.validation
-                exact = f"{figures.exact_K[-1]:.0%} of texts exact"
-                held_out = f", held-out {length} tokens: {figures.accuracy_K[-1]:.0%} right, {exact}"
-            now = f"{report.length} tokens, {report.corrections} corrections: {report.nats:.2f} nats"
-            words = f"{now}, {report.accuracy:.0%} right, {report.tokens_per_second:.0f} tokens/s{held_out}"
-            bar.update(task, description=words, completed=report.update, total=report.updates)
-
-        try:
-            yield show
-        except BaseException:
-            bar.live.transient = bar.live.transient or bar.tasks[0].total is None  # nothing was done: leave no bar
-            raise
+    return _working_bar(work)
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from onestep_jax.model.decoder import Array, Model, Params
 BATCH = 32
 
 
-@pinned
 def ways_of(
     program: Program,
     frozen: Params,
@@ -32,6 +31,7 @@ def ways_of(
     """The ways of texts, of those of one length together, each batch as (indices, way with a leading axis).
 
     Each length is a program of its own, since an encoder reads no padding; so is the last batch of a length filled up.
+    Callers pin JAX's switches, since a generator runs after the function that made it has returned.
     """
     lengths, done = [len(ids) for ids in texts], 0
     for length in sorted(set(lengths)):
@@ -53,13 +53,15 @@ def _ways(program: Program, frozen: Params, weights: Weights, tokens_BT: Array, 
     return jax.vmap(lambda tokens_T: encode_text(program, frozen, weights, past, tokens_T, steps))(tokens_BT)
 
 
-def figures_of(
-    program: Program, frozen: Params, weights: Weights, tokens_BT: np.ndarray, steps: int, batch: int = BATCH
-) -> Figures:
+def all_ways(program: Program, frozen: Params, weights: Weights, tokens_BT: np.ndarray, steps: int) -> Way:
+    """The ways of texts of one length, with a leading axis B."""
+    found = [ways for _, ways in ways_of(program, frozen, weights, list(tokens_BT), steps)]
+    return Way(*(np.concatenate(leaves) for leaves in zip(*found, strict=True)))
+
+
+def figures_of(program: Program, frozen: Params, weights: Weights, tokens_BT: np.ndarray, steps: int) -> Figures:
     """Mean figures of texts of one length, after 0 to `steps` corrections."""
-    found = [ways for _, ways in ways_of(program, frozen, weights, list(tokens_BT), steps, batch)]
-    ways = Way(*(np.concatenate(leaves) for leaves in zip(*found, strict=True)))
-    return Figures(*(np.asarray(value) for value in mean_figures(ways, tokens_BT)))
+    return mean_figures(all_ways(program, frozen, weights, tokens_BT, steps), tokens_BT)
 
 
 def check_steps(encoder: Encoder, refine: int | None) -> int:
@@ -77,6 +79,7 @@ def check_steps(encoder: Encoder, refine: int | None) -> int:
     return refine
 
 
+@pinned
 def evaluate(
     model: Model, encoder: Encoder, texts: Sequence[np.ndarray], refine: int | None = None
 ) -> list[dict[str, Any]]:
@@ -92,17 +95,17 @@ def evaluate(
     steps = check_steps(encoder, refine)
     program, tokens_BT = Program(model.network, encoder.design), np.stack(list(texts))
     check_room(model.config, encoder.design, tokens_BT.shape[1])
-    found = [ways for _, ways in ways_of(program, model.params, encoder.weights, list(tokens_BT), steps)]
-    ways = Way(*(np.concatenate(leaves) for leaves in zip(*found, strict=True)))
-    hits_BKT = ways.predicted_KT == tokens_BT[:, None]
+    ways = all_ways(program, model.params, encoder.weights, tokens_BT, steps)
+    figures, hits_BKT = mean_figures(ways, tokens_BT), ways.predicted_KT == tokens_BT[:, None]
+    horizon_K = np.cumprod(hits_BKT, axis=-1).sum(axis=-1).mean(axis=0)
     return [
         {
             "length": tokens_BT.shape[1],
             "corrections": k,
-            "nats": float(ways.nats_K[:, k].mean()),
-            "accuracy": float(hits_BKT[:, k].mean()),
-            "exact": float(hits_BKT[:, k].all(axis=-1).mean()),
-            "horizon": float(np.cumprod(hits_BKT[:, k], axis=-1).sum(axis=-1).mean()),
+            "nats": float(figures.nats_K[k]),
+            "accuracy": float(figures.accuracy_K[k]),
+            "exact": float(figures.exact_K[k]),
+            "horizon": float(horizon_K[k]),
         }
         for k in range(steps + 1)
     ]

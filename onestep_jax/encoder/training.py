@@ -144,10 +144,9 @@ class Trainer:
         return State(weights, opt_state, state.update + 1, seconds), loss, figures
 
     @pinned
-    def validate(self, weights: Weights, length: int | None = None) -> Figures:
-        """Figures on the held-out windows, cut to a length, after 0 to K corrections."""
-        cut = self._held_out[:, : length or self.design.length]
-        return figures_of(self._program, self._frozen, weights, cut, self.design.corrections)
+    def validate(self, weights: Weights) -> Figures:
+        """Figures on the held-out windows, after 0 to K corrections."""
+        return figures_of(self._program, self._frozen, weights, self._held_out, self.design.corrections)
 
     def run(
         self,

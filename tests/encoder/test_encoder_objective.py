@@ -86,7 +86,7 @@ def test_figures_of_texts(little, encoder, ways):
         assert row["exact"] == pytest.approx(2 / 4)
         assert row["horizon"] == pytest.approx((2 + 0 + 4 + 4) / 4)
         assert row["nats"] == pytest.approx(rows[0]["nats"])
-    figures = figures_of(Program(little.network, design), little.params, still.weights, targets_BT, 2, batch=3)
+    figures = figures_of(Program(little.network, design), little.params, still.weights, targets_BT, 2)
     np.testing.assert_allclose(figures.nats_K, [row["nats"] for row in rows], rtol=1e-5)
     np.testing.assert_allclose(figures.accuracy_K, 14 / 16)
     np.testing.assert_allclose(figures.exact_K, 2 / 4)
@@ -124,3 +124,10 @@ def test_numbers_of_corrections(encoder):
     for wrong in (3, -1, True, 1.0, "2"):
         with pytest.raises(UserError, match="this encoder has 2 corrections; give 0 to 2, and let `onestep fit"):
             check_steps(encoder, wrong)
+
+
+def test_figures_do_not_depend_on_switches(little, encoder):
+    texts = [np.arange(1, 5, dtype=np.int32), np.arange(3, 7, dtype=np.int32)]
+    usual = evaluate(little, encoder, texts)
+    with jax.enable_x64(True):
+        assert evaluate(little, encoder, texts) == usual
