@@ -65,6 +65,19 @@ def test_a_fit_is_of_the_arrangement_of_its_start(tiny_folder, texts, trained, t
     assert "the start vectors are for [e] [m]×(N−1), and the fit is of [e] [m]×N" in capsys.readouterr().err
 
 
+def test_the_demo_encodes_then_fits(tiny_folder, trained, tmp_path, capsys):
+    words = f"demo --model {tiny_folder} --encode {trained} --run {tmp_path / 'run'}".split()
+    assert main([*words, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["texts"]
+    results = read_results(tmp_path / "run")
+    assert results.scheme["arrangement"] == "one-step"
+    for row, text in zip(rows, results, strict=True):
+        assert (row["text_id"], row["corrections"], row["steps"]) == (text.text_id, 1, text.steps)
+        assert row["accuracy"][-1] == text.accuracy
+    assert main(words) == 0
+    assert "after 1 learned" in capsys.readouterr().out
+
+
 def test_eval_prints_a_row_for_each_length_and_number_of_corrections(tiny_folder, texts, trained, capsys):
     words = f"encoder eval {trained} --model {tiny_folder} --texts {texts} --split lines --lengths 2,4 --count 3"
     assert main([*words.split(), "--json"]) == 0
@@ -159,7 +172,7 @@ def started(words):
     return subprocess.Popen([sys.executable, "-m", "onestep_jax.cli", *words], stderr=subprocess.PIPE)
 
 
-LONGER = ("--updates", 120, "--save-every", 0)
+LONGER = ("--updates", 60, "--save-every", 0)
 
 
 def newest_state(folder):
@@ -172,14 +185,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(tiny_folder, texts, 
     rng = random.Random(4)
     assert main([*train_words(tiny_folder, texts, tmp_path / "whole")[:-2], *map(str, LONGER)]) == 0
     words = [*train_words(tiny_folder, texts, tmp_path / "killed")[:-2], *map(str, LONGER)]
-    for _ in range(4):
+    for _ in range(2):
         before, process = newest_state(tmp_path / "killed"), started(words)
         while process.poll() is None and newest_state(tmp_path / "killed") <= before:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.communicate()
-    assert "" < newest_state(tmp_path / "killed") < "0000120"
+    assert "" < newest_state(tmp_path / "killed") < "0000060"
     last = started(words)
     _, errors = last.communicate()
     assert last.returncode == 0, errors
@@ -198,4 +211,4 @@ def test_stopped_by_sigterm_it_ends_with_status_75(tiny_folder, texts, tmp_path)
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 75, errors
-    assert b"of 120 updates; everything is saved in" in errors
+    assert b"of 60 updates; everything is saved in" in errors

@@ -124,10 +124,3 @@ def test_numbers_of_corrections(encoder):
     for wrong in (3, -1, True, 1.0, "2"):
         with pytest.raises(UserError, match="this encoder has 2 corrections; give 0 to 2, and let `onestep fit"):
             check_steps(encoder, wrong)
-
-
-def test_figures_do_not_depend_on_switches(little, encoder):
-    texts = [np.arange(1, 5, dtype=np.int32), np.arange(3, 7, dtype=np.int32)]
-    usual = evaluate(little, encoder, texts)
-    with jax.enable_x64(True):
-        assert evaluate(little, encoder, texts) == usual

@@ -185,6 +185,7 @@ def test_contradictions_are_refused(tiny, texts):
         fit(tiny, texts, prefixes=OWN[:2])
 
 
+@pytest.mark.long
 def test_the_command_line(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"text": "w1 w2 w3 w4", "before": "w7 w8"}, {"text": "w5 w6 w1 w2", "before": ""}]

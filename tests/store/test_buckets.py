@@ -83,6 +83,7 @@ def test_a_folder_is_moved_with_all_in_it(bucket):
     assert [(target / name).read_bytes() for name in ("file", "inner/file")] == [b"file", b"inner/file"]
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_reads_back(bucket, tmp_path, quick):
     made, folder = results(20), run_path(f"{bucket}/whole")
     with opened(folder, made, processes=2) as run:
