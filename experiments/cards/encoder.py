@@ -24,11 +24,10 @@ import jax
 import numpy as np
 
 from onestep_jax import Encoder, OneStep, Results, decode, encode, load_encoder
-from onestep_jax.encoder.corrections import init_corrections
 from onestep_jax.encoder.design import Design
 from onestep_jax.encoder.encoding import evaluate
 from onestep_jax.encoder.folder import make_encoder
-from onestep_jax.encoder.reading import init_reader
+from onestep_jax.encoder.objective import init_weights
 from onestep_jax.experiment.study import Study
 from onestep_jax.model.decoder import Model
 
@@ -86,8 +85,7 @@ def run(config: Config, study: Study) -> None:
 
 def untrained(model: Model, design: Design, seed: int = 0) -> Encoder:
     """An encoder before its training."""
-    weights = init_reader(model.network, design, model.params, jax.random.key(seed))
-    return make_encoder(model, design, weights | init_corrections(model.network, design), {})
+    return make_encoder(model, design, init_weights(model.network, design, model.params, jax.random.key(seed)), {})
 
 
 def _floors(model: Model, encoder: Encoder, texts: Sequence[np.ndarray]) -> list[dict[str, Any]]:

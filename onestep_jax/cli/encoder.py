@@ -10,7 +10,7 @@ from typing import Any
 from onestep_jax import errors
 from onestep_jax.cli.options import add_model_options, add_number, add_texts_options, load, local_option, numbers
 from onestep_jax.cli.terminal import console, say, training_bar
-from onestep_jax.encoder.design import CORRECTIONS, POOLINGS, READERS, STEPS, Design
+from onestep_jax.encoder.design import CHANNELS, CORRECTIONS, POOLINGS, READERS, STEPS, Design
 from onestep_jax.encoder.recipe import SHARE, Recipe
 from onestep_jax.errors import UserError
 from onestep_jax.store.records import json_text
@@ -41,6 +41,14 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
     add_number(how, "--updates", errors.STEPS, metavar="U", help=f"of the weights (default: {recipe.updates})")
     add_number(how, "--hours", errors.DURATION, metavar="H", help="instead: as many as take so long")
     add_number(how, "--save-every", errors.PAUSE, default=300, metavar="SECONDS", help="default: 300")
+    add_number(
+        how,
+        "--validate-every",
+        errors.STEPS,
+        default=200,
+        metavar="U",
+        help="updates between figures on held-out windows (default: 200)",
+    )
     parts = sub.add_argument_group("the encoder")
     add_number(
         parts,
@@ -53,6 +61,13 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
     parts.add_argument("--reader", metavar="WHAT", help=f"{', '.join(READERS)} (default: {design.reader})")
     add_number(parts, "--rank", errors.SIZE, metavar="R", help=f"of the adapters of lora (default: {design.rank})")
     parts.add_argument("--pooling", metavar="WHAT", help=f"{' or '.join(POOLINGS)} (default: {design.pooling})")
+    add_number(
+        parts,
+        "--channels",
+        CHANNELS,
+        metavar="C",
+        help=f"numbers taken from each state, 0 for the whole state (default: {design.channels})",
+    )
     add_number(parts, "--corrections", CORRECTIONS, metavar="K", help=f"learned steps (default: {design.corrections})")
     parts.add_argument("--step", metavar="WHAT", help=f"{' or '.join(STEPS)} (default: {design.step})")
     parts.add_argument("--arrangement", metavar="NAME", help=f"of Table 1 (default: {design.arrangement})")
@@ -133,6 +148,7 @@ def _train(args: argparse.Namespace) -> int:
             prefix=prefix,
             data=Path(args.texts).name,
             save_every=args.save_every,
+            validate_every=args.validate_every,
             progress=progress,
         )
     figures = encoder.trained["figures"]

@@ -1,11 +1,19 @@
 """z → z: learned gradient steps through the frozen decoder, as a model that is trained (GradMem, arXiv:2603.13875).
 
-Step k takes the gradient g of the loss (Eq. 1) with respect to z, brings each vector's to root mean square 1, and
-subtracts it times learned weights: z ← z − P_k ĝ. A step costs one gradient evaluation, as a step of `fit` does.
+Step k takes the gradient g of the loss (Eq. 1) with respect to z and brings each vector's to root mean square 1: ĝ_k.
+Then z ← z − change, where the change is, by the design:
+
+  "diagonal"   d_k ⊙ ĝ_k
+  "matrix"     P_k ĝ_k
+  "network"    s_k P ĝ_k + d_k ⊙ ĝ_k + gelu(a_k ⊙ (x_k A) + b_k) B, where x_k is ĝ_k, ĝ_(k-1) and z − z₀ in a row
+
+The network is one for all steps, but for the vectors with an index k. The gradient before lets it see curvature, as
+momentum does. A step costs one gradient evaluation, as a step of `fit` does.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +23,7 @@ from onestep_jax.encoder.design import Design, Weights
 from onestep_jax.model.decoder import Array, Network, Params, Past
 from onestep_jax.model.token_losses import argmax
 
+_HIDDEN = 1.5  # width of the network of a correction, in components of z
 _LEAST = 1e-24  # mean square of a gradient; of less, the derivative of 1 / sqrt is beyond float32
 
 
@@ -30,11 +39,52 @@ class Scored(NamedTuple):
     predicted_T: Array
 
 
-def init_corrections(network: Network, design: Design) -> Weights:
-    """ "steps": (K, L·D, L·D), or (K, L·D) where a step is diagonal; all zero, so that they change nothing."""
-    size = len(design.leaf_names) * network.embed_width
-    shape = (design.corrections, size, size) if design.step == "matrix" else (design.corrections, size)
-    return {"steps": jnp.zeros(shape, jnp.float32)} if design.corrections else {}
+def init_corrections(network: Network, design: Design, key: Array) -> Weights:
+    """Weights of K corrections, which change nothing before they are trained.
+
+    Returns:
+      "steps": arrays with a leading axis K, S = L·D: "diagonal" (K, S), or "matrix" (K, S, S), or for a network
+      "diagonal", "scale" (K, 1), "gain" and "bias" (K, H); and then "network": "matrix" (S, S), "in" (3 S, H) and
+      "out" (H, S).
+    """
+    steps, size = design.corrections, len(design.leaf_names) * network.embed_width
+    if not steps:
+        return {}
+    if design.step == "matrix":
+        return {"steps": {"matrix": jnp.zeros((steps, size, size))}}
+    each = {"diagonal": jnp.zeros((steps, size))}
+    if design.step == "diagonal":
+        return {"steps": each}
+    hidden = int(_HIDDEN * size)
+    each |= {"scale": jnp.ones((steps, 1)), "gain": jnp.ones((steps, hidden)), "bias": jnp.zeros((steps, hidden))}
+    spread = 1 / math.sqrt(3 * size)
+    shared = {
+        "matrix": jnp.zeros((size, size)),
+        "in": spread * jax.random.normal(key, (3 * size, hidden), jnp.float32),
+        "out": jnp.zeros((hidden, size)),
+    }
+    return {"steps": each, "network": shared}
+
+
+def _change(design: Design, weights: Weights, step: Weights, unit_S: Array, before_S: Array, moved_S: Array) -> Array:
+    """What a correction subtracts from z.
+
+    Args:
+      design, weights: of the encoder.
+      step: the weights of this correction.
+      unit_S: the gradient, its rows of root mean square 1.
+      before_S: that of the correction before, zero at the first one.
+      moved_S: z less the constant, its rows of root mean square 1.
+    """
+    if design.step == "matrix":
+        return step["matrix"] @ unit_S
+    diagonal_S = step["diagonal"] * unit_S
+    if design.step == "diagonal":
+        return diagonal_S
+    shared = weights["network"]
+    x = jnp.concatenate([unit_S, before_S, moved_S]) @ shared["in"]
+    hidden_H = jax.nn.gelu(step["gain"] * x + step["bias"])
+    return step["scale"] * (shared["matrix"] @ unit_S) + diagonal_S + hidden_H @ shared["out"]
 
 
 def score(
@@ -93,20 +143,24 @@ def correct(
         scored = score(network, design, frozen, past, z_LD, tokens_T, temperature)
         return scored.nats, scored
 
-    def step(z_LD: Array, weight: Array) -> tuple[Array, tuple[Array, Scored]]:
+    def step(carry: tuple[Array, Array], weight: Weights) -> tuple[tuple[Array, Array], tuple[Array, Scored]]:
+        z_LD, before_S = carry
         gradient_LD, scored = jax.grad(loss, has_aux=True)(z_LD)
         if first_order:
             gradient_LD = jax.lax.stop_gradient(gradient_LD)
             scored = scored._replace(nats=_with_gradient(scored.nats, gradient_LD, z_LD))
-        unit = unit_rows(gradient_LD).reshape(-1)
-        change = weight @ unit if design.step == "matrix" else weight * unit
-        return z_LD - change.reshape(z_LD.shape), (z_LD, scored)
+        unit_S = unit_rows(gradient_LD).reshape(-1)
+        moved_S = unit_rows(z_LD - weights["constant"]).reshape(-1) if design.step == "network" else unit_S
+        change_S = _change(design, weights, weight, unit_S, before_S, moved_S)
+        return (z_LD - change_S.reshape(z_LD.shape), unit_S), (z_LD, scored)
 
     taken = design.corrections if steps is None else steps
     if not taken:
         none = Scored(jnp.zeros(0), jnp.zeros((0, len(tokens_T)), jnp.int32))
         return z_LD, (jnp.zeros((0, *z_LD.shape)), none)
-    return jax.lax.scan(step, z_LD, weights["steps"][:taken])
+    some = jax.tree.map(lambda leaf: leaf[:taken], weights["steps"])
+    (z_LD, _), passed = jax.lax.scan(step, (z_LD, jnp.zeros(z_LD.size, z_LD.dtype)), some)
+    return z_LD, passed
 
 
 def _with_gradient(nats: Array, gradient_LD: Array, z_LD: Array) -> Array:

@@ -17,7 +17,8 @@ Weights: TypeAlias = dict[str, Any]
 
 READERS = ("copy", "lora", "none")
 POOLINGS = ("positions", "queries")
-STEPS = ("matrix", "diagonal")
+STEPS = ("network", "matrix", "diagonal")
+CHANNELS = Whole(0, 2**16)
 CORRECTIONS = Whole(0, 64)
 TOKEN = Whole(0, 2**31 - 1)
 
@@ -33,9 +34,10 @@ class Design:
       rank: of the adapters.
       pooling: what e and m are a linear map of: "queries", the last hidden states of two query vectors behind the text;
         "positions", those of all tokens as well, with weights of their own for each position.
+      channels: numbers that are taken from each of those states before the map; 0 for the whole state.
       corrections: learned gradient steps that follow (K).
-      step: what such a step multiplies the gradient by: "matrix", a learned matrix; "diagonal", a learned number for
-        each component.
+      step: what makes a step of the gradient: "matrix", a learned matrix; "diagonal", a learned number for each
+        component; "network", both and a small network, see `corrections`.
       arrangement: of Table 1.
       prefix: token ids that stand before the vectors, and before the text that is read.
 
@@ -47,14 +49,16 @@ class Design:
     reader: str = "copy"
     rank: int = 16
     pooling: str = "positions"
+    channels: int = 64
     corrections: int = 8
-    step: str = "matrix"
+    step: str = "network"
     arrangement: str = "one-step"
     prefix: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         SIZE.check("length", self.length)
         SIZE.check("rank", self.rank)
+        CHANNELS.check("channels", self.channels)
         CORRECTIONS.check("corrections", self.corrections)
         check_known("reader", [self.reader], READERS)
         check_known("pooling", [self.pooling], POOLINGS)
@@ -108,7 +112,7 @@ class Encoder:
 
     Attributes:
       design: its parts.
-      weights: float32 arrays, see `reading.init_reader` and `corrections.init_corrections`.
+      weights: float32 arrays, see `objective.init_weights`.
       model: fingerprint of the decoder that it was trained through.
       model_source: where that came from, such as "default" or a hub id.
       fingerprint: 16 hexadecimal digits that change with the design or any weight.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -15,9 +16,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onestep_jax.encoder.card import model_card
-from onestep_jax.encoder.corrections import init_corrections
 from onestep_jax.encoder.design import Design, Encoder, Weights
-from onestep_jax.encoder.reading import init_reader
+from onestep_jax.encoder.objective import init_weights
 from onestep_jax.errors import Damaged, UserError, check_kind, check_known, nearest, one_line, shown
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.safetensors_files import stored_tensors
@@ -142,10 +142,7 @@ def _read_config(folder: Path, source: str | Path) -> dict[str, Any]:
 
 def _expected(model: Model, design: Design) -> dict[str, tuple[int, ...]]:
     """Shape of each weight by name."""
-
-    def make(params: Any, key: Any) -> Weights:
-        return init_reader(model.network, design, params, key) | init_corrections(model.network, design)
-
+    make = functools.partial(init_weights, model.network, design)
     leaves: dict[str, Any] = flatten_dict(jax.eval_shape(make, model.params, jax.random.key(0)), sep="/")
     return {name: leaf.shape for name, leaf in leaves.items()}
 

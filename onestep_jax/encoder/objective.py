@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from onestep_jax.encoder.corrections import correct, score
+from onestep_jax.encoder.corrections import correct, init_corrections, score
 from onestep_jax.encoder.design import Design, Weights
-from onestep_jax.encoder.reading import read
+from onestep_jax.encoder.reading import init_reader, read
 from onestep_jax.model.decoder import Array, Network, Params, Past
 
 
@@ -56,6 +56,12 @@ class Way(NamedTuple):
     z_KLD: Any
     nats_K: Any
     predicted_KT: Any
+
+
+def init_weights(network: Network, design: Design, frozen: Params, key: Array) -> Weights:
+    """Weights of an encoder before training, see `reading.init_reader` and `corrections.init_corrections`."""
+    own, shared = jax.random.split(key)
+    return init_reader(network, design, frozen, own) | init_corrections(network, design, shared)
 
 
 def encode_text(

@@ -27,20 +27,23 @@ def init_reader(network: Network, design: Design, frozen: Params, key: Array) ->
 
     Returns:
       "constant": (L, D), where every text begins, N(0, 1) as `fast` draws its start vectors; and but for the reader
-      "none" also "query": (2, D), input vectors behind the text, of the scale of embeddings; "pool": (rows, W, L·D);
-      and "blocks": the copied weights, or the adapters.
+      "none" also "query": (2, D), input vectors behind the text, of the scale of embeddings; "channels": (W, C), unless
+      the map takes whole states, of C = W; "pool": (rows, C, L·D); and "blocks": the copied weights, or the adapters.
     """
     count, width = len(design.leaf_names), network.embed_width
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 5)
     weights: Weights = {"constant": jax.random.normal(keys[0], (count, width), jnp.float32)}
     if design.reader == "none":
         return weights
     rows = QUERIES + (design.length if design.pooling == "positions" else 0)
     scale = jnp.std(frozen["embed"]["embedding"].astype(jnp.float32)) * network.config.embed_scale
     weights["query"] = scale * jax.random.normal(keys[1], (QUERIES, width), jnp.float32)
-    shape = (rows, network.config.width, count * width)
-    spread = _FIRST_SPREAD / math.sqrt(rows * network.config.width)
-    weights["pool"] = spread * jax.random.normal(keys[2], shape, jnp.float32)
+    taken = design.channels or network.config.width
+    if design.channels:
+        spread = 1 / math.sqrt(network.config.width)
+        weights["channels"] = spread * jax.random.normal(keys[4], (network.config.width, taken), jnp.float32)
+    spread = _FIRST_SPREAD / math.sqrt(rows * taken)
+    weights["pool"] = spread * jax.random.normal(keys[2], (rows, taken, count * width), jnp.float32)
     weights["blocks"] = _copied(frozen) if design.reader == "copy" else _adapters(frozen, design.rank, keys[3])
     return weights
 
@@ -92,6 +95,8 @@ def read(network: Network, design: Design, frozen: Params, weights: Weights, tok
     else:
         h_TD = network.hidden(frozen, x_TD, adapters=weights["blocks"])
     h_TD = h_TD[len(design.prefix) :].astype(jnp.float32)
+    if design.channels:
+        h_TD = h_TD @ weights["channels"]
     pool = weights["pool"]
     z = jnp.einsum("rd,rdz->z", h_TD[-QUERIES:], pool[:QUERIES])
     if design.pooling == "positions":

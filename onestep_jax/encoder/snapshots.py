@@ -6,6 +6,7 @@ training/tokens-*.npz  token ids of the texts
 training/NNNNNNN/      Orbax, the arrays of the state before update N; renamed into place when it is whole
 training/NNNNNNN.json  its commit record, with a checksum
 training/log.jsonl     figures of the updates
+training/.lock         held by the process that trains
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import json
 import math
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
@@ -29,7 +31,7 @@ from onestep_jax.errors import UserError
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.storage import make_folder, remove, replace, writing
 
-_FOLDER, _RECIPE, _UPDATES, _LOG = "training", "recipe.json", "updates.json", "log.jsonl"
+_FOLDER, _RECIPE, _UPDATES, _LOG, _LOCK = "training", "recipe.json", "updates.json", "log.jsonl", ".lock"
 
 
 class Snapshots:
@@ -60,6 +62,25 @@ class Snapshots:
         if not path.exists():
             with writing(self.folder):
                 replace(path, (json.dumps(self._identity, indent=2) + "\n").encode())
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other trainings out of the folder; the lock of a process that was killed is free.
+
+        Raises:
+          UserError: if another one is at work there.
+        """
+        lock = filelock.FileLock(self._folder / _LOCK, timeout=0)
+        with writing(self._folder):
+            try:
+                lock.acquire()
+            except filelock.Timeout as error:
+                cure = "wait until it ends, or give --out another folder"
+                raise UserError(f"{self.folder}: another process is training in it; {cure}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def pool(self, digest: str, make: Callable[[], Pool]) -> Pool:
         """The token ids of texts of a digest, made once."""

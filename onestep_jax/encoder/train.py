@@ -47,6 +47,7 @@ def train_encoder(
     optimizer_name: str | None = None,
     data: str = "texts",
     save_every: float = 300.0,
+    validate_every: int = 200,
     dtype: str = "float32",
     progress: Callable[[Report], None] | None = None,
 ) -> Encoder:
@@ -66,6 +67,7 @@ def train_encoder(
       optimizer: instead of the recipe's AdamW; then `optimizer_name` is what a resume knows it by.
       data: what the texts are, for the model card.
       save_every: seconds between saves.
+      validate_every: updates between figures on held-out windows.
       dtype: of the weights in the folder, see `save_encoder`.
       progress: called every ten updates.
 
@@ -73,7 +75,7 @@ def train_encoder(
       The encoder, as it is in the folder.
 
     Raises:
-      UserError: for input that cannot be trained on, or a folder that holds another training.
+      UserError: for input that cannot be trained on, or a folder that holds another training or where one is going on.
       Interrupted: on SIGTERM or SIGINT, after saving.
     """
     use_cache()
@@ -85,6 +87,7 @@ def train_encoder(
     check_kind("a Design", (Design, type(None)), design=design)
     check_kind("a Recipe", (Recipe, type(None)), recipe=recipe)
     PAUSE.check("save_every", save_every)
+    STEPS.check("validate_every", validate_every)
     check_known("dtype of an encoder", [dtype], DTYPES)
     if hours is not None:
         DURATION.check("hours", hours)
@@ -105,20 +108,21 @@ def train_encoder(
         "validation": _digest(held),
     }
     snapshots = Snapshots(folder, identity)
-    pools = [
-        snapshots.pool(identity[name], lambda some=some: make_pool(model, some))
-        for name, some in (("texts", train), ("validation", held))
-    ]
-    trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
-    snapshots.claim()  # only now, as the settings of a training that cannot begin shall not bind the next one
-    if hours is not None:
-        updates = snapshots.settled_updates(lambda: _updates_for(hours, trainer))
-        settled = dataclasses.replace(settled, updates=updates)
+    with snapshots.alone():
+        pools = [
+            snapshots.pool(identity[name], lambda some=some: make_pool(model, some))
+            for name, some in (("texts", train), ("validation", held))
+        ]
         trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
-    state = _run(trainer, snapshots, save_every, progress)
-    trained = _trained(trainer, state, data, (len(train), len(held)), pools[0])
-    encoder = make_encoder(model, design, state.weights, trained)
-    save_encoder(encoder, folder, dtype)
+        snapshots.claim()  # only now, as the settings of a training that cannot begin shall not bind the next one
+        if hours is not None:
+            updates = snapshots.settled_updates(lambda: _updates_for(hours, trainer))
+            settled = dataclasses.replace(settled, updates=updates)
+            trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
+        state = _run(trainer, snapshots, save_every, validate_every, progress)
+        trained = _trained(trainer, state, data, (len(train), len(held)), pools[0])
+        encoder = make_encoder(model, design, state.weights, trained)
+        save_encoder(encoder, folder, dtype)
     return encoder
 
 
@@ -146,7 +150,13 @@ def _digest(texts: Sequence[str]) -> str:
 
 
 @pinned
-def _run(trainer: Trainer, snapshots: Snapshots, save_every: float, progress: Callable[[Report], None] | None) -> State:
+def _run(
+    trainer: Trainer,
+    snapshots: Snapshots,
+    save_every: float,
+    validate_every: int,
+    progress: Callable[[Report], None] | None,
+) -> State:
     """Make the updates that are left."""
     begun = trainer.begin()
     found = snapshots.newest(begun)
@@ -168,7 +178,7 @@ def _run(trainer: Trainer, snapshots: Snapshots, save_every: float, progress: Ca
                 last_save = time.monotonic()
             return not stop.is_set()
 
-        state = trainer.run(state, each=each)
+        state = trainer.run(state, each=each, validate_every=validate_every)
         snapshots.save(state)
         if stop.is_set() and state.update < trainer.recipe.updates:
             told = f"stopped after {state.update} of {trainer.recipe.updates} updates"

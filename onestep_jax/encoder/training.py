@@ -15,11 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.devices.placement import local_devices
-from onestep_jax.encoder.corrections import init_corrections
 from onestep_jax.encoder.design import Design, Weights
 from onestep_jax.encoder.encoding import figures_of
-from onestep_jax.encoder.objective import Figures, Program, mean_loss
-from onestep_jax.encoder.reading import init_reader
+from onestep_jax.encoder.objective import Figures, Program, init_weights, mean_loss
 from onestep_jax.encoder.recipe import Recipe, Update
 from onestep_jax.encoder.windows import Pool
 from onestep_jax.errors import UserError
@@ -111,8 +109,7 @@ class Trainer:
     def begin(self) -> State:
         """The state before the first update."""
         key = jax.random.key(self.recipe.seed)
-        network, design = self.model.network, self.design
-        weights = init_reader(network, design, self.model.params, key) | init_corrections(network, design)
+        weights = init_weights(self.model.network, self.design, self.model.params, key)
         return self.place(State(weights, self._optimizer.init(weights), 0, 0.0))
 
     def place(self, state: State) -> State:

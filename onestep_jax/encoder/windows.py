@@ -12,7 +12,8 @@ from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
 
 HELD_OUT = 20  # one text of so many is left out for validation
-_PIECE = 200_000  # characters tokenised at a time
+_PIECE = 200_000  # characters of a piece, which is tokenised by itself
+_TOGETHER = 64  # pieces tokenised at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Pool:
 
 
 def make_pool(model: Model, texts: Sequence[str]) -> Pool:
-    """Tokenise whole texts, without special tokens, a piece of a long one at a time.
+    """Tokenise whole texts, without special tokens, in pieces.
 
     Raises:
       UserError: for a model without a tokenizer.
@@ -53,19 +54,19 @@ def make_pool(model: Model, texts: Sequence[str]) -> Pool:
     if model.tokenizer is None:
         raise UserError(f"model {model.source!r} has no tokenizer, which training on texts needs")
     kept: Any = np.uint16 if model.config.vocab_size <= 2**16 else np.int32
+    pieces = [(i, first) for i, text in enumerate(texts) for first in range(0, len(text), _PIECE)]
     ids: list[np.ndarray] = []
-    ends, total = [], 0
-    for text in texts:
-        for first in range(0, len(text), _PIECE):
-            piece = text[first : first + _PIECE]
-            made = model.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
-            ids.append(np.asarray(made, np.int64))
-            total += len(made)
-        ends.append(total)
+    sizes = np.zeros(len(texts), np.int64)
+    for begin in range(0, len(pieces), _TOGETHER):  # a list of texts is tokenised on all cores
+        some = pieces[begin : begin + _TOGETHER]
+        given = [texts[i][first : first + _PIECE] for i, first in some]
+        made = model.tokenizer(given, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        ids += [np.asarray(row, np.int64) for row in made]
+        np.add.at(sizes, [i for i, _ in some], [len(row) for row in made])
     tokens = np.concatenate([np.zeros(0, np.int64), *ids])
     if len(tokens) and tokens.max() >= model.config.vocab_size:
         raise UserError(f"token id {tokens.max()} has no row in the model's table of {model.config.vocab_size}")
-    return Pool(tokens.astype(kept), np.asarray(ends, np.int64))
+    return Pool(tokens.astype(kept), np.cumsum(sizes))
 
 
 def divide(texts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -57,7 +57,8 @@ def growing(model: Model, ids: list[int], steps: int, restart: bool, first: int 
     return prices
 
 
-@pytest.mark.parametrize("restart", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("restart", [False, True])
 def test_prices_of_a_plain_loop(tiny: Model, texts, restart: bool):
     found = absorb(tiny, texts, steps=100, restart=restart, chunk=7)
     np.testing.assert_array_equal(found.lengths, LENGTHS)

@@ -288,6 +288,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_a_step_is_measured_where_nothing_reads_texts(tiny_folder: Path, tmp_path: Path):
     """Machines with accelerators often bring their own Python and cannot install what is missing."""
     words = ["step", "--model", str(tiny_folder), "--length", "8", "--slots", "2", "--chunk", "1", "--repeats", "1"]

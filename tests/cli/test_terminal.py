@@ -98,6 +98,7 @@ main(["status", "🙂"])
     assert b"error: " + shown + b": no run directory" in done.stderr
 
 
+@pytest.mark.long
 def test_a_fit_under_a_locale_that_lacks_the_letters_of_its_paths(run, tiny_folder, tmp_path):
     environment = {**os.environ, "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     texts = run.parent / "lines.txt"

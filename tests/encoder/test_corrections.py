@@ -13,8 +13,9 @@ from onestep_jax.encoder.corrections import correct, init_corrections, score, un
 from onestep_jax.prototokens.objective import score_text
 
 T, D = 5, 32
-MATRIX = Design(length=T, corrections=3)
+MATRIX = Design(length=T, corrections=3, step="matrix")
 DIAGONAL = dataclasses.replace(MATRIX, step="diagonal")
+NETWORK = dataclasses.replace(MATRIX, step="network")
 TEMPERATURE = 0.7
 
 
@@ -34,10 +35,15 @@ def steps_KS():
     return 0.2 + 0.1 * jax.random.normal(jax.random.key(3), (3, 2 * D))
 
 
+def given_weights(design, steps):
+    """Weights of an encoder whose steps are of one kind."""
+    return {"steps": {design.step: steps}}
+
+
 def total(little, design, steps, z_LD, tokens_T, **how):
     """Sum of the losses before the first correction and after each."""
     z_LD, (_, scored) = correct(
-        little.network, design, little.params, {"steps": steps}, None, z_LD, tokens_T, TEMPERATURE, **how
+        little.network, design, little.params, given_weights(design, steps), None, z_LD, tokens_T, TEMPERATURE, **how
     )
     last = score(little.network, design, little.params, None, z_LD, tokens_T, TEMPERATURE)
     return scored.nats.sum() + last.nats
@@ -73,38 +79,47 @@ def test_the_loss_is_that_of_a_fit(little, tokens_T, z_LD, prefix, arrangement):
 
 
 def test_zero_weights_change_nothing(little, tokens_T, z_LD):
-    for design in (MATRIX, DIAGONAL):
-        weights = init_corrections(little.network, design)
+    for design in (MATRIX, DIAGONAL, NETWORK):
+        weights = init_corrections(little.network, design, jax.random.key(0)) | {"constant": jnp.zeros((2, D))}
         found, (before_KLD, scored) = correct(little.network, design, little.params, weights, None, z_LD, tokens_T)
         np.testing.assert_array_equal(found, z_LD)
         np.testing.assert_array_equal(before_KLD, np.stack([z_LD] * 3))
         assert len(set(np.asarray(scored.nats).tolist())) == 1
-    assert init_corrections(little.network, dataclasses.replace(MATRIX, corrections=0)) == {}
+    assert init_corrections(little.network, dataclasses.replace(MATRIX, corrections=0), jax.random.key(0)) == {}
 
 
-def test_steps_are_those_that_are_written_down(little, tokens_T, z_LD, steps_KS):
+@pytest.fixture(scope="module")
+def unit_gradient(little, tokens_T):
+    """z (2, D) → the gradient of the loss of `fit`, e's and m's of root mean square 1."""
+
+    def loss(z_LD):
+        leaves = {"e": z_LD[0], "m": z_LD[1]}
+        length = jnp.int32(T)
+        return score_text(little.network, MATRIX.scheme, little.params, leaves, tokens_T, length, TEMPERATURE).nats
+
+    gradient = jax.jit(jax.grad(loss))
+    return lambda z_LD: rows_of_rms_1(np.asarray(gradient(z_LD)))
+
+
+def rows_of_rms_1(z_LD):
+    return z_LD / np.sqrt((z_LD**2).mean(axis=1, keepdims=True))
+
+
+def test_steps_are_those_that_are_written_down(little, tokens_T, z_LD, steps_KS, unit_gradient):
     """z ← z − w ∘ ĝ, with ĝ of root mean square 1 in e and in m; fewer steps are the first ones."""
-    gradient = jax.jit(
-        jax.grad(
-            lambda z_LD: (
-                score_text(
-                    little.network,
-                    MATRIX.scheme,
-                    little.params,
-                    {"e": z_LD[0], "m": z_LD[1]},
-                    tokens_T,
-                    jnp.int32(T),
-                    TEMPERATURE,
-                ).nats
-            )
-        )
-    )
     way = [np.asarray(z_LD)]
     for weight in np.asarray(steps_KS):
-        g_LD = np.asarray(gradient(way[-1]))
-        unit_LD = g_LD / np.sqrt((g_LD**2).mean(axis=1, keepdims=True))
-        way.append(way[-1] - weight.reshape(2, D) * unit_LD)
-    given = (little.network, DIAGONAL, little.params, {"steps": steps_KS}, None, z_LD, tokens_T, TEMPERATURE)
+        way.append(way[-1] - weight.reshape(2, D) * unit_gradient(way[-1]))
+    given = (
+        little.network,
+        DIAGONAL,
+        little.params,
+        given_weights(DIAGONAL, steps_KS),
+        None,
+        z_LD,
+        tokens_T,
+        TEMPERATURE,
+    )
     found, (before_KLD, scored) = correct(*given)
     assert relative(found, way[3]) < 1e-4
     assert relative(before_KLD, np.stack(way[:3])) < 1e-4
@@ -120,18 +135,36 @@ def test_steps_are_those_that_are_written_down(little, tokens_T, z_LD, steps_KS)
 def test_a_diagonal_step_is_that_of_a_diagonal_matrix(little, tokens_T, z_LD, steps_KS):
     matrices = jax.vmap(jnp.diag)(steps_KS)
     ways = [
-        correct(little.network, design, little.params, {"steps": steps}, None, z_LD, tokens_T)[0]
+        correct(little.network, design, little.params, given_weights(design, steps), None, z_LD, tokens_T)[0]
         for design, steps in ((DIAGONAL, steps_KS), (MATRIX, matrices))
     ]
     assert relative(ways[0], z_LD) > 0.1
     assert relative(ways[0], ways[1]) < 1e-4
-    once = correct(
-        little.network, DIAGONAL, little.params, {"steps": jnp.ones((3, 2 * D))}, None, z_LD, tokens_T, steps=1
-    )[0]
     matrix = jax.random.normal(jax.random.key(5), (3, 2 * D, 2 * D))
-    turned = correct(little.network, MATRIX, little.params, {"steps": matrix}, None, z_LD, tokens_T, steps=1)[0]
+    once, turned = (
+        correct(little.network, design, little.params, given_weights(design, steps), None, z_LD, tokens_T, steps=1)[0]
+        for design, steps in ((DIAGONAL, jnp.ones((3, 2 * D))), (MATRIX, matrix))
+    )
     expected = np.asarray(z_LD) - (np.asarray(matrix[0]) @ np.ravel(z_LD - once)).reshape(2, D)
     assert relative(turned, expected) < 1e-4
+
+
+def test_a_network_has_the_terms_that_are_written_down(little, tokens_T, z_LD, unit_gradient):
+    """z ← z − (s P ĝ + d ∘ ĝ + gelu(a ∘ (x A) + b) B), with x of this gradient, of the one before and of z − z₀."""
+    rng = np.random.default_rng(0)
+    weights = init_corrections(little.network, NETWORK, jax.random.key(0)) | {"constant": np.zeros((2, D))}
+    weights = jax.tree.map(lambda leaf: (leaf + 0.1 * rng.normal(size=leaf.shape)).astype(np.float32), weights)
+    each, shared = weights["steps"], weights["network"]
+    z, before = np.asarray(z_LD), np.zeros(2 * D, np.float32)
+    for k in range(3):
+        unit = unit_gradient(z).ravel()
+        x = np.concatenate([unit, before, rows_of_rms_1(z - weights["constant"]).ravel()]) @ shared["in"]
+        hidden = np.asarray(jax.nn.gelu(each["gain"][k] * x + each["bias"][k]))
+        change = each["scale"][k] * (shared["matrix"] @ unit) + each["diagonal"][k] * unit + hidden @ shared["out"]
+        z, before = z - change.reshape(2, D), unit
+    found, _ = correct(little.network, NETWORK, little.params, weights, None, z_LD, tokens_T, TEMPERATURE)
+    assert relative(found, z_LD) > 0.1
+    assert relative(found, z) < 1e-4
 
 
 # --- derivatives ---

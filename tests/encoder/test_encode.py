@@ -104,14 +104,14 @@ def test_the_best_on_the_way_are_kept(little, tokens):
     made = random_encoder(little, reader="none", prefix=PREFIX)
     (before,) = encode(little, made, tokens[:1], refine=0, batch=1)
     for size, best in ((50.0, 0), (0.0, 0)):
-        weights = made.weights | {"steps": np.full((2, 64), -size, np.float32)}
+        weights = made.weights | {"steps": {"diagonal": np.full((2, 64), -size, np.float32)}}
         away = make_encoder(little, made.design, weights, {})
         (text,) = encode(little, away, [before.predicted], batch=1)
         assert text.best_step == best
         assert text.accuracy == 1
         np.testing.assert_array_equal(text.trials[0].first_hit, np.zeros(4))
         assert (text.trials[0].trace[-1, 1] > text.loss) == (size > 0)
-    weights = made.weights | {"steps": np.full((2, 64), 0.1, np.float32)}
+    weights = made.weights | {"steps": {"diagonal": np.full((2, 64), 0.1, np.float32)}}
     (text,) = encode(little, make_encoder(little, made.design, weights, {}), [before.predicted], batch=1)
     assert text.best_step == 2  # equally exact, of a lower loss
 

@@ -74,7 +74,7 @@ def test_the_last_number_of_corrections_counts_twice(little, encoder, program, t
 def test_figures_of_texts(little, encoder, ways):
     """Targets are what vectors emit, which no text and no correction changes, but for two tokens."""
     design = dataclasses.replace(DESIGN, reader="none", prefix=PREFIX)
-    steps = jnp.zeros((2, 64))
+    steps = {"diagonal": jnp.zeros((2, 64))}
     still = dataclasses.replace(encoder, design=design, weights={"constant": ways[0].z_KLD[0], "steps": steps})
     targets_BT = np.stack([ways[0].predicted_KT[0]] * 4)
     targets_BT[0, 2] = (targets_BT[0, 2] + 1) % 61

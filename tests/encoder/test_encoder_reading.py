@@ -33,13 +33,15 @@ def z_of(model, design, weights, tokens_T):
 
 
 def by_hand(model, design, weights, tokens_T):
-    """constant + Σ_r h_r · pool_r over the queries and then the first tokens."""
+    """constant + Σ_r (h_r C) · pool_r over the queries and then the first tokens; C of the channels, if there are."""
     before = np.concatenate([design.prefix, tokens_T]).astype(np.int32)
     x_TD = np.concatenate([model.embed(model.params, before), weights["query"]])
     h_TD = np.asarray(jax.jit(model.network.hidden)(model.params, x_TD))
     rows = [h_TD[-2], h_TD[-1]]
     if design.pooling == "positions":
         rows += list(h_TD[len(design.prefix) : -2][: design.length])
+    if "channels" in weights:
+        rows = [row @ np.asarray(weights["channels"]) for row in rows]
     z = np.asarray(weights["constant"]).copy()
     for row, pool in zip(rows, np.asarray(weights["pool"]), strict=False):
         z += (row @ pool).reshape(z.shape)
@@ -49,10 +51,10 @@ def by_hand(model, design, weights, tokens_T):
 @pytest.mark.parametrize("pooling", ["positions", "queries"])
 @pytest.mark.parametrize("reader", ["copy", "lora"])
 def test_before_training_it_reads_as_the_frozen_model_does(little, tokens_T, reader, pooling):
-    for prefix in ((), (7, 3)):
-        design = Design(length=T, reader=reader, pooling=pooling, rank=2, prefix=prefix)
+    for prefix, channels in (((), 0), ((7, 3), 6)):
+        design = Design(length=T, reader=reader, pooling=pooling, rank=2, prefix=prefix, channels=channels)
         weights = first(little, design)
-        assert weights["pool"].shape == (2 + T if pooling == "positions" else 2, D, 2 * D)
+        assert weights["pool"].shape == (2 + T if pooling == "positions" else 2, channels or D, 2 * D)
         z_LD = z_of(little, design, weights, tokens_T)
         assert_close(z_LD, by_hand(little, design, weights, tokens_T))
         assert relative(z_LD, weights["constant"]) > 0.05

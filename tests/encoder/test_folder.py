@@ -164,8 +164,12 @@ def test_a_huge_config(little, copied, monkeypatch):
         ({"design": {"prefix": 5}}, "prefix = 5"),
         ({"design": {"prefix": [[5]]}}, "prefix = [[5]]"),
         ({"design": {"prefix": [99]}}, "token id 99 is not in the model's vocabulary of 61"),
-        ({"design": {"length": 1_000_000}}, "pool has shape (6, 32, 64), expected (1000002, 32, 64)"),
-        ({"design": {"step": "matrix", "length": 4}}, "steps has shape (2, 64), expected (8, 64, 64)"),
+        (
+            {"design": {"length": 1_000_000, "step": "diagonal", "corrections": 2}},
+            "pool has shape (6, 64, 64), expected (1000002, 64, 64)",
+        ),
+        ({"design": {"step": "diagonal", "length": 4}}, "steps/diagonal has shape (2, 64), expected (8, 64)"),
+        ({"design": {"step": "matrix", "length": 4}}, "missing weight 'steps/matrix'"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )

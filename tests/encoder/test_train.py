@@ -9,6 +9,7 @@ import shutil
 import signal
 import warnings
 
+import filelock
 import jax
 import numpy as np
 import optax
@@ -259,6 +260,21 @@ def test_other_settings_are_refused(worded, half, how, said):
     assert states(half) == ["0000019"]
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_one_process_at_a_time_trains_in_a_folder(worded, copied):
+    """Nothing is changed by the one that is refused; a lock that nobody holds is no hindrance."""
+    before = contents(copied)
+    lock = filelock.FileLock(copied / "training" / ".lock")
+    with lock, pytest.raises(UserError, match="another process is training in it; wait until it ends, or give --out"):
+        trained(worded, copied)
+    assert contents(copied) == before
+    (copied / "training" / ".lock").touch()
+    trained(worded, copied)
+
+
 def test_another_model_is_refused(worded, half):
     other = dataclasses.replace(worded, fingerprint="0" * 16)
     with pytest.raises(UserError, match="model: 'fedcba9876543210' there, '0000000000000000' here"):
@@ -278,6 +294,7 @@ def test_another_model_is_refused(worded, half):
         ({"design": dataclasses.replace(DESIGN, prefix=(61,)), "prefix": None}, "token id 61 is not in the model's"),
         ({"optimizer": optax.sgd(0.1)}, "an optimizer given as an object needs optimizer_name"),
         ({"save_every": -1}, "save_every = -1"),
+        ({"validate_every": 0}, "validate_every = 0"),
         ({"hours": float("nan")}, "hours = nan: expected a finite number, above 0"),
         ({"dtype": "float16"}, "unknown dtype of an encoder 'float16'"),
         ({"validation": ["w1"]}, "no text has 4 tokens"),

@@ -45,7 +45,8 @@ def test_texts_that_are_too_short(pool):
 
 
 def test_texts_become_a_pool(tiny_folder, tiny, monkeypatch):
-    """Without special tokens; a long text is tokenised a piece at a time."""
+    """Without special tokens; a long text is tokenised in pieces, some of them at a time."""
+    monkeypatch.setattr(windows, "_TOGETHER", 2)
     model = load_model(tiny_folder)
     texts = ["w0 w1 w2 w3", "", "w5"]
     for piece in (windows._PIECE, 6):  # "w0 w1 " is one
@@ -62,8 +63,8 @@ def test_texts_become_a_pool(tiny_folder, tiny, monkeypatch):
 
 
 def test_special_tokens_are_left_out(little):
-    def tokenizer(text, add_special_tokens=True, verbose=True):
-        return {"input_ids": [60] * add_special_tokens + [int(word) for word in text.split()]}
+    def tokenizer(texts, add_special_tokens=True, **others):
+        return {"input_ids": [[60] * add_special_tokens + [int(word) for word in text.split()] for text in texts]}
 
     assert make_pool(dataclasses.replace(little, tokenizer=tokenizer), ["3 4", "5"]).tokens_M.tolist() == [3, 4, 5]
 

@@ -86,7 +86,10 @@ def test_a_port_that_is_taken():
     assert not any("Traceback" in line for line in lines)
 
 
-@pytest.mark.parametrize(("process", "said"), [(0, "not all of 2 processes came within 4 s"), (1, "no answer from")])
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [(0, "not all of 2 processes came within 4 s"), pytest.param(1, "no answer from", marks=pytest.mark.long)],
+)
 def test_a_peer_that_never_comes(process, said):
     with socket.socket() as free:
         free.bind(("", 0))

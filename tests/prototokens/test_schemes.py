@@ -136,6 +136,7 @@ def test_an_extra_input_takes_room(tiny):
     assert len(fit(tiny, [[1] * 61], scheme=Cramming(4), steps=1)) == 1
 
 
+@pytest.mark.long
 def test_cramming_is_teacher_forced_and_generated(tiny, token_lists, tmp_path):
     texts = [token_lists[0], token_lists[1][:5], token_lists[2]]
     run = fit(tiny, texts, scheme=Cramming(2), preset="cramming", steps=2000, run=tmp_path / "run")

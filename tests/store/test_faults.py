@@ -98,7 +98,7 @@ def test_a_truncated_or_missing_file_is_named_with_its_texts(tmp_path, damage):
     same(read_results(folder), texts)
 
 
-@pytest.mark.parametrize("width", [4, 256])
+@pytest.mark.parametrize("width", [4, pytest.param(256, marks=pytest.mark.long)])
 def test_a_flipped_bit_never_passes_for_a_result(tmp_path, width):
     texts = results(3, width=width)
     folder = recorded_run(tmp_path / "run", texts)
