@@ -122,6 +122,7 @@ def correct(
     temperature: float = 1.0,
     steps: int | None = None,
     first_order: bool = False,
+    remat: bool = False,
 ) -> tuple[Array, tuple[Array, Scored]]:
     """z after so many corrections, by default all of them.
 
@@ -134,6 +135,7 @@ def correct(
       temperature: of the loss.
       steps: at most those that were trained.
       first_order: take the gradients as constants when the encoder is differentiated.
+      remat: keep z between corrections alone, and compute the rest again when the encoder is differentiated.
 
     Returns:
       (L, D), and z before each step with what the decoder made of it, their leaves (steps, …).
@@ -159,7 +161,8 @@ def correct(
         none = Scored(jnp.zeros(0), jnp.zeros((0, len(tokens_T)), jnp.int32))
         return z_LD, (jnp.zeros((0, *z_LD.shape)), none)
     some = jax.tree.map(lambda leaf: leaf[:taken], weights["steps"])
-    (z_LD, _), passed = jax.lax.scan(step, (z_LD, jnp.zeros(z_LD.size, z_LD.dtype)), some)
+    taking = jax.checkpoint(step) if remat else step
+    (z_LD, _), passed = jax.lax.scan(taking, (z_LD, jnp.zeros(z_LD.size, z_LD.dtype)), some)
     return z_LD, passed
 
 

@@ -35,13 +35,14 @@ class Program(NamedTuple):
       network: the decoder.
       design: of the encoder.
       temperature: of the loss.
-      first_order: see `corrections.correct`.
+      first_order, remat: see `corrections.correct`.
     """
 
     network: Network
     design: Design
     temperature: float = 1.0
     first_order: bool = False
+    remat: bool = False
 
 
 class Way(NamedTuple):
@@ -68,10 +69,10 @@ def encode_text(
     program: Program, frozen: Params, weights: Weights, past: Past | None, tokens_T: Array, steps: int
 ) -> Way:
     """Read one text, without padding, and correct its vectors so many times."""
-    network, design, temperature, first_order = program
+    network, design, temperature, first_order, remat = program
     z_LD = read(network, design, frozen, weights, tokens_T)
     z_LD, (before_KLD, scored) = correct(
-        network, design, frozen, weights, past, z_LD, tokens_T, temperature, steps, first_order
+        network, design, frozen, weights, past, z_LD, tokens_T, temperature, steps, first_order, remat
     )
     last = score(network, design, frozen, past, z_LD, tokens_T, temperature)
     return Way(

@@ -42,6 +42,8 @@ class Recipe:
       reading: share of the updates, the first ones, that train the reader alone; without a reader there are none.
       temperature: of the loss.
       first_order: take the gradients inside corrections as constants: no second derivatives, less memory and time.
+      remat: keep nothing inside a correction for the derivative, and compute it again: memory of one correction instead
+        of K, for about a third more time.
       seed: of first weights and windows.
 
     Raises:
@@ -57,6 +59,7 @@ class Recipe:
     reading: float = 0.3
     temperature: float = 1.0
     first_order: bool = False
+    remat: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class Recipe:
         SHARE.check("growth", self.growth)
         SHARE.check("reading", self.reading)
         RATE.check("temperature", self.temperature)
-        check_kind("True or False", bool, first_order=self.first_order)
+        check_kind("True or False", bool, first_order=self.first_order, remat=self.remat)
         SEED.check("seed", self.seed)
 
     def describe(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Trainer:
     ):
         self.model, self.design, self.recipe, self._train = model, design, recipe, train
         self._optimizer = optimizer or recipe.optimizer()
-        self._program = Program(model.network, design, recipe.temperature, recipe.first_order)
+        self._program = Program(model.network, design, recipe.temperature, recipe.first_order, recipe.remat)
         devices = local_devices()
         each = len(devices) * recipe.accumulate
         if recipe.batch % each:

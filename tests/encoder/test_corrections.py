@@ -227,6 +227,27 @@ def test_the_whole_gradient_is_that_of_finite_differences(trained, z_LD, steps_K
         assert abs(truncated - slope) > 0.005 * abs(slope)
 
 
+@pytest.mark.long
+def test_rematerialised_corrections_have_the_same_gradient_in_less_memory(little, tokens_T, z_LD):
+    design = dataclasses.replace(NETWORK, corrections=12)
+    weights = init_corrections(little.network, design, jax.random.key(0)) | {"constant": jnp.zeros((2, D))}
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.05 * rng.normal(size=leaf.shape), jnp.float32), weights)
+
+    def loss(weights, z_LD, remat):
+        found = correct(little.network, design, little.params, weights, None, z_LD, tokens_T, TEMPERATURE, remat=remat)
+        return found[1][1].nats.sum()
+
+    made = [jax.jit(jax.value_and_grad(loss), static_argnums=2).lower(weights, z_LD, remat) for remat in (False, True)]
+    kept, again = (lowered.compile() for lowered in made)
+    (value, gradient), (expected, expected_gradient) = again(weights, z_LD), kept(weights, z_LD)
+    assert value == pytest.approx(float(expected), rel=1e-6)
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        assert_close(one, other)
+    memory = [program.memory_analysis().temp_size_in_bytes for program in (again, kept)]
+    assert memory[0] < 0.5 * memory[1], memory
+
+
 def test_rows_of_one_size_have_finite_derivatives():
     rows = jnp.array([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0], [1e-9, 0.0, 0.0]])
     unit = unit_rows(rows)

@@ -86,6 +86,7 @@ def test_a_warmup_of_more_updates_than_there_are():
         (Recipe, {"temperature": 0}, "temperature = 0"),
         (Recipe, {"seed": 2**32}, "seed = 4294967296"),
         (Recipe, {"first_order": "no"}, "first_order = 'no'"),
+        (Recipe, {"remat": 1}, "remat = 1"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
