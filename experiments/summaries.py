@@ -210,11 +210,8 @@ def encoder(tables: Tables) -> str:
         cells = (
             f"{float(row['accuracy']):.2f} at N = {row['length']}" for row in own if int(row["corrections"]) == last
         )
-        said.append(f"{source.split(':')[0]}: {', '.join(cells)} of the tokens after {last} corrections")
-    cells = (
-        f"{float(row['ratio']):.2f} ({row['texts'].split(':')[0]}, N = {row['length']})"
-        for row in tables["encoder_start"]
-    )
+        said.append(f"{source}: {', '.join(cells)} of the tokens after {last} corrections")
+    cells = (f"{float(row['ratio']):.2f} ({row['texts']}, N = {row['length']})" for row in tables["encoder_start"])
     return f"{'; '.join(said)}; evaluations of a fit from its start over those from random: {', '.join(cells)}"
 
 

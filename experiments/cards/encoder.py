@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -74,13 +75,20 @@ def run(config: Config, study: Study) -> None:
         tokens = study.texts(source, config.count, longest, config.seed)
         for length in config.lengths:
             texts = [ids[:length] for ids in tokens]
-            rows += [{"texts": source, **row} for row in evaluate(model, encoder, texts)]
-            floors += [{"texts": source, "length": length, **row} for row in _floors(model, encoder, texts)]
-            starts += [{"texts": source, **_started(study, config, encoder, source, texts[: config.fitted])}]
+            name = short(source)
+            rows += [{"texts": name, **row} for row in evaluate(model, encoder, texts)]
+            floors += [{"texts": name, "length": length, **row} for row in _floors(model, encoder, texts)]
+            starts += [{"texts": name, **_started(study, config, encoder, name, texts[: config.fitted])}]
     study.table("encoder", rows)
     study.table("encoder_floors", floors)
     study.table("encoder_start", starts)
     _draw(study, config, rows)
+
+
+def short(source: str) -> str:
+    """The name of a source: its kind, and of a file what comes before the first dot."""
+    kind, _, path = source.partition(":")
+    return f"{kind} {PurePath(path).name.partition('.')[0]}".strip()
 
 
 def untrained(model: Model, design: Design, seed: int = 0) -> Encoder:
@@ -112,13 +120,11 @@ def with_vectors(results: Results, vectors: Sequence[Any]) -> Results:
     return dataclasses.replace(results, texts=tuple(texts))
 
 
-def _started(
-    study: Study, config: Config, encoder: Encoder, source: str, texts: Sequence[np.ndarray]
-) -> dict[str, Any]:
+def _started(study: Study, config: Config, encoder: Encoder, name: str, texts: Sequence[np.ndarray]) -> dict[str, Any]:
     """Evaluations of a fit to the end, from the encoder's vectors and from random ones."""
     design, length = encoder.design, len(texts[0])
     encoded = encode(study.model, encoder, [ids.tolist() for ids in texts])
-    name = f"{source.partition(':')[0]}-{length}"
+    name = f"{name.replace(' ', '-')}-{length}"
     how = {"preset": config.preset, "steps": config.steps, "seed": config.seed}
     scheme = OneStep(design.arrangement, prefix=design.prefix)
     start = study.fit(f"{name}-encoder", texts, scheme=scheme, start=encoded, **how)
@@ -150,12 +156,11 @@ def _draw(study: Study, config: Config, rows: Sequence[dict[str, Any]]) -> None:
     """Tokens and texts exact against the number of corrections, a line a length; a pair of panels a source."""
     with study.figure("encoder", columns=2, rows=len(config.texts)) as axes:
         for axis, (source, name) in zip(
-            axes, ((source, name) for source in config.texts for name in ("accuracy", "exact")), strict=True
+            axes, ((short(source), name) for source in config.texts for name in ("accuracy", "exact")), strict=True
         ):
             for length in config.lengths:
                 own = [row for row in rows if (row["texts"], row["length"]) == (source, length)]
                 axis.plot([row["corrections"] for row in own], [row[name] for row in own], "o-", label=f"N = {length}")
-            title = source.partition(":")[0]
             what = "tokens exact" if name == "accuracy" else "texts exact"
-            axis.set(title=title, xlabel="corrections K", ylabel=what, ylim=(-0.02, 1.02))
+            axis.set(title=source, xlabel="corrections K", ylabel=what, ylim=(-0.02, 1.02))
             axis.legend(frameon=False, fontsize="small")

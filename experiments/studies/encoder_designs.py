@@ -14,6 +14,9 @@ without a first stage. It is measured every 100 updates on the same 128 held-out
     no reader        every text begins at the same vectors
     first order      no second derivatives, the same number of updates
     no corrections   the reader alone
+    seed 1, seed 2   the default with other first weights and windows
+
+With `--model untrained:permuted:0:default` the decoder is the packaged model with its weights shuffled.
 
 A way that was stopped or killed goes on from its last saved state. Writes curves.csv (a row a way and a measurement:
 tokens exact before the first correction and after the last, texts exact, nats a token, seconds of training) and a plot.
@@ -44,6 +47,8 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no reader": ({"reader": "none"}, {}),
     "first order": ({}, {"first_order": True}),
     "no corrections": ({"corrections": 0}, {}),
+    "seed 1": ({}, {"seed": 1}),
+    "seed 2": ({}, {"seed": 2}),
 }
 
 
