@@ -17,7 +17,7 @@ Writes encoder.csv (a row a source, length and K), encoder_floors.csv, encoder_s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -145,11 +145,17 @@ def _started(study: Study, config: Config, encoder: Encoder, name: str, texts: S
 
 def training_cost(encoder: Encoder) -> int:
     """Gradient evaluations of texts that a training took: 1 + K for each window; 0 for an untrained encoder."""
-    trained = encoder.trained
+    return _cost(encoder.trained, encoder.design)
+
+
+def _cost(trained: Mapping[str, Any], design: Design) -> int:
+    """That of a training, and of the one before if it went on from an encoder."""
     recipe: dict[str, Any] = dict(trained.get("recipe", {}))
-    reading = 0.0 if encoder.design.reader == "none" else recipe.get("reading", 0.0)
-    mean = 1 + (1 - reading) * encoder.design.corrections
-    return round(trained.get("updates", 0) * recipe.get("batch", 0) * mean)
+    reading = 0.0 if design.reader == "none" else recipe.get("reading", 0.0)
+    mean = 1 + (1 - reading) * design.corrections
+    before: dict[str, Any] = dict(trained.get("start", {}))
+    earlier = _cost(before.get("trained", {}), design) if before else 0
+    return round(trained.get("updates", 0) * recipe.get("batch", 0) * mean) + earlier
 
 
 def _draw(study: Study, config: Config, rows: Sequence[dict[str, Any]]) -> None:

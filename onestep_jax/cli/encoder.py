@@ -50,13 +50,17 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
         help="updates between figures on held-out windows (default: 200)",
     )
     parts = sub.add_argument_group("the encoder")
+    parts.add_argument(
+        "--start",
+        metavar="ENCODER",
+        help="a folder, or default: begin with its weights; its parts are the defaults here",
+    )
     add_number(
         parts,
         "--length",
         errors.SIZE,
-        default=design.length,
         metavar="N",
-        help=f"tokens of the longest texts (default: {design.length})",
+        help=f"tokens of the longest texts (default: {design.length}, or as in --start)",
     )
     parts.add_argument("--reader", metavar="WHAT", help=f"{', '.join(READERS)} (default: {design.reader})")
     add_number(parts, "--rank", errors.SIZE, metavar="R", help=f"of the adapters of lora (default: {design.rank})")
@@ -124,19 +128,24 @@ def _given(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from onestep_jax.encoder.folder import load_encoder
     from onestep_jax.encoder.train import train_encoder
     from onestep_jax.texts.files import read_source
 
     if args.hours is not None and args.updates is not None:
         raise UserError("--hours and --updates: give one of them")
     prefix, args.prefix = args.prefix, None
-    design, recipe = Design(**_given(args, Design)), Recipe(**_given(args, Recipe))
+    recipe, parts = Recipe(**_given(args, Recipe)), _given(args, Design)
+    design = Design(**parts)
 
     def read(source: str) -> list[str]:
         return read_source(source, split=args.split, column=args.column, limit=args.limit)
 
     texts, held = read(args.texts), read(args.validation) if args.validation else None
     model = load(args.model, args.dtype, args.revision)
+    start = load_encoder(args.start, model) if args.start else None
+    if start is not None:
+        design = dataclasses.replace(start.design, **parts)
     with training_bar() as progress:
         encoder = train_encoder(
             model,
@@ -144,6 +153,7 @@ def _train(args: argparse.Namespace) -> int:
             Path(args.out),
             design=design,
             recipe=recipe,
+            start=start,
             hours=args.hours,
             validation=held,
             prefix=prefix,
@@ -157,12 +167,12 @@ def _train(args: argparse.Namespace) -> int:
         print(json_text({"encoder": str(args.out), **encoder.trained}))
         return 0
     rows = [
-        {"length": design.length, "corrections": k, "nats": nats, "accuracy": hits, "exact": exact}
+        {"length": encoder.design.length, "corrections": k, "nats": nats, "accuracy": hits, "exact": exact}
         for k, (nats, hits, exact) in enumerate(
             zip(*(figures[name] for name in ("nats", "accuracy", "exact")), strict=True)
         )
     ]
-    _print(rows, f"Held-out windows of {design.length} tokens")
+    _print(rows, f"Held-out windows of {encoder.design.length} tokens")
     say(f"Encoder {args.out}: {encoder.parameters:,} weights, {encoder.trained['updates']:,} updates")
     return 0
 

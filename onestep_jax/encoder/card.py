@@ -54,6 +54,10 @@ def _training(trained: Mapping[str, Any]) -> str:
         f"{trained.get('data', '?')!r} ({trained.get('tokens', 0):,} tokens), {trained.get('hours', 0.0):.2f} hours on "
         f"{trained.get('device', '?')}; {trained.get('held out', '?')} texts were held out whole."
     )
+    if "start" in trained:
+        start = trained["start"]
+        before = start.get("trained", {}).get("updates", 0)
+        told = f"{told} It began with the weights of the encoder {start.get('fingerprint')}, after {before:,} updates."
     return f"{told}\n\n```json\n{recipe}\n```"
 
 

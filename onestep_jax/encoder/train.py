@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onestep_jax.devices.placement import local_devices
 from onestep_jax.devices.stop_signals import signals_caught
 from onestep_jax.encoder.design import Design, Encoder
 from onestep_jax.encoder.folder import DTYPES, make_encoder, save_encoder
+from onestep_jax.encoder.growing import grown_design
 from onestep_jax.encoder.objective import Figures
 from onestep_jax.encoder.reading import check_room
 from onestep_jax.encoder.recipe import Recipe
@@ -40,6 +41,7 @@ def train_encoder(
     *,
     design: Design | None = None,
     recipe: Recipe | None = None,
+    start: Encoder | None = None,
     hours: float | None = None,
     validation: Sequence[str] | None = None,
     prefix: str | Sequence[int] | None = None,
@@ -59,6 +61,8 @@ def train_encoder(
       folder: of the encoder, created; saved states lie in it until the training is done and after.
       design: parts of the encoder.
       recipe: of the training.
+      start: an encoder of the same model whose weights the training begins with; the design may be longer than its own,
+        or have another number of corrections.
       hours: how long it may take, instead of the recipe's number of updates. Some updates are timed before the first
         one, and the number is settled then.
       validation: whole texts to measure on; by default one of twenty is left out.
@@ -94,6 +98,11 @@ def train_encoder(
     if optimizer is not None and not optimizer_name:
         raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed training knows it")
     folder, settled = Path(folder), recipe or Recipe()
+    check_kind("what load_encoder returns", (Encoder, type(None)), start=start)
+    if start is not None:
+        if start.model != model.fingerprint:
+            raise UserError(f"start: belongs to model {start.model_source!r} ({start.model}), not to {model.source!r}")
+        design = grown_design(start, design)
     design = _with_prefix(model, design or Design(), prefix)
     check_room(model.config, design, design.length)
     train, held = _texts(texts, validation)
@@ -102,6 +111,7 @@ def train_encoder(
         "dtype": str(model.dtype),
         "design": design.describe(),
         "recipe": settled.describe() | ({"updates": None} if hours is not None else {}),
+        "start": None if start is None else start.fingerprint,
         "hours": hours,
         "optimizer": optimizer_name,
         "texts": _digest(train),
@@ -113,14 +123,16 @@ def train_encoder(
             snapshots.pool(identity[name], lambda some=some: make_pool(model, some))
             for name, some in (("texts", train), ("validation", held))
         ]
-        trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
+        trainer = Trainer(model, design, settled, *pools, optimizer=optimizer, start=start)
         snapshots.claim()  # only now, as the settings of a training that cannot begin shall not bind the next one
         if hours is not None:
             updates = snapshots.settled_updates(lambda: _updates_for(hours, trainer))
             settled = dataclasses.replace(settled, updates=updates)
-            trainer = Trainer(model, design, settled, *pools, optimizer=optimizer)
+            trainer = Trainer(model, design, settled, *pools, optimizer=optimizer, start=start)
         state = _run(trainer, snapshots, save_every, validate_every, progress)
         trained = _trained(trainer, state, data, (len(train), len(held)), pools[0])
+        if start is not None:
+            trained |= {"start": {"fingerprint": start.fingerprint, "trained": dict(start.trained)}}
         encoder = make_encoder(model, design, state.weights, trained)
         save_encoder(encoder, folder, dtype)
     return encoder
@@ -219,7 +231,7 @@ def _updates_for(hours: float, trainer: Trainer) -> int:
     return min(max(1, int(3600 * hours / mean)), STEPS.most)
 
 
-def _trained(trainer: Trainer, state: State, data: str, texts: tuple[int, int], pool: Pool) -> Mapping[str, Any]:
+def _trained(trainer: Trainer, state: State, data: str, texts: tuple[int, int], pool: Pool) -> dict[str, Any]:
     """What the model card says of a training."""
     device = local_devices()[0].device_kind
     return {

@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.devices.placement import local_devices
-from onestep_jax.encoder.design import Design, Weights
+from onestep_jax.encoder.design import Design, Encoder, Weights
 from onestep_jax.encoder.encoding import figures_of
+from onestep_jax.encoder.growing import grown_weights
 from onestep_jax.encoder.objective import Figures, Program, init_weights, mean_loss
 from onestep_jax.encoder.recipe import Recipe, Update
 from onestep_jax.encoder.windows import Pool
@@ -76,6 +77,7 @@ class Trainer:
       recipe: of the training.
       train, validation: where windows come from.
       optimizer: instead of the recipe's.
+      start: an encoder whose weights the training begins with.
 
     Raises:
       UserError: for a batch that cannot be divided so.
@@ -89,7 +91,9 @@ class Trainer:
         train: Pool,
         validation: Pool,
         optimizer: optax.GradientTransformation | None = None,
+        start: Encoder | None = None,
     ):
+        self._start = start
         self.model, self.design, self.recipe, self._train = model, design, recipe, train
         self._optimizer = optimizer or recipe.optimizer()
         self._program = Program(model.network, design, recipe.temperature, recipe.first_order, recipe.remat)
@@ -110,6 +114,8 @@ class Trainer:
         """The state before the first update."""
         key = jax.random.key(self.recipe.seed)
         weights = init_weights(self.model.network, self.design, self.model.params, key)
+        if self._start is not None:
+            weights = jax.tree.map(jnp.asarray, grown_weights(self._start, weights))
         return self.place(State(weights, self._optimizer.init(weights), 0, 0.0))
 
     def place(self, state: State) -> State:
