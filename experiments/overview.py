@@ -52,8 +52,9 @@ hold on larger ones, and what holds here may not.
 COMMANDS = """## Commands
 
 `books/validation.jsonl.xz` in the commands holds the 15 public-domain books that were held out when the packaged model
-was trained. It is not in the repository. `--texts excerpts:FILE` takes any file of long texts. Without `--texts`,
-`--packaged` uses texts that the package makes, and the numbers differ. Minutes are wall-clock as measured, beside other
+was trained. It is not in the repository. `code.txt` is the top folder of Python 3.11's own library, in one file.
+`--texts excerpts:FILE` takes any file of long texts. Without `--texts`, `--packaged` uses texts that the package makes,
+and the numbers differ. Minutes are wall-clock as measured, beside other
 work on the same machine. *Paper's size* is what the card takes at its full size, computed from the paper's own seconds
 a text on one A100 or H100; it is not measured.
 
