@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from onestep_jax.devices.machine import processor
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
 from onestep_jax.store.records import json_text
@@ -113,17 +114,11 @@ def machine() -> dict[str, Any]:
         "device": device.device_kind,
         "platform": device.platform,
         "devices": jax.local_device_count(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 def record(name: str, settings: Mapping[str, Any], rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:

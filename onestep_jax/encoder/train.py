@@ -15,6 +15,7 @@ import optax
 
 from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.devices.compile_cache import use_cache
+from onestep_jax.devices.machine import device_name
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.devices.stop_signals import signals_caught
 from onestep_jax.encoder.design import Design, Encoder
@@ -233,7 +234,6 @@ def _updates_for(hours: float, trainer: Trainer) -> int:
 
 def _trained(trainer: Trainer, state: State, data: str, texts: tuple[int, int], pool: Pool) -> dict[str, Any]:
     """What the model card says of a training."""
-    device = local_devices()[0].device_kind
     return {
         "recipe": trainer.recipe.describe(),
         "updates": state.update,
@@ -242,6 +242,6 @@ def _trained(trainer: Trainer, state: State, data: str, texts: tuple[int, int], 
         "held out": texts[1],
         "tokens": len(pool.tokens_M),
         "hours": round(state.seconds / 3600, 4),
-        "device": f"{len(local_devices())} × {device}",
+        "device": f"{len(local_devices())} × {device_name()}",
         "figures": _plain(trainer.validate(state.weights)),
     }

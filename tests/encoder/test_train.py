@@ -17,6 +17,7 @@ import pytest
 from encoders import DESIGN, SMALL, word_texts
 
 from onestep_jax import Design, Interrupted, UserError, load_encoder, train_encoder
+from onestep_jax.devices.machine import processor
 from onestep_jax.encoder import train
 from onestep_jax.store import storage
 
@@ -107,6 +108,7 @@ def test_folder_and_card(worded, straight, home):
     told = straight.trained
     assert (told["updates"], told["data"], told["texts"], told["held out"], told["tokens"]) == (24, "words", 5, 1, 200)
     assert told["recipe"] == SMALL.describe()
+    assert told["device"] == f"1 × {processor()}"
     card = (home / "straight" / "README.md").read_text()
     assert "24 updates on windows of 5 texts of 'words' (200 tokens)" in card
     assert "1 texts were held out whole" in card
