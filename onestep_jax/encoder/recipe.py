@@ -43,7 +43,7 @@ class Recipe:
       temperature: of the loss.
       first_order: take the gradients inside corrections as constants: no second derivatives, less memory and time.
       remat: keep nothing inside a correction for the derivative, and compute it again: memory of one correction instead
-        of K, for about a third more time.
+        of K, for more time.
       seed: of first weights and windows.
 
     Raises:

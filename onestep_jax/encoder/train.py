@@ -103,8 +103,11 @@ def train_encoder(
     if start is not None:
         if start.model != model.fingerprint:
             raise UserError(f"start: belongs to model {start.model_source!r} ({start.model}), not to {model.source!r}")
-        design = grown_design(start, design)
-    design = _with_prefix(model, design or Design(), prefix)
+        if prefix is None and (design is None or not design.prefix):
+            prefix = start.design.prefix  # also where it is empty: what the weights were trained behind
+        design = grown_design(start, _with_prefix(model, design or start.design, prefix))
+    else:
+        design = _with_prefix(model, design or Design(), prefix)
     check_room(model.config, design, design.length)
     train, held = _texts(texts, validation)
     identity = {

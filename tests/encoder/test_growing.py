@@ -10,6 +10,7 @@ from encoders import DESIGN, SMALL, random_encoder, word_texts
 
 from onestep_jax import Design, UserError, encode, load_encoder, load_model, train_encoder
 from onestep_jax.cli import main
+from onestep_jax.encoder import train
 from onestep_jax.encoder.folder import make_encoder
 from onestep_jax.encoder.growing import grown_design, grown_weights
 from onestep_jax.encoder.objective import init_weights
@@ -70,6 +71,21 @@ def test_a_training_begins_there_and_says_so(worded, tmp_path):
     for other in (None, random_encoder(worded, seed=1)):
         with pytest.raises(UserError, match="holds another training; start: "):
             train_encoder(worded, TEXTS, tmp_path / "longer", design=start.design, start=other, **how)
+
+
+def test_the_prefix_is_that_of_the_encoder(worded, tmp_path, monkeypatch):
+    """An empty one too, on a model where one would be put in front; another one is refused."""
+    monkeypatch.setattr(train, "resolve_prefix", lambda scheme, *_: given(scheme, [5]))
+    how = {"recipe": BRIEF, "design": dataclasses.replace(DESIGN, length=5)}
+    for name, prefix in (("none", ()), ("some", (7, 3))):
+        start = random_encoder(worded, prefix=prefix)
+        assert train_encoder(worded, TEXTS, tmp_path / name, start=start, **how).design.prefix == prefix
+        with pytest.raises(UserError, match="can grow in length and corrections alone; prefix: "):
+            train_encoder(worded, TEXTS, tmp_path / "other", start=start, prefix=[9], **how)
+
+
+def given(scheme, otherwise):
+    return scheme if scheme.prefix is not None else dataclasses.replace(scheme, prefix=tuple(otherwise))
 
 
 def test_an_encoder_of_another_model_is_refused(worded, tmp_path):
