@@ -98,29 +98,12 @@ def train_encoder(
         DURATION.check("hours", hours)
     if optimizer is not None and not optimizer_name:
         raise UserError("an optimizer given as an object needs optimizer_name=…, by which a resumed training knows it")
-    folder, settled = Path(folder), recipe or Recipe()
     check_kind("what load_encoder returns", (Encoder, type(None)), start=start)
-    if start is not None:
-        if start.model != model.fingerprint:
-            raise UserError(f"start: belongs to model {start.model_source!r} ({start.model}), not to {model.source!r}")
-        if prefix is None and (design is None or not design.prefix):
-            prefix = start.design.prefix  # also where it is empty: what the weights were trained behind
-        design = grown_design(start, _with_prefix(model, design or start.design, prefix))
-    else:
-        design = _with_prefix(model, design or Design(), prefix)
+    folder, settled = Path(folder), recipe or Recipe()
+    design = _design(model, design, start, prefix)
     check_room(model.config, design, design.length)
     train, held = _texts(texts, validation)
-    identity = {
-        "model": model.fingerprint,
-        "dtype": str(model.dtype),
-        "design": design.describe(),
-        "recipe": settled.describe() | ({"updates": None} if hours is not None else {}),
-        "start": None if start is None else start.fingerprint,
-        "hours": hours,
-        "optimizer": optimizer_name,
-        "texts": _digest(train),
-        "validation": _digest(held),
-    }
+    identity = _identity(model, design, settled, start, hours, optimizer_name, train, held)
     snapshots = Snapshots(folder, identity)
     with snapshots.alone():
         pools = [
@@ -140,6 +123,45 @@ def train_encoder(
         encoder = make_encoder(model, design, state.weights, trained)
         save_encoder(encoder, folder, dtype)
     return encoder
+
+
+def _design(model: Model, design: Design | None, start: Encoder | None, prefix: str | Sequence[int] | None) -> Design:
+    """The design that is asked for, with its prefix; that of a start grown to it.
+
+    Raises:
+      UserError: for a start of another model, or one that does not grow so.
+    """
+    if start is None:
+        return _with_prefix(model, design or Design(), prefix)
+    if start.model != model.fingerprint:
+        raise UserError(f"start: belongs to model {start.model_source!r} ({start.model}), not to {model.source!r}")
+    if prefix is None and (design is None or not design.prefix):
+        prefix = start.design.prefix  # also where it is empty: what the weights were trained behind
+    return grown_design(start, _with_prefix(model, design or start.design, prefix))
+
+
+def _identity(
+    model: Model,
+    design: Design,
+    recipe: Recipe,
+    start: Encoder | None,
+    hours: float | None,
+    optimizer_name: str | None,
+    train: Sequence[str],
+    held: Sequence[str],
+) -> dict[str, Any]:
+    """What a training is known by: a folder goes on with one of the same identity alone."""
+    return {
+        "model": model.fingerprint,
+        "dtype": str(model.dtype),
+        "design": design.describe(),
+        "recipe": recipe.describe() | ({"updates": None} if hours is not None else {}),
+        "start": None if start is None else start.fingerprint,
+        "hours": hours,
+        "optimizer": optimizer_name,
+        "texts": _digest(train),
+        "validation": _digest(held),
+    }
 
 
 def _with_prefix(model: Model, design: Design, prefix: str | Sequence[int] | None) -> Design:

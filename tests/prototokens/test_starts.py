@@ -63,7 +63,7 @@ def test_the_first_seed_begins_there_and_later_ones_do_not(tiny, first_step, vec
     drawn = fit(tiny, texts, record=True, seeds=2, **HOW | {"steps": 1, "chunk": 1})
     for text, other in zip(first_step, drawn, strict=True):
         assert text.trials[0].loss != other.trials[0].loss
-        assert text.trials[1].loss == other.trials[1].loss
+        assert text.trials[1].loss == pytest.approx(other.trials[1].loss, rel=1e-6)
         if text.seed == 0:
             for name in "em":
                 np.testing.assert_array_equal(text.vectors[name], vectors[text.text_id][name])
