@@ -20,7 +20,7 @@ from onestep_jax.cli.parser import main
 from onestep_jax.devices.placement import Mesh, Pmap, Together
 from onestep_jax.prototokens.prefixes import check_reach
 from onestep_jax.prototokens.reconstruction import decoding_of
-from onestep_jax.store.export import write_safetensors
+from onestep_jax.store.export import write_vectors
 from onestep_jax.store.reading import read_config
 from onestep_jax.store.verify import verify
 
@@ -110,7 +110,7 @@ def test_a_run_is_stopped_resumed_verified_and_exported(tiny, texts, one_device,
     assert found.decoded == 5
     with pytest.raises(UserError, match="prefix"):
         fit(tiny, texts, **{**how, "scheme": OneStep(prefix=(1,)), "prefixes": None})
-    write_safetensors(again, tmp_path / "vectors.safetensors")
+    write_vectors(again, tmp_path / "vectors.safetensors")
     from safetensors.numpy import load_file
 
     table = load_file(tmp_path / "vectors.safetensors")["prefix"]
@@ -120,7 +120,7 @@ def test_a_run_is_stopped_resumed_verified_and_exported(tiny, texts, one_device,
 def test_a_run_without_a_prefix_names_none(tiny, texts, tmp_path):
     fit(tiny, texts, steps=10, run=tmp_path / "run")
     assert "prefix" not in json.dumps(read_config(tmp_path / "run")["identity"])
-    write_safetensors(read_results(tmp_path / "run"), tmp_path / "vectors.safetensors")
+    write_vectors(read_results(tmp_path / "run"), tmp_path / "vectors.safetensors")
     from safetensors.numpy import load_file
 
     assert "prefix" not in load_file(tmp_path / "vectors.safetensors")

@@ -25,7 +25,7 @@ from onestep_jax.model.decoder import Model
 from onestep_jax.model.layers import MLP, Attention, Block, Norm
 from onestep_jax.model.rotary import rope_frequencies, rotate
 from onestep_jax.prototokens.schemes import from_description
-from onestep_jax.store.export import write_safetensors
+from onestep_jax.store.export import write_vectors
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -152,7 +152,7 @@ def check_in_pytorch(source: str, path: Path, **how: Any) -> None:
     model = load_model(source, dtype="float32")
     words = ["The tide went out at noon and left", "Ein Boot fuhr an das andere Ufer", "x = [1, 2, 3]; y = x[0]"]
     fit(model, words, length=10, steps=150, run=path / "run", **how)
-    write_safetensors(read_results(path / "run"), path / "vectors.safetensors")
+    write_vectors(read_results(path / "run"), path / "vectors.safetensors")
     tensors = load_file(path / "vectors.safetensors")
     theirs = AutoModelForCausalLM.from_pretrained(locate(source), dtype=torch.float32)
     unread = from_description(read_results(path / "run").scheme).extra  # outputs that give no token

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from onestep_jax import Cramming, OneStep, Results, UserError, fit, read_results
 from onestep_jax.fitting.plan import resolve
 from onestep_jax.prototokens.starts import StartVectors, read_vectors, start_vectors, with_starts
-from onestep_jax.store.export import write_safetensors
+from onestep_jax.store.export import write_vectors
 from onestep_jax.tokens import text_ids
 
 D = 32
@@ -71,7 +71,7 @@ def test_the_first_seed_begins_there_and_later_ones_do_not(tiny, first_step, vec
 
 
 def test_vectors_of_results_of_a_run_and_of_a_file_are_one(tiny, texts, ids, random_run, tmp_path):
-    write_safetensors(random_run, tmp_path / "vectors.safetensors")
+    write_vectors(random_run, tmp_path / "vectors.safetensors")
     given = [random_run, start_vectors(random_run, tiny).vectors, read_vectors(tmp_path / "vectors.safetensors")]
     starts = []
     for start in given:
@@ -208,7 +208,7 @@ def test_schemes_take_their_own_leaves(ids):
 
 def test_files_that_are_none(tmp_path, random_run):
     path = tmp_path / "vectors.safetensors"
-    write_safetensors(random_run, path)
+    write_vectors(random_run, path)
     whole = path.read_bytes()
     for content in (b"", whole[:50], whole[:-1], b"x" * 100):
         path.write_bytes(content)
@@ -241,7 +241,7 @@ def test_files_of_something_else(tmp_path, tensors, metadata):
 
 
 def test_a_file_gives_vectors_by_text(tiny, tmp_path, random_run):
-    write_safetensors(random_run, tmp_path / "vectors.safetensors")
+    write_vectors(random_run, tmp_path / "vectors.safetensors")
     found, expected = read_vectors(tmp_path / "vectors.safetensors"), start_vectors(random_run, tiny)
     same(found.vectors, expected.vectors)
     assert found[1:] == expected[1:]

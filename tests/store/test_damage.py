@@ -16,7 +16,7 @@ from store_runs import IDENTITY, SETTINGS, finished, interrupted, opened, result
 from onestep_jax import Results, UserError, fit, read_results
 from onestep_jax.cli.parser import main
 from onestep_jax.store import locks, storage
-from onestep_jax.store.export import write_safetensors
+from onestep_jax.store.export import write_vectors
 from onestep_jax.store.parquet import read_rows, write_rows
 from onestep_jax.store.run import open_run
 from onestep_jax.store.status import read_status
@@ -551,11 +551,11 @@ def test_an_export_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(UserError, match="the disk is full"):
-            write_safetensors(found, tmp_path / "out.safetensors")
+            write_vectors(found, tmp_path / "out.safetensors")
     with pytest.raises(UserError, match="make the folder that is missing"):
-        write_safetensors(found, tmp_path / "missing" / "out.safetensors")
+        write_vectors(found, tmp_path / "missing" / "out.safetensors")
     with pytest.raises(UserError, match="is a folder; give a file in it"):
-        write_safetensors(found, tmp_path)
+        write_vectors(found, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

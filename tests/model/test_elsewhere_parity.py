@@ -1,0 +1,52 @@
+"""The script of docs/elsewhere.md, as it stands there, prints the texts of a run. Needs torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onestep_jax import Cramming, OneStep, encode, fit, load_encoder, load_model
+from onestep_jax.model.checkpoint import locate
+from onestep_jax.prototokens.assembly import input_rows
+from onestep_jax.prototokens.reconstruction import decode
+from onestep_jax.store.export import write_vectors
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
+
+PAGE = Path(__file__).parents[2] / "docs" / "elsewhere.md"
+WORDS = ["The tide went out at noon and left", "Ein Boot fuhr an das andere Ufer", "x = [1, 2]"]
+
+
+def printed(folder: Path) -> str:
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (folder / "script.py").write_text(script, encoding="utf-8")
+    command = [sys.executable, "script.py", str(locate("default")), "inputs.safetensors"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=True).stdout
+
+
+@pytest.mark.parametrize("scheme", [OneStep(prefix="bos"), OneStep("unguided-e")], ids=str)
+def test_the_script_prints_the_texts_of_a_fit(tmp_path, scheme):
+    model = load_model("default", dtype="float32")
+    results = fit(model, WORDS, scheme=scheme, steps=400)
+    assert results.accuracy.min() == 1
+    write_vectors(results, tmp_path / "inputs.safetensors", inputs=input_rows(model, results))
+    assert printed(tmp_path) == "".join(f"{text}\n" for text in WORDS)
+
+
+def test_the_script_prints_what_is_predicted_after_the_text_itself(tmp_path):
+    model = load_model("default", dtype="float32")
+    results = fit(model, WORDS, scheme=Cramming(2), steps=40)
+    write_vectors(results, tmp_path / "inputs.safetensors", inputs=input_rows(model, results))
+    assert printed(tmp_path) == "".join(f"{text.text}\n" for text in decode(model, results))
+
+
+def test_the_script_prints_what_an_encoder_gives(tmp_path):
+    model = load_model("default", dtype="float32")
+    results = encode(model, load_encoder("default", model), WORDS, length=8)
+    write_vectors(results, tmp_path / "inputs.safetensors", inputs=input_rows(model, results))
+    assert printed(tmp_path) == "".join(f"{text.text}\n" for text in decode(model, results))
