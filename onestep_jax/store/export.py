@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import UserError, check_kind, check_known
 from onestep_jax.store.results import Results
 from onestep_jax.store.storage import replace, writing
 
@@ -30,7 +30,7 @@ class InputRows(NamedTuple):
 
 
 def write_vectors(
-    results: Results, path: Path, form: str | None = None, inputs: Sequence[InputRows] | None = None
+    results: Results, path: str | Path, form: str | None = None, inputs: Sequence[InputRows] | None = None
 ) -> None:
     """Write one row a text, in source order.
 
@@ -51,6 +51,9 @@ def write_vectors(
     Raises:
       UserError: for an unknown format, if there is nothing to export, or if the file cannot be written.
     """
+    check_kind("results of fit or of read_results", Results, results=results)
+    check_kind("a path", (str, Path), path=path)
+    path = Path(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; give a file in it, such as {path / 'vectors.safetensors'}")
     if form is None:

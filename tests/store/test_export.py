@@ -97,6 +97,10 @@ def test_formats_are_chosen_by_name_or_option(results, tmp_path):
     assert len(pq.read_table(tmp_path / "a.npz")) == 3
     with pytest.raises(UserError, match=re.escape("unknown format 'csv'")):
         write_vectors(results, tmp_path / "a", "csv")
+    with pytest.raises(UserError, match="results of fit"):
+        write_vectors([1], tmp_path / "a")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="path"):
+        write_vectors(results, 1)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_command(tiny_folder, tmp_path, capsys):
