@@ -258,7 +258,6 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, {tests!r})
 from store_runs import opened, results, task
-from onestep_jax.errors import one_line
 from onestep_jax.store import background_writer as writer
 writer.RETRIES = (0.05, 0.1)
 texts = results(4)
@@ -275,7 +274,7 @@ run.save_state({{name: np.zeros((64, 1024)) for name in "abcdefgh"}}, {{"tasks":
 try:
     run.wait()
 except ValueError as error:
-    print("onestep: error:", one_line(error), file=sys.stderr)
+    print("onestep: error:", error, file=sys.stderr)
 """
 
 
@@ -285,7 +284,6 @@ def test_a_full_disk_prints_its_line_and_nothing_before_it(small_disk):
     code = FULL.format(tests=tests, folder=str(small_disk / "run"), filler=filler)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     (line,) = done.stderr.splitlines()
-    assert "onestep: error:" in line
     assert "the disk is full" in line
 
 
