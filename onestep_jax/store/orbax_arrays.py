@@ -27,6 +27,7 @@ import numpy as np
 from onestep_jax.store.storage import fetch, is_local, remove, send
 
 _ORBAX = threading.Lock()  # of two saves, or of a save and a load, in one process one breaks the other
+_TENSORSTORE = "[tensorstore_spec="  # in every error of tensorstore
 
 
 class Arrays:
@@ -144,7 +145,7 @@ def _by_plain_name(path: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
     """Keep Orbax from logging, traceback and all, what it also raises; what it would have logged."""
-    _hush_closed_loops()
+    _hush_what_comes_later()
     said: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
@@ -162,10 +163,12 @@ def _quiet() -> Iterator[list[str]]:
 
 
 @functools.cache
-def _hush_closed_loops() -> None:
-    """Keep callbacks of tensorstore from printing tracebacks once a failed save has closed the event loop of Orbax.
+def _hush_what_comes_later() -> None:
+    """Keep what a failed save leaves behind from being printed after the save has raised it.
 
-    They come from other threads, some after the save has raised what went wrong. So the hook stays for good.
+    Callbacks of tensorstore come from other threads and may find the event loop of Orbax closed. Futures that Orbax did
+    not wait for are named by asyncio when they are collected, which may be at the end of the process. So hook and
+    filter stay for good.
     """
     usual = sys.unraisablehook
 
@@ -173,4 +176,9 @@ def _hush_closed_loops() -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             usual(unraisable)
 
+    def wanted(record: logging.LogRecord) -> bool:
+        left = "exception was never retrieved" in record.getMessage()
+        return not (left and record.exc_info and _TENSORSTORE in str(record.exc_info[1]))
+
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(wanted)

@@ -1,8 +1,10 @@
 """What can go wrong around a run: each fault ends in one clear line, and what was recorded stays as it was."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import signal
 import subprocess
@@ -285,6 +287,17 @@ def test_a_full_disk_prints_its_line_and_nothing_before_it(small_disk):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     (line,) = done.stderr.splitlines()
     assert "the disk is full" in line
+
+
+def test_a_future_that_a_failed_save_leaves_behind_is_not_logged(tmp_path, caplog):
+    Arrays().save(tmp_path / "arrays", {"a": np.zeros(3)})
+    loop = asyncio.new_event_loop()
+    for said in ("RESOURCE_EXHAUSTED: no space left [tensorstore_spec='{}']", "of somebody else"):
+        loop.create_future().set_exception(ValueError(said))
+        gc.collect()
+    loop.close()
+    (record,) = [record for record in caplog.records if record.name == "asyncio"]
+    assert "of somebody else" in str(record.exc_info[1])
 
 
 def test_a_read_only_directory(small_disk):
