@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
+from onestep_jax.errors import UserError, shown
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.reconstruction import behind_prefix, check_model
 from onestep_jax.prototokens.schemes import Scheme, from_description
@@ -29,7 +30,7 @@ def input_rows(model: Model, results: Results, scheme: Scheme | None = None) -> 
       One for each text, (P + N + extra, D) float32. The outputs from `first` on predict its N tokens.
 
     Raises:
-      UserError: if the vectors belong to another model.
+      UserError: if the vectors belong to another model, or a scheme of yours does not read its tokens in a row.
     """
     check_model(model, results)
     scheme = scheme or from_description(results.scheme)
@@ -44,4 +45,10 @@ def _of_text(model: Model, text: TextResult, scheme: Scheme) -> InputRows:
     else:
         text_TD = jnp.zeros((count, model.embed_width), jnp.float32)
     x_TD = np.asarray(scheme.inputs(leaves, text_TD, jnp.int32(count)))
-    return InputRows(behind_prefix(model, text, x_TD), len(text.prefix) + int(scheme.reads(count)[0]))
+    reads = np.asarray(scheme.reads(count))
+    if not np.array_equal(reads, reads[0] + np.arange(count)):
+        told = f"reads({count}) = {shown(reads.tolist())}"
+        raise UserError(
+            f"{scheme.notation}: {told}; a file names the first row alone, expected the next ones behind it"
+        )
+    return InputRows(behind_prefix(model, text, x_TD), len(text.prefix) + int(reads[0]))

@@ -83,6 +83,15 @@ def test_outputs_from_the_first_on_give_the_tokens(tiny, texts, scheme):
         np.testing.assert_array_equal(logits_PV[one.first :].argmax(-1), decoded.tokens)
 
 
+def test_a_scheme_that_reads_in_another_order_is_refused(results, tiny):
+    class Backwards(OneStep):
+        def reads(self, positions):
+            return super().reads(positions)[::-1]
+
+    with pytest.raises(UserError, match=re.escape("reads(3) = [2, 1, 0]; a file names the first row alone")):
+        input_rows(tiny, results, Backwards())
+
+
 def test_vectors_of_memory_are_lists_of_lists(tiny, texts, tmp_path):
     results = some(tiny, texts, Cramming(2))
     write_vectors(results, tmp_path / "a.parquet")
