@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from onestep_jax.cli.options import add_model_options, add_number, add_run, load_of_run
+from onestep_jax.cli.options import add_model_of_run, add_number, add_run, load_of_run
 from onestep_jax.cli.terminal import say
 from onestep_jax.errors import MOST_TEXTS
 from onestep_jax.model.decoder import Model
@@ -21,7 +21,7 @@ SUMMARY = "Reconstruct the texts of a run in one forward pass a batch."
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    add_model_options(parser, default=None, default_text="the run's")
+    add_model_of_run(parser)
     add_number(parser, "--batch", MOST_TEXTS, default=16, metavar="B", help="texts at a time (default: 16)")
     parser.add_argument(
         "--generate", action="store_true", help="of a cramming run: generate greedily from its vectors alone"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from onestep_jax.cli.options import add_model_options, add_run, file_option, load_of_run
+from onestep_jax.cli.options import add_model_of_run, add_run, file_option, load_of_run
 from onestep_jax.cli.terminal import say
 from onestep_jax.prototokens.assembly import input_rows
 from onestep_jax.store.export import FORMS, write_vectors
@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write what enters the model as well: the rows of prefix, e, m, … of each text",
     )
-    add_model_options(parser, default=None, default_text="the run's; read with --inputs-embeds alone")
+    add_model_of_run(parser, "; read with --inputs-embeds alone")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

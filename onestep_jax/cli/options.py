@@ -73,12 +73,16 @@ def add_model_options(parser: argparse.ArgumentParser, default: str | None, defa
     add_revision_and_dtype(parser)
 
 
-def add_revision_and_dtype(parser: argparse.ArgumentParser) -> None:
+def add_model_of_run(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """--model, --revision and --dtype of a command that reads a run, see `load_of_run`; `when` says when it does."""
+    parser.add_argument("--model", help=f"default, a folder, a GGUF file or a hub id (default: the run's{when})")
+    add_revision_and_dtype(parser, "that of the run")
+
+
+def add_revision_and_dtype(parser: argparse.ArgumentParser, default: str = "float32 on a CPU, else bfloat16") -> None:
     """--revision and --dtype."""
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    parser.add_argument(
-        "--dtype", metavar="DTYPE", help="float32 or bfloat16 (default: float32 on a CPU, else bfloat16)"
-    )
+    parser.add_argument("--dtype", metavar="DTYPE", help=f"float32 or bfloat16 (default: {default})")
 
 
 def load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from onestep_jax.cli.options import add_model_options, add_run, load_of_run
+from onestep_jax.cli.options import add_model_of_run, add_run, load_of_run
 from onestep_jax.cli.terminal import console, counting_bar, say
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store.reading import read_config
@@ -16,7 +16,7 @@ SUMMARY = "Check a run: files, checksums, vectors decoded again; 1 if not clean.
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    add_model_options(parser, default=None, default_text="the run's")
+    add_model_of_run(parser)
     parser.add_argument("--no-decode", action="store_true", help="check files and checksums only; needs no model")
     parser.add_argument(
         "--drop", action="store_true", help="move what is damaged to DIR/damaged, for the same fit to make it again"
