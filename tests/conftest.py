@@ -6,15 +6,29 @@ eight, with which compiling and running take longer.
 
 import gc
 import os
+import subprocess
+import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of the time goes into compiling. LLVM at its lowest level, without emitters of fused loops by way of MLIR, and
-# without threads for each small program, takes a quarter of it; `.ci/run` compiles the tests of parity as users do.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+if "XLA_FLAGS" not in os.environ:  # workers of pytest-xdist inherit the controller's
+    # Most of the time goes into compiling. LLVM at its lowest level, without emitters of fused loops by way of MLIR,
+    # and without threads for each small program, takes a quarter of it; `.ci/run` compiles the tests of parity as
+    # users do. Flags come and go, and at one that it does not know XLA aborts: each is tried in a process of its own.
+    tried = {
+        flag: subprocess.Popen(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env={**os.environ, "XLA_FLAGS": flag},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for flag in (
+            "--xla_backend_optimization_level=0",
+            "--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_parallel_codegen_split_count=1",
+        )
+    }
+    os.environ["XLA_FLAGS"] = " ".join(flag for flag, process in tried.items() if process.wait() == 0)
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit the controller's
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="onestep-xla-")
