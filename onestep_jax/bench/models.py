@@ -10,7 +10,8 @@ from flax.traverse_util import unflatten_dict
 
 from onestep_jax.bench.shapes import PREFIX, SHAPES
 from onestep_jax.errors import UserError, check_known
-from onestep_jax.model.checkpoint import DTYPES, default_dtype, load_model
+from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe, load_model
+from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, parameter_shapes
 from onestep_jax.model.families import read_config
 from onestep_jax.model.gguf import is_gguf
@@ -34,7 +35,7 @@ def subject(source: str, dtype: str | None = None) -> Model:
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
     described = _shape(source)
-    _, config = read_config(described)
+    config = architecture(source)
     weights = {
         path: STD * jax.random.normal(jax.random.fold_in(jax.random.key(0), i), shape, DTYPES[dtype])
         for i, (path, shape) in enumerate(parameter_shapes(config).items())
@@ -47,6 +48,17 @@ def subject(source: str, dtype: str | None = None) -> Model:
         fingerprint=source,
         described=described,
     )
+
+
+def architecture(source: str) -> ModelConfig:
+    """The architecture of `subject(source)`; no weight is read.
+
+    Raises:
+      UserError: for an unknown shape, or a source that cannot be found or read.
+    """
+    if source.startswith(PREFIX):
+        return read_config(_shape(source))[1]
+    return describe(locate(source, weights=False))[2]
 
 
 def torch_subject(source: str, dtype: str, device: str) -> Any:

@@ -21,11 +21,12 @@ from onestep_jax.errors import COUNT, DURATION, SEED, SIZE, SLOTS, STEPS, redact
 from onestep_jax.store.records import json_text
 from onestep_jax.store.storage import check_writable
 
-SUMMARY = "Measure speed side by side: step, scale, sweep, host, decode, load."
+SUMMARY = "Measure speed side by side: step, scale, sweep, compile, host, decode, load, encoder."
 BENCHMARKS = {
     "step": "milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch",
     "scale": "milliseconds a text-step against slots, length and vocabulary; with a plot",
     "sweep": "solved texts per hour of a whole sweep, four ways; start-up included",
+    "compile": "seconds to compile a step against the number of layers, cold and from the disk; with a plot",
     "host": "milliseconds that the host costs a chunk of steps, over 1, 2, 4, … devices; with a plot",
     "decode": "one forward pass against token by token with a KV cache, tokens per second (Figure 4)",
     "load": "reading a checkpoint, beside plain safetensors",
@@ -84,6 +85,13 @@ def _sweep_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--ways", type=lambda text: text.split(","), metavar="WAY,…", help=f"default: {','.join(WAYS)}")
 
 
+def _compile_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--layers", type=numbers(SIZE), metavar="L,…", help="depths (default: 8,16,30,80)")
+    add_number(sub, "--length", SIZE, default=32, metavar="N", help="tokens of a text (default: 32)")
+    add_number(sub, "--slots", SIZE, default=8, metavar="S", help="texts at a time (default: 8)")
+    sub.add_argument("--preset", default="fast", metavar="NAME", help="gives the optimiser (default: fast)")
+
+
 def _host_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--devices", type=numbers(SIZE), metavar="K,…", help="how many of them (default: 1,2,4,8)")
     add_number(sub, "--slots", SLOTS, default="1", metavar="S", help="texts on each (default: 1)")
@@ -107,6 +115,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "step": _step_options,
     "scale": _scale_options,
     "sweep": _sweep_options,
+    "compile": _compile_options,
     "host": _host_options,
     "decode": _decode_options,
     "load": lambda sub: None,

@@ -51,7 +51,7 @@ NO_PAST = PastShape()
 
 
 class StepShape(TypedDict):
-    """The keyword arguments of `compiled_step` besides the number of slots."""
+    """The keyword arguments of `lowered_step` besides the number of slots."""
 
     length: int
     preset: Preset
@@ -60,7 +60,7 @@ class StepShape(TypedDict):
     past: NotRequired[PastShape]
 
 
-def compiled_step(
+def lowered_step(
     network: Network,
     dtype: Any,
     *,
@@ -71,9 +71,7 @@ def compiled_step(
     placement: Placement | None = None,
     past: PastShape = NO_PAST,
 ) -> tuple[Frozen, Slot, Any]:
-    """Compile the step of a fit without running it; no weights are needed.
-
-    Compiling takes seconds, for a large model up to a minute.
+    """Trace and lower the step of a fit without compiling it; no weights are needed.
 
     Args:
       network: the model's functions.
@@ -86,7 +84,7 @@ def compiled_step(
       past: what stands before the texts.
 
     Returns:
-      What is frozen and the slots, as shapes with shardings, and the compiled program over them.
+      What is frozen and the slots, as shapes with shardings, and the lowered program over them.
     """
     placement, params = placement or Pmap(local_devices()[:1]), abstract_params(network.config, dtype)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
@@ -99,7 +97,12 @@ def compiled_step(
 
     own = own_past_shapes(problem, params, past.rows if past.own else 0)
     state = jax.tree.map(stacked, shapes(problem, length, own))
-    lowered = placement.lower(programs.chunk, frozen, state, static=(problem, 1), donate=1)
+    return frozen, state, placement.lower(programs.chunk, frozen, state, static=(problem, 1), donate=1)
+
+
+def compiled_step(network: Network, dtype: Any, *, slots: int, **shape: Unpack[StepShape]) -> tuple[Frozen, Slot, Any]:
+    """Compile the step of a fit without running it, see `lowered_step`; that takes seconds, up to a minute."""
+    frozen, state, lowered = lowered_step(network, dtype, slots=slots, **shape)
     return frozen, state, lowered.compile()
 
 

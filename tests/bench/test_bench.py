@@ -16,11 +16,12 @@ import pytest
 from onestep_jax import OneStep, UserError, fit
 from onestep_jax.bench import sweep
 from onestep_jax.bench import timing as measuring
+from onestep_jax.bench.compile import bench_compile, draw_compile
 from onestep_jax.bench.decode import bench_decode, one_pass
 from onestep_jax.bench.encoder import bench_encoder
 from onestep_jax.bench.host import Watched, bench_host, draw_host
 from onestep_jax.bench.load import bench_load
-from onestep_jax.bench.models import subject
+from onestep_jax.bench.models import architecture, subject
 from onestep_jax.bench.scale import bench_scale, with_vocabulary
 from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.bench.step import Stepper, bench_step
@@ -171,6 +172,27 @@ def test_a_larger_vocabulary_repeats_the_rows(tiny, tied):
 
 
 @pytest.mark.long
+def test_compile(tiny_folder: Path, tmp_path: Path):
+    cache = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")}
+    sizes = {"layers": (1, 3), "length": 8, "slots": 1, "preset": "paper", "repeats": 1}
+    found = bench_compile(str(tiny_folder), **sizes, say=silent)
+    one, three = found["rows"]
+    assert (one["layers"], three["layers"]) == (1, 3)
+    assert all(row["s tracing median"] > 0 and row["s from the disk median"] > 0 for row in found["rows"])
+    whole = [row["s tracing median"] + row["s compiling median"] for row in found["rows"]]
+    assert found["ratios"] == {"3 layers over 1, traced and compiled": whole[1] / whole[0]}
+    assert found["work"]["programs of a fit"] >= 3  # of each length one
+    assert found["work"]["programs of a second fit"] == 0
+    assert {name: getattr(jax.config, name) for name in cache} == cache
+    assert draw_compile(found, tmp_path / "compile.png").stat().st_size > 5000
+
+
+def test_the_architecture_of_a_shape_needs_no_weights():
+    config = architecture("shape:llama-3.2-1b")
+    assert (config.layers, config.width, config.vocab_size) == (16, 2048, 128256)
+
+
+@pytest.mark.long
 def test_host(tiny_folder: Path, tmp_path: Path):
     found = bench_host(str(tiny_folder), devices=(1, 4), slots=2, length=8, steps=20, chunk=5, repeats=2, say=silent)
     assert [(row["devices"], row["slots"]) for row in found["rows"]] == [(1, 2), (4, 8)]
@@ -306,6 +328,8 @@ def test_a_step_is_measured_where_nothing_reads_texts(tiny_folder: Path, tmp_pat
         (["step", "--lenght", "8"], "did you mean '--length'"),
         (["sweep", "--ways", "pytorch"], "did you mean 'PyTorch'"),
         (["sweep", "--preset", "fats"], "did you mean 'fast'"),
+        (["compile", "--preset", "fats"], "did you mean 'fast'"),
+        (["compile", "--layers", "8,0"], "argument --layers: 0: expected at least 1"),
         (["scale", "--slots", "1,two"], "'two': expected a whole number"),
         (["decode", "--lengths", "4096,8192"], "lengths 4096, 8192: all beyond the model's context of 512 positions"),
         (["host", "--devices", "1,16"], "16 devices: there are 8; give fewer with --devices"),
