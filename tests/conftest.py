@@ -13,8 +13,8 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "XLA_FLAGS" not in os.environ:  # workers of pytest-xdist inherit the controller's
     # Most of the time goes into compiling. LLVM at its lowest level, without emitters of fused loops by way of MLIR,
-    # and without threads for each small program, takes a quarter of it; `.ci/run` compiles the tests of parity as
-    # users do. Flags come and go, and at one that it does not know XLA aborts: each is tried in a process of its own.
+    # and without threads for each small program, takes a quarter of it; `.ci/run` compiles some tests as users do.
+    # Flags come and go, and at one that it does not know XLA aborts: each is tried in a process of its own.
     tried = {
         flag: subprocess.Popen(
             [sys.executable, "-c", "import jax; jax.devices()"],
@@ -68,6 +68,11 @@ TINY = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that run whole commands come first: at the end one worker would be at them, with nothing for the others."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 @pytest.fixture(autouse=True, scope="module")
