@@ -12,31 +12,23 @@ also imports this package, which takes a few seconds.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from onestep_jax.bench import WAYS
+from onestep_jax.bench.process import in_a_process, solved_an_hour
 from onestep_jax.bench.pytorch import Fitted, Reference
 from onestep_jax.bench.timing import record
-from onestep_jax.devices.compile_cache import VARIABLE
 from onestep_jax.devices.placement import Pmap
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import check_known
 from onestep_jax.fitting import PRESETS, fit, resolve, run_plan
 from onestep_jax.model.checkpoint import default_dtype, load_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.store.results import TextResult
 from onestep_jax.texts.corpora import load_tokens
-
-_CHILD = "from onestep_jax.bench.sweep import child; child()"
 
 
 def bench_sweep(
@@ -80,7 +72,7 @@ def bench_sweep(
     dtype = dtype or default_dtype()
     model = load_model(source, dtype=dtype)
     sources = [texts] if isinstance(texts, str) else list(texts)
-    tokens = _in_turn(model, sources, count=count, length=length, seed=seed)
+    tokens = texts_in_turn(model, sources, count=count, length=length, seed=seed)
     settings = {
         "model": source,
         "texts": sources,
@@ -96,13 +88,13 @@ def bench_sweep(
     for turn in range(repeats):
         for way in ways:
             given = tokens[:reference_texts] if way == "PyTorch" else tokens
-            found = _in_a_process({**settings, "way": way, "tokens": given})
+            found = in_a_process(solve, {**settings, "way": way, "tokens": given})
             rows.append({"way": way, "turn": turn, **found})
             say(f"{way}: {found['solved']} of {found['texts']} solved in {found['seconds']:.0f} s")
-    return record("sweep", settings, rows, ratios=_ratios(rows))
+    return record("sweep", settings, rows, ratios=solved_an_hour(rows))
 
 
-def _in_turn(model: Model, sources: list[str], *, count: int, length: int, seed: int) -> list[list[int]]:
+def texts_in_turn(model: Model, sources: list[str], *, count: int, length: int, seed: int) -> list[list[int]]:
     """Texts of the sources, one of each in turn, so that every batch is mixed."""
     shares = [len(range(first, count, len(sources))) for first in range(len(sources))]
     drawn = [
@@ -113,51 +105,18 @@ def _in_turn(model: Model, sources: list[str], *, count: int, length: int, seed:
     return [next(drawn[i % len(drawn)]).tolist() for i in range(count)]
 
 
-def _ratios(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Solved texts per hour of the first way over those of each other way; None if that one solved none."""
-    rates = {}
-    for row in rows:
-        solved, seconds = rates.get(row["way"], (0, 0.0))
-        rates[row["way"]] = (solved + row["solved"], seconds + row["seconds"])
-    first, *others = rates
-    own = rates[first][0] / rates[first][1]
-    return {f"{first} over {way}": own / (rates[way][0] / rates[way][1]) if rates[way][0] else None for way in others}
-
-
-def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
-    """Run one way in a fresh process; returns its numbers, with the seconds from its start to its end."""
-    environment = {**os.environ, VARIABLE: "off"}
-    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    with tempfile.TemporaryDirectory() as folder:
-        given, out = Path(folder) / "task.json", Path(folder) / "found.json"
-        given.write_text(json.dumps(task))
-        began = time.perf_counter()
-        command = [sys.executable, "-c", _CHILD, str(given), str(out)]
-        done = subprocess.run(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        seconds = time.perf_counter() - began
-        if done.returncode or not out.exists():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"the way {task['way']!r} failed: {last}")
-        found = json.loads(out.read_text())
-    rate = 3600 * found["solved"] / seconds
-    return {**found, "seconds": seconds, "solved an hour": rate}
-
-
-def child() -> None:
-    """Run the way of the task in the file argv[1], and write its numbers to the file argv[2]."""
-    given, out = map(Path, sys.argv[1:])
-    task = json.loads(given.read_text())
+def solve(task: dict[str, Any]) -> dict[str, Any]:
+    """Fit the texts of a task in its way; returns plain numbers."""
     run = _torch if task["way"] == "PyTorch" else _ours
     fits, seconds = run(task)
+    return {**summary(fits), "seconds of fitting": seconds}
+
+
+def summary(fits: Sequence[Fitted]) -> dict[str, Any]:
+    """What became of texts, in plain numbers."""
     steps = [fitted.steps for fitted in fits]
-    found = {
-        "texts": len(task["tokens"]),
-        "solved": sum(fitted.solved for fitted in fits),
-        "steps mean": sum(steps) / len(steps),
-        "steps": steps,
-        "seconds of fitting": seconds,
-    }
-    out.write_text(json.dumps(found))
+    solved = sum(fitted.solved for fitted in fits)
+    return {"texts": len(fits), "solved": solved, "steps mean": sum(steps) / len(steps), "steps": steps}
 
 
 def _torch(task: dict[str, Any]) -> tuple[list[Fitted], float]:

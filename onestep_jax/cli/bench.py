@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.bench import WAYS
+from onestep_jax.bench import PEERS, WAYS
 from onestep_jax.bench.shapes import PREFIX, SHAPES
 from onestep_jax.cli.options import add_number, file_option, numbers
 from onestep_jax.cli.terminal import console, say
@@ -21,12 +21,13 @@ from onestep_jax.errors import COUNT, DURATION, SEED, SIZE, SLOTS, STEPS, redact
 from onestep_jax.store.records import json_text
 from onestep_jax.store.storage import check_writable
 
-SUMMARY = "Measure speed side by side: step, scale, sweep, compile, host, decode, load, encoder."
+SUMMARY = "Measure speed side by side: step, scale, sweep, compile, peers, host, decode, load, encoder."
 BENCHMARKS = {
     "step": "milliseconds a text-step, share of the matrix-product ceiling, memory; beside PyTorch",
     "scale": "milliseconds a text-step against slots, length and vocabulary; with a plot",
     "sweep": "solved texts per hour of a whole sweep, four ways; start-up included",
     "compile": "seconds to compile a step against the number of layers, cold and from the disk; with a plot",
+    "peers": "solved texts per hour beside the training loops of hidden_capacity and progressive_cramming",
     "host": "milliseconds that the host costs a chunk of steps, over 1, 2, 4, … devices; with a plot",
     "decode": "one forward pass against token by token with a KV cache, tokens per second (Figure 4)",
     "load": "reading a checkpoint, beside plain safetensors",
@@ -42,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--model", default="default", help="default, a folder, a GGUF file or a hub id (default: default)"
         )
-        if name not in ("sweep", "host", "load", "encoder"):
+        if name not in ("sweep", "peers", "host", "load", "encoder"):
             shapes = ", ".join(PREFIX + shape for shape in SHAPES)
             sub.epilog = f"--model also takes random weights of a published shape: {shapes}."
             add_number(sub, "--limit", DURATION, metavar="SECONDS", help="begin nothing new after that")
@@ -92,6 +93,19 @@ def _compile_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--preset", default="fast", metavar="NAME", help="gives the optimiser (default: fast)")
 
 
+def _peers_options(sub: argparse.ArgumentParser) -> None:
+    for name, (address, _) in PEERS.items():
+        option = f"--{name.replace('_', '-')}"
+        sub.add_argument(option, metavar="DIR", help=f"a clone of {address} (without it: left out)")
+    sub.add_argument(
+        "--texts", default=["gen"], nargs="+", metavar="SOURCE", help="as of onestep fit, in turn (default: gen)"
+    )
+    add_number(sub, "--count", SIZE, default=8, metavar="K", help="texts (default: 8)")
+    add_number(sub, "--length", SIZE, default=16, metavar="N", help="tokens of a text (default: 16)")
+    add_number(sub, "--steps", STEPS, default=1000, metavar="K", help="budget of a text (default: 1000)")
+    add_number(sub, "--seed", SEED, default=0, metavar="I", help="of texts and start vectors (default: 0)")
+
+
 def _host_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--devices", type=numbers(SIZE), metavar="K,…", help="how many of them (default: 1,2,4,8)")
     add_number(sub, "--slots", SLOTS, default="1", metavar="S", help="texts on each (default: 1)")
@@ -116,6 +130,7 @@ _OPTIONS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "scale": _scale_options,
     "sweep": _sweep_options,
     "compile": _compile_options,
+    "peers": _peers_options,
     "host": _host_options,
     "decode": _decode_options,
     "load": lambda sub: None,

@@ -22,6 +22,7 @@ from onestep_jax.bench.encoder import bench_encoder
 from onestep_jax.bench.host import Watched, bench_host, draw_host
 from onestep_jax.bench.load import bench_load
 from onestep_jax.bench.models import architecture, subject
+from onestep_jax.bench.process import in_a_process, solved_an_hour
 from onestep_jax.bench.scale import bench_scale, with_vocabulary
 from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.bench.step import Stepper, bench_step
@@ -256,15 +257,22 @@ def header_bytes(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("way", ["onestep_jax", "lockstep", "one at a time"])
-def test_every_way_of_a_sweep(tiny_folder: Path, tmp_path: Path, monkeypatch, token_lists, way):
-    given, out = tmp_path / "task.json", tmp_path / "found.json"
+def test_every_way_of_a_sweep(tiny_folder: Path, token_lists, way):
     task = {"model": str(tiny_folder), "dtype": "float32", "steps": 2000, "slots": 2, "preset": "fast", "way": way}
-    given.write_text(json.dumps(task | {"tokens": token_lists[:5]}))
-    monkeypatch.setattr(sys, "argv", ["", str(given), str(out)])
-    sweep.child()
-    found = json.loads(out.read_text())
+    found = sweep.solve(task | {"tokens": token_lists[:5]})
     assert (found["texts"], found["solved"], len(found["steps"])) == (5, 5, 5)
     assert found["steps mean"] == np.mean(found["steps"])
+
+
+def test_a_process_counts_its_own_start_and_memory(tiny_folder: Path, token_lists):
+    task = {"model": str(tiny_folder), "dtype": "float32", "steps": 1, "slots": 2, "preset": "paper"}
+    found = in_a_process(sweep.solve, task | {"way": "lockstep", "tokens": token_lists[:2]})
+    assert (found["texts"], found["steps"]) == (2, [1, 1])
+    assert found["seconds"] > found["seconds of fitting"] > 0
+    assert 100 < found["peak MB"] < 20_000
+    assert found["solved an hour"] == 3600 * found["solved"] / found["seconds"]
+    with pytest.raises(UserError, match=r"the way 'no model' failed: .*no-such-folder"):
+        in_a_process(sweep.solve, task | {"way": "no model", "tokens": [[1]], "model": "./no-such-folder"})
 
 
 def test_texts_of_several_sources_take_turns(tmp_path: Path):
@@ -274,7 +282,7 @@ def test_texts_of_several_sources_take_turns(tmp_path: Path):
         path.write_text("\n".join(lines))
     model = load_model("default")
     read = [load_tokens(model, str(path), count=3, length=4) for path in sources]
-    found = sweep._in_turn(model, [str(path) for path in sources], count=5, length=4, seed=0)
+    found = sweep.texts_in_turn(model, [str(path) for path in sources], count=5, length=4, seed=0)
     assert found == [read[0][0].tolist(), *(read[k][i].tolist() for i, k in [(0, 1), (1, 0), (1, 1), (2, 0)])]
 
 
@@ -286,7 +294,7 @@ def test_ratios_of_a_sweep_are_of_solved_texts_per_hour():
         {"way": "b", "solved": 0, "seconds": 2.0},
         {"way": "c", "solved": 0, "seconds": 2.0},
     ]
-    assert sweep._ratios(rows) == {"a over b": 8.0, "a over c": None}
+    assert solved_an_hour(rows) == {"a over b": 8.0, "a over c": None}
 
 
 def test_the_command_prints_and_records(tiny_folder: Path, tmp_path: Path, capsys):
@@ -329,6 +337,10 @@ def test_a_step_is_measured_where_nothing_reads_texts(tiny_folder: Path, tmp_pat
         (["sweep", "--ways", "pytorch"], "did you mean 'PyTorch'"),
         (["sweep", "--preset", "fats"], "did you mean 'fast'"),
         (["compile", "--preset", "fats"], "did you mean 'fast'"),
+        (
+            ["peers", "--hidden-capacity", "docs"],
+            "docs: no clone of hidden_capacity (train.py is not in it); git clone",
+        ),
         (["compile", "--layers", "8,0"], "argument --layers: 0: expected at least 1"),
         (["scale", "--slots", "1,two"], "'two': expected a whole number"),
         (["decode", "--lengths", "4096,8192"], "lengths 4096, 8192: all beyond the model's context of 512 positions"),
