@@ -8,12 +8,14 @@ a clock, so that the same run goes the same way every time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 # Floating-point operations that a device does while a program compiles, by its platform: about 10 s of a small CPU at
 # 100 GFLOP/s; 30 s of an accelerator at a few hundred TFLOP/s.
 COMPILING = {"cpu": 1e12}
 COMPILING_ELSEWHERE = 1e16
+STEPS_A_TOKEN = 8  # gradient evaluations that a text is taken to need before any has ended; `fast` takes 4 to 10
 
 
 def rungs(slots: int, devices: int) -> list[int]:
@@ -28,6 +30,33 @@ def rungs(slots: int, devices: int) -> list[int]:
 def starting(ladder: Sequence[int], groups: int) -> int:
     """The widest rung that so many groups fill, or the narrowest."""
     return next((width for width in ladder if width <= groups), ladder[-1])
+
+
+def shared_lengths(
+    padded: Sequence[int], flops: Callable[[int], float], platform: str = "cpu", boundary: int | None = None
+) -> list[int]:
+    """Padded lengths of groups, after lengths of few groups have joined the next longer one.
+
+    A length of its own costs a compiled program. Padding to a longer one costs operations at each step, in proportion
+    to the number of groups. The lower of the two is chosen, from the longest length down, by counts alone.
+
+    Args:
+      padded: padded length of each group, in tokens.
+      flops: operations of a step of a group of so many tokens.
+      platform: of the devices.
+      boundary: tokens that padding never leads a text across; None if there is no such number.
+    """
+    counts, joined = Counter(padded), {}
+    longer: int | None = None
+    for positions in sorted(counts, reverse=True):
+        across = boundary is not None and longer is not None and positions <= boundary < longer
+        if longer is not None and not across:
+            more = counts[positions] * STEPS_A_TOKEN * positions * (flops(longer) - flops(positions))
+            if more < COMPILING.get(platform, COMPILING_ELSEWHERE):
+                joined[positions] = longer
+                continue
+        joined[positions] = longer = positions
+    return [joined[positions] for positions in padded]
 
 
 def narrower(

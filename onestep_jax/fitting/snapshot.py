@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -164,6 +165,26 @@ class SavedWork:
             tasks += some_tasks
             outcomes += some_outcomes
         return tasks, outcomes
+
+
+_Work = TypeVar("_Work", Task, Outcome)
+
+
+def repadded(work: _Work, positions: int) -> _Work:
+    """A task or an outcome with its arrays over tokens padded to `positions`; another session may have padded more."""
+
+    def over(rows_GT: Any, filler: int) -> np.ndarray:
+        made = np.full((*rows_GT.shape[:-1], positions), filler, rows_GT.dtype)
+        kept = min(positions, rows_GT.shape[-1])
+        made[..., :kept] = rows_GT[..., :kept]
+        return made
+
+    if isinstance(work, Outcome):
+        return work._replace(predicted_GT=over(work.predicted_GT, 0), first_hit_GT=over(work.first_hit_GT, -1))
+    if work.saved is None:
+        return work
+    tokens_GT, first_hit_GT = over(work.saved.tokens_GT, 0), over(work.saved.first_hit_GT, -1)
+    return dataclasses.replace(work, saved=work.saved._replace(tokens_GT=tokens_GT, first_hit_GT=first_hit_GT))
 
 
 def _group(about: Any) -> Group:

@@ -14,8 +14,9 @@ from onestep_jax.fitting.group_results import GivenTexts, text_results
 from onestep_jax.fitting.plan import FitPlan
 from onestep_jax.fitting.progress import Meter, Progress
 from onestep_jax.fitting.recorder import Recorder
-from onestep_jax.fitting.slot_ladder import SlotLadder
+from onestep_jax.fitting.slot_ladder import SlotLadder, shared_lengths
 from onestep_jax.fitting.slots import Frozen
+from onestep_jax.fitting.snapshot import repadded
 from onestep_jax.fitting.tasks import Outcome, Task
 from onestep_jax.fitting.trials import Trials
 from onestep_jax.fitting.work_queue import WorkBlock, WorkQueue, claim_order, cut
@@ -55,6 +56,7 @@ class Sweep:
         self.meter = Meter(len(plan.ids), plan.scheme.group, progress, recorder.recorded)
         self.ladder = SlotLadder(plan.ladder, plan.placement.devices[0].platform)
         self.queue = WorkQueue([], self._tasks_of)
+        self.positions = 0
         self._recorded = {group for group in plan.groups if all(plan.ids[i] in recorder.recorded for i in group)}
 
     def optimise(self) -> None:
@@ -66,20 +68,31 @@ class Sweep:
         """
         plan, share = self.plan, self.recorder.share
         frozen = self._frozen()
-        longest = [max(len(plan.tokens[i]) for i in group) for group in plan.groups]
-        before = plan.scheme.extra + prefix_rows([plan.prefix(i) for i in range(len(plan.ids))])
-        padded = padded_lengths(longest, plan.model.config.boundary, before)
+        padded = self._padded()
         for positions, blocks in cut(plan.groups, padded, share.block or len(plan.groups)).items():
             self.queue = WorkQueue(claim_order(blocks, share.process, share.processes), self._tasks_of)
             left = sum(group not in self._recorded for block in blocks for group in block.groups)
-            flops = plan.scheme.group * step_flops(plan.model.config, positions + plan.scheme.extra)
-            self.ladder.begin(-(-left // share.processes), flops)
+            self.ladder.begin(-(-left // share.processes), self._flops(positions))
+            self.positions = positions
             # More than one engine: fewer slots at the end, or for lack of memory. And one ends with tasks waiting if
             # every group in flight came to the end of a seed as the state was saved; their next seeds wait then.
             while self.queue.claim_until_ready():
                 self._run_engine(frozen, positions)
         self._flush()
         self.recorder.finish()
+
+    def _padded(self) -> list[int]:
+        """Padded length of each group of the fit, recorded ones too, so that every session has the same."""
+        plan, boundary = self.plan, self.plan.model.config.boundary
+        before = plan.scheme.extra + prefix_rows([plan.prefix(i) for i in range(len(plan.ids))])
+        longest = [max(len(plan.tokens[i]) for i in group) for group in plan.groups]
+        padded = padded_lengths(longest, boundary, before)
+        platform = plan.placement.devices[0].platform
+        return shared_lengths(padded, self._flops, platform, None if boundary is None else boundary - before)
+
+    def _flops(self, positions: int) -> float:
+        """Operations of a step of a group whose texts are padded to so many tokens."""
+        return self.plan.scheme.group * step_flops(self.plan.model.config, positions + self.plan.scheme.extra)
 
     def _frozen(self) -> Frozen:
         """The weights, and keys and values of the prefix that all texts have, on the devices."""
@@ -126,7 +139,8 @@ class Sweep:
             return []
         tasks, outcomes = self.recorder.in_flight(groups, self.plan.problem, self.trials.task)
         for outcome in outcomes:
-            self.trials.add(outcome)
+            self.trials.add(repadded(outcome, self.positions))
+        tasks = [repadded(task, self.positions) for task in tasks]
         for task in tasks:
             task.budget = self.trials.budget(task.texts)  # what earlier seeds have spent is known only now
         resumed = {task.texts for task in tasks}
