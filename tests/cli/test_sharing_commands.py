@@ -90,10 +90,11 @@ def test_the_report_of_a_pulled_run(run, tiny_folder, said, tmp_path, monkeypatc
     said("push", run, "hf:me/run")
     said("pull", "hf:me/run", tmp_path / "run")
     monkeypatch.chdir(tiny_folder.parent)
-    tables = [
-        said("report", folder, "--out", folder.parent / "report")[0].split()[1] for folder in (run, tmp_path / "run")
-    ]
-    one, other = (Path(table).read_text() for table in tables)
+    tables = []
+    for folder, name in ((run, "one"), (tmp_path / "run", "other")):
+        out, _ = said("report", folder, "--out", tmp_path / name)
+        tables.append(Path(out.split()[1]).read_text())
+    one, other = tables
     assert one == other
     assert "w1 w2 w3 w4" in one
 

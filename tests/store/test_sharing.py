@@ -330,7 +330,6 @@ def test_branches_and_revisions(hub, tmp_path):
     first = hub.data_sets["me/run"].branches["main"]
     with pytest.raises(UserError, match="hf:me/run: holds another run; give another name, or another --branch"):
         pushed(other, tmp_path / "b")
-    hub.data_sets["me/run"].branches["three"] = hub.data_sets["me/run"].commit("three", dict(EMPTY), "begun")
     pushed(other, tmp_path / "c", branch="three")
     assert unpack(download("me/run", "three"), tmp_path / "three") == 3
     assert unpack(download("me/run", first), tmp_path / "first") == 5

@@ -207,7 +207,7 @@ class Handler(BaseHTTPRequestHandler):
         if method == "POST" and rest[0] != "paths-info":
             self.check_token(write=True)
             if rest[0] == "branch":
-                found.branches.setdefault(rest[1], found.branches["main"])
+                found.branches.setdefault(rest[1], json.loads(self.body).get("startingPoint", found.branches["main"]))
                 return self.tell({})
             if rest[0] == "info":
                 return self.large(json.loads(self.body))
@@ -227,6 +227,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.tell(tree(files, "/".join(rest[2:]), whole))
         if rest[0] == "paths-info":
             return self.paths_info(files)
+        if rest[0] == "commits":
+            about = {"authors": [], "date": "2025-01-01T00:00:00.000Z", "title": "", "message": ""}
+            return self.tell([{"id": sha, **about} for sha in reversed(found.commits)])
         if rest[0] == "preupload":
             return self.preupload(files)
         assert rest[0] == "commit", rest

@@ -121,13 +121,14 @@ def _files(api: Any, name: str, commit: str) -> list[tuple[str, int]]:
 
 
 def _head_of(api: Any, name: str, branch: str) -> str:
-    """The last commit of a branch, which is made if there is none."""
+    """The last commit of a branch; one that is not there is made of the first commit, which has no data."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     try:
         return api.repo_info(name, repo_type=_KIND, revision=branch).sha
     except RevisionNotFoundError:
-        api.create_branch(name, repo_type=_KIND, branch=branch, exist_ok=True)
+        first = api.list_repo_commits(name, repo_type=_KIND)[-1].commit_id
+        api.create_branch(name, repo_type=_KIND, branch=branch, revision=first, exist_ok=True)
         return api.repo_info(name, repo_type=_KIND, revision=branch).sha
 
 
