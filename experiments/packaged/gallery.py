@@ -62,6 +62,8 @@ def write_gallery(run: Path, out: Path) -> list[TextResult]:
     write_run(out, identity, public["settings"], order, (), [texts])
     for empty in ("state", "claims"):  # git keeps no empty folder
         (out / empty).rmdir()
+    for note in out.glob("embeddings/*/commit_success.txt"):  # Orbax's, read in a bucket only; it names this folder
+        note.unlink()
     return texts
 
 

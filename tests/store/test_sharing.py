@@ -24,6 +24,7 @@ from onestep_jax.store.sharing import layout, tables
 from onestep_jax.store.sharing.hub import download, repository, upload
 from onestep_jax.store.sharing.packing import check_finished, pack, public_config, unpack
 from onestep_jax.store.status import read_status
+from onestep_jax.store.storage import remove, run_path
 from onestep_jax.store.verify import verify
 from onestep_jax.tokens import texts_digest
 
@@ -128,6 +129,16 @@ def test_a_resume_adds_nothing_and_goes_on_where_texts_are_missing(tiny, token_l
         assert list(run.recorded()) == [text.text_id for text in half[1:3]]
         run.append([half[0], half[3]])
     same(read_results(tmp_path / "half back"), half)
+
+
+def test_a_run_in_a_bucket_is_read_there(tmp_path):
+    pytest.importorskip("upath")
+    run = run_path(f"memory://sharing/{tmp_path.name}")
+    made(run)
+    packed(run, tmp_path / "packed")
+    assert unpack(tmp_path / "packed", tmp_path / "back") == 5
+    same(read_results(tmp_path / "back"), list(read_results(run)))
+    remove(run)
 
 
 def test_datasets_reads_a_row_a_text(tmp_path):
