@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax import errors
-from onestep_jax.cli.optimizer_options import optimizer_of
 from onestep_jax.cli.options import add_model_options, add_number, load, run_option, tell_results
-from onestep_jax.cli.start_options import add_start_options, start_of, started_scheme
+from onestep_jax.cli.options.optimizer import optimizer_of
+from onestep_jax.cli.options.start import add_start_options, start_of, started_scheme
 from onestep_jax.cli.terminal import fitting_bar, say_line
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known, one_line

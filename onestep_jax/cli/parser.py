@@ -25,6 +25,8 @@ COMMANDS = (
     "verify",
     "status",
     "export",
+    "push",
+    "pull",
     "report",
     "experiment",
     "bench",

@@ -76,7 +76,7 @@ def write_part(
     files = part_files(folder, name)
     leaves, rows = _leaf_arrays(texts, shared)
     arrays.save(files["embeddings"], leaves)
-    write_rows(files["traces"], [_trial_row(text, trial) for text in texts for trial in text.trials])
+    write_rows(files["traces"], [trial_row(text, trial) for text in texts for trial in text.trials])
     write_rows(files["results"], rows, about=about, check=check)
 
 
@@ -126,7 +126,7 @@ def scan_part(folder: Path, name: str, tokens: Mapping[str, np.ndarray], shared:
             scan.problems[text_id] = f"its row or curves are damaged: {told}"
             continue
         try:
-            text = _text(row, tokens[text_id], trials_of.get(text_id, []), leaves, shared)
+            text = text_of(row, tokens[text_id], trials_of.get(text_id, []), leaves, shared)
             if checksum(text) != row["checksum"]:
                 raise ValueError(text_id)
             scan.texts.append(text)
@@ -248,7 +248,8 @@ def _leaf_arrays(texts: Sequence[TextResult], shared: str | None) -> tuple[dict[
     return own | ({shared: np.stack(group_vectors)} if shared else {}), rows
 
 
-def _trial_row(text: TextResult, trial: Trial) -> dict[str, Any]:
+def trial_row(text: TextResult, trial: Trial) -> dict[str, Any]:
+    """A trial of a text as a row of the traces table."""
     row = {"text_id": text.text_id, "first_hit": trial.first_hit} | {key: getattr(trial, key) for key in _TRIAL}
     for (column, kind), curve in zip(_CURVES.items(), trial.trace.reshape(-1, 3).T, strict=True):
         row[column] = curve.astype(kind)
@@ -257,13 +258,14 @@ def _trial_row(text: TextResult, trial: Trial) -> dict[str, Any]:
     return row
 
 
-def _text(
+def text_of(
     row: Mapping[str, Any],
     tokens: np.ndarray,
     trials: Sequence[Mapping[str, Any]],
     leaves: Mapping[str, np.ndarray],
     shared: str | None,
 ) -> TextResult:
+    """A text from its row of the results table, its rows of the traces table, and the arrays; see `checksum`."""
     values = {key: row[key] for key in _TEXT}
     values["predicted"] = np.asarray(row["predicted"], np.int32)
     values["nats"] = np.asarray(row["nats"], np.float32)

@@ -229,7 +229,7 @@ def open_run(
     with writing(folder), ExitStack() as lock:
         make_folder(folder)
         number = lock.enter_context(locked(folder))
-        _describe(folder, identity, settings, texts, prefixes)
+        describe(folder, identity, settings, texts, prefixes)
         session = begin_session(folder, number, processes, block)
         sweep_away(folder)
         warn_of_foreign(folder)
@@ -253,7 +253,7 @@ def join_run(folder: Path, identity: Mapping[str, Any], process: int, *, apart: 
     return Run(folder, session, process, apart=apart)
 
 
-def _describe(
+def describe(
     folder: Path,
     identity: Mapping[str, Any],
     settings: Mapping[str, Any],

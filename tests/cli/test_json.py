@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from encoders import random_encoder
+from hub_server import WRITER, serving, turn_to
 
 from onestep_jax import load_model, save_encoder
 from onestep_jax.bench import timing
@@ -61,6 +62,8 @@ CASES = {
     "verify": ("verify {run} --no-decode", "onestep_jax.cli.verify.verification_json", "decoded"),
     "status": ("status {run}", "onestep_jax.cli.status.read_status", "an_hour"),
     "export": ("export {run} --out {new}", None, None),
+    "push": ("push {run} hf:me/run", None, None),
+    "pull": ("pull hf:me/run {new}", None, None),
     "info": ("info {model} --length 4 --weights", "onestep_jax.cli.info.parameter_counts", "touched"),
     "fit": ("fit --model {model} --texts {texts} --length 4 --run {new}", "onestep_jax.cli.fit._fit", 1),
     "encode": (
@@ -112,8 +115,18 @@ def test_every_command_with_json_is_tried():
     assert {name for name in COMMANDS if with_json(choices[name])} == set(CASES)
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 @pytest.mark.parametrize("name", CASES)
 def test_json_of_a_command(name, places, tmp_path, capsys, monkeypatch):
+    with serving({}) as hub:
+        turn_to(hub, tmp_path / "home", monkeypatch, WRITER)
+        if name == "pull":
+            assert main(["push", str(places["run"]), "hf:me/run"]) == 0
+            capsys.readouterr()
+        _check_json(name, places, tmp_path, capsys, monkeypatch)
+
+
+def _check_json(name, places, tmp_path, capsys, monkeypatch):
     words, function, field = CASES[name]
     if function is not None:
         home, _, wrong = function.rpartition(".")

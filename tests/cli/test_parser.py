@@ -64,16 +64,7 @@ def test_without_a_card_there_are_no_settings(capsys):
 
 def test_a_command_is_a_file_and_a_word_in_the_table():
     files = {path.stem for path in Path(onestep_jax.cli.__file__).parent.glob("*.py")}
-    assert files - {
-        "__init__",
-        "__main__",
-        "parser",
-        "options",
-        "optimizer_options",
-        "start_options",
-        "signals",
-        "terminal",
-    } == set(COMMANDS)
+    assert files - {"__init__", "__main__", "parser", "signals", "terminal"} == set(COMMANDS)
     for name in COMMANDS:
         command = importlib.import_module(f"onestep_jax.cli.{name}")
         assert command.SUMMARY.endswith(".")

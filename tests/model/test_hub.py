@@ -2,84 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from family_cases import GOLDEN_FOLDER
-
-COMMITS = {"main": "a" * 40, "v2": "b" * 40}
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories by name, each a folder; remembers what was downloaded."""
-
-    def __init__(self, repositories: dict[str, Path]):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repositories, self.downloads = repositories, []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Any
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def refuse(self, status: int, code: str) -> None:
-        self.answer(status, b"{}", X_Error_Code=code, X_Error_Message=code, Content_Type="application/json")
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            name, revision, file = "/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main", None
-        else:
-            name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
-        if name == "org/gated":
-            return self.refuse(403, "GatedRepo")
-        if name not in self.server.repositories:
-            return self.refuse(404, "RepoNotFound")
-        commit = COMMITS.get(revision, revision)
-        if commit not in COMMITS.values():
-            return self.refuse(404, "RevisionNotFound")
-        folder = self.server.repositories[name]
-        if file is None:
-            files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-            about: Any = {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
-            if "tree" in parts:
-                sizes = {file: path.stat().st_size for file, path in files.items()}
-                about = [{"type": "file", "path": file, "size": size, "oid": "c" * 40} for file, size in sizes.items()]
-            return self.answer(200, json.dumps(about).encode(), Content_Type="application/json")
-        if not (folder / file).is_file():
-            return self.refuse(404, "EntryNotFound")
-        content = (folder / file).read_bytes()
-        if self.command == "GET":
-            self.server.downloads.append(file)
-        etag = f'"{hashlib.sha1(content).hexdigest()}"'
-        return self.answer(200, content, ETag=etag, X_Repo_Commit=commit)
+from hub_server import COMMITS, Hub, serving
+from hub_server import environment as settings
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +28,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     unwanted = "onnx/config.json onnx/model.safetensors consolidated.safetensors pytorch_model.bin README.md train.json"
     for name in unwanted.split():
         (sharded / name).write_text("{}")
-    server = Hub({"org/sharded": sharded, "org/single": single, "org/pickles": pickles})
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving({"org/sharded": sharded, "org/single": single, "org/pickles": pickles}) as server:
+        yield server
 
 
 def load(hub: Hub, home: Path, name: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -113,8 +41,7 @@ def load(hub: Hub, home: Path, name: str, **environment: str) -> subprocess.Comp
         f"try: print(load_model({name!r}, revision={revision!r}).fingerprint)\n"
         "except UserError as error: sys.exit(str(error))\n"
     )
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    env = {**os.environ, **settings, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    env = {**os.environ, **settings(hub, home), **environment}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
 
 
