@@ -163,10 +163,44 @@ def control(tables: Tables) -> str:
     rows = tables["control_untrained"]
     longest = max(int(row["length"]) for row in rows)
     cells = (
-        f"{row['weights']} {float(row['accuracy mean']):.2f} ({float(row['steps mean']):.0f} steps)"
+        f"{row['weights']}{_of_part(row)} {float(row['accuracy mean']):.2f} ({float(row['steps mean']):.0f} steps)"
         for row in pick(rows, length=longest)
     )
     return f"accuracy at N = {longest}: {', '.join(cells)}"
+
+
+def _of_part(row: dict[str, str]) -> str:
+    """Which part of a model has these weights; nothing of a whole model, or in tables without parts."""
+    part = row.get("part", "all")
+    return "" if part in ("all", "none") else f" {part}"
+
+
+def dynamics(tables: Tables) -> str:
+    rows = tables["dynamics"]
+    steps = [row for row in rows if row["step"]]
+    chosen = [steps[0], steps[len(steps) // 2], steps[-1]] if len(steps) > 3 else rows
+    cells = (
+        f"{'step ' + row['step'] if row['step'] else row['checkpoint']} {float(row['c_tokens mean']):.1f} tokens "
+        f"({float(row['evaluations mean']):.0f} evaluations, {float(row['nats per token']):.2f} nats a token)"
+        for row in chosen
+    )
+    return f"capacity by checkpoint: {', '.join(cells)}"
+
+
+def knockout(tables: Tables) -> str:
+    rows = tables["knockout"]
+    (kept,) = pick(rows, hidden="nothing")
+    said = [f"nothing hidden {float(kept['accuracy mean']):.2f}"]
+    for hidden in dict.fromkeys(row["hidden"] for row in rows if row["hidden"] != "nothing"):
+        one = pick(rows, hidden=hidden, way="one")
+        worst = min(one, key=lambda row: float(row["accuracy mean"]))
+        whole = pick(rows, hidden=hidden, way="up to")[-1]
+        harmless = sum(float(row["accuracy mean"]) >= 0.99 * float(kept["accuracy mean"]) for row in one)
+        said.append(
+            f"{hidden} hidden from m in one layer: least {float(worst['accuracy mean']):.2f} (layer {worst['first']}), "
+            f"no loss in {harmless} of {len(one)} layers, in all layers {float(whole['accuracy mean']):.2f}"
+        )
+    return f"accuracy, {'; '.join(said)}"
 
 
 def cramming(tables: Tables) -> str:
@@ -259,6 +293,7 @@ ITEMS = {
     ),
     "access": Item("nothing related", access, lambda c: [(c.count * c.per_context, c.length)]),
     "attention": Item("(asked by arXiv:2602.18301)", attention, lambda c: [(c.count, c.length)]),
+    "knockout": Item("(not in the paper)", knockout, lambda c: [(c.count, c.length)]),
     "seed_stability": Item("(asked by arXiv:2602.18301)", seed_stability, lambda c: [(c.count * c.copies, c.length)]),
     "failures": Item("(not in the paper)", failures, lambda c: [(c.count, n) for n in c.lengths]),
     "absorption": Item("(not in the paper)", absorption, lambda c: [(c.count, c.length)]),
@@ -267,6 +302,11 @@ ITEMS = {
         "(not in the paper)",
         control,
         lambda c: [(c.count * (1 + (len(c.kinds) - 1) * c.weights), n) for n in c.lengths],
+    ),
+    "dynamics": Item(
+        "(not in the paper)",
+        dynamics,
+        lambda c: [(c.count * len(c.models or c.revisions), n) for n in c.lengths],
     ),
     "baseline_cramming": Item(
         "K = 1: 512 tokens teacher-forced on Llama-3.2-1B",

@@ -12,6 +12,15 @@ architecture whose weights are
 
 each untrained kind for several weight seeds. Norm scales are treated like any tensor unless keep_norms is given.
 
+    onestep experiment control_untrained --kinds trained,permuted --parts embeddings,head,attention,mlp,"first third"
+
+With `parts` the same kinds are also given to one part of the model alone, the rest as trained: "embeddings", "head",
+"attention", "mlp", "first third", "middle third", "last third" (of the layers) or "layers:A-B"; several at once as
+"attention+mlp". Where head and embeddings are one table, replacing one of the two makes two tables of it
+(`onestep_jax/model/untrained.py`). The vectors [e, m, …, m] are no rows of the table, so without a prefix new
+embeddings alone change nothing but the nats of the text, and what "fast" measures of random tokens to decide on a BOS
+before e. The tables then have a column "part", and "prefix" is the number of frozen tokens that were put before e.
+
 What differs between kinds besides the weights. The presets `paper` and `fast` draw e and m from N(0, 1) for all kinds;
 `fast` was chosen on two trained models and one of permuted weights. The recorded results of the packaged model are of
 an older `fast`: AdamW, with start vectors at 0.2 of the standard deviation of the model's own input embeddings. For
@@ -24,28 +33,29 @@ them.
 The paper has no such control: its capacity of Llama-3.2-1B on PG-19, m not shared (Table 3), is 362 tokens.
 
 Writes control_untrained.csv (a row a kind and length), control_untrained_models.csv (a row a model: capacity in tokens
-and nats) and control_untrained.png.
+and nats) and control_untrained.png; with `parts` also control_untrained_parts.png.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onestep_jax.analysis import reconstructed
 from onestep_jax.analysis.text_capacity import capacity
-from onestep_jax.errors import check_known
+from onestep_jax.errors import UserError, check_known
 from onestep_jax.experiment.study import Study
 from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.model.decoder import Model, input_scale
 from onestep_jax.model.likelihood import text_nats
-from onestep_jax.model.untrained import KINDS, untrained
+from onestep_jax.model.untrained import KINDS, paths_of, untrained
 from onestep_jax.store.results import TextResult
 
-TRAINED = "trained"
+TRAINED, WHOLE = "trained", "all"
 # (model, texts) → C_tokens of Table 3, m not shared.
 PAPER = {
     ("meta-llama/Llama-3.2-1B", "random"): 256,
@@ -57,7 +67,7 @@ PAPER = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of the card; `weights` seeds of each untrained kind."""
+    """Settings of the card; `weights` seeds of each untrained kind, which `parts` also get alone."""
 
     model: str = "meta-llama/Llama-3.2-1B"
     texts: str = "pg19"
@@ -69,6 +79,23 @@ class Config:
     preset: str = "paper"
     steps: int = 5000
     seed: int = 0
+    parts: tuple[str, ...] = ()
+
+
+class Variant(NamedTuple):
+    """Weights that are compared: a kind, and the part of the model that has them ("all", or "none" if trained)."""
+
+    kind: str
+    part: str
+
+    def columns(self, config: Config) -> dict[str, Any]:
+        """What tells it from others in a table, which says nothing of parts where there are none."""
+        return {"weights": self.kind} | ({"part": self.part} if config.parts else {})
+
+    def run(self, number: int) -> str:
+        """The run directory of one weight seed."""
+        part = "" if self.part in (WHOLE, "none") else re.sub(r"[^\w+]+", "-", self.part) + "-"
+        return f"{self.kind}-{part}{number}"
 
 
 def config(smoke: bool) -> Config:
@@ -87,41 +114,57 @@ def packaged() -> Config:
 def run(config: Config, study: Study) -> None:
     """Fit the same prefixes on every model."""
     check_known("kind of weights", config.kinds, (TRAINED, *KINDS))
+    for part in "+".join(config.parts).split("+") if config.parts else ():
+        paths_of(study.model.config, part)  # a part that the model does not have is refused before the first fit
+    if config.parts and not set(config.kinds) & set(KINDS):
+        raise UserError(f"--parts without a kind of new weights: add one of {', '.join(KINDS)} to --kinds")
     whole = study.texts(config.texts, config.count, max(config.lengths), config.seed)
     prefixes = [ids[:length] for length in config.lengths for ids in whole]
     options = {"preset": config.preset, "steps": config.steps, "seed": config.seed}
-    fits: dict[tuple[str, int], list[TextResult]] = {}
+    fits: dict[tuple[Variant, int], list[TextResult]] = {}
     judged = [one.nats for one in text_nats(study.model, whole)]
     models = []
-    for kind, number, model in _models(config, study.model):
-        texts = list(study.fit(f"{kind}-{number}", prefixes, model=model, **options))
-        fits[kind, number] = texts
-        models.append(_model_row(config, model, kind, number, texts, judged))
-    rows = [_row(fits, kind, length) for kind in config.kinds for length in config.lengths]
+    for variant, number, model in _models(config, study.model):
+        texts = list(study.fit(variant.run(number), prefixes, model=model, **options))
+        fits[variant, number] = texts
+        models.append(_model_row(config, model, variant, number, texts, judged))
+    rows = [_row(config, fits, variant, length) for variant in _variants(config) for length in config.lengths]
     study.table("control_untrained", rows)
     study.table("control_untrained_models", models)
-    _draw(study, config, rows)
+    _draw(study, config, [row for row in rows if row.get("part") in (None, "none", WHOLE)])
+    if config.parts:
+        _draw_parts(study, config, rows, models)
 
 
-def _models(config: Config, trained: Model) -> Iterator[tuple[str, int, Model]]:
-    """Kind, weight seed and model, one at a time."""
-    for kind in config.kinds:
-        if kind == TRAINED:
-            yield kind, 0, trained
-        else:
-            for number in range(config.weights):
-                yield kind, number, untrained(trained, number, kind=kind, keep_norms=config.keep_norms)
+def _variants(config: Config) -> list[Variant]:
+    """What is compared: first whole models, then parts."""
+    whole = [Variant(kind, "none" if kind == TRAINED else WHOLE) for kind in config.kinds]
+    return whole + [Variant(kind, part) for part in config.parts for kind in config.kinds if kind != TRAINED]
 
 
-def _row(fits: dict[tuple[str, int], list[TextResult]], kind: str, length: int) -> dict[str, Any]:
-    """One kind at one length, over texts and weight seeds."""
+def _models(config: Config, trained: Model) -> Iterator[tuple[Variant, int, Model]]:
+    """Variant, weight seed and model, one at a time."""
+    for variant in _variants(config):
+        if variant.kind == TRAINED:
+            yield variant, 0, trained
+            continue
+        parts = [] if variant.part == WHOLE else variant.part.split("+")
+        for number in range(config.weights):
+            made = untrained(trained, number, kind=variant.kind, keep_norms=config.keep_norms, parts=parts)
+            yield variant, number, made
+
+
+def _row(
+    config: Config, fits: dict[tuple[Variant, int], list[TextResult]], variant: Variant, length: int
+) -> dict[str, Any]:
+    """One variant at one length, over texts and weight seeds."""
     models = [
-        [text for text in texts if len(text.tokens) == length] for (name, _), texts in fits.items() if name == kind
+        [text for text in texts if len(text.tokens) == length] for (one, _), texts in fits.items() if one == variant
     ]
     found = [text for texts in models for text in texts]
     accuracy = np.array([[text.accuracy for text in texts] for texts in models])
     solved = [text.steps for text in found if text.accuracy == 1]
-    row = {"weights": kind, "length": length, "models": len(models), "fits": len(found)}
+    row = variant.columns(config) | {"length": length, "models": len(models), "fits": len(found)}
     row |= {"accuracy mean": accuracy.mean(), "accuracy std": accuracy.std()}
     row |= {"accuracy std of models": accuracy.mean(1).std()}
     row |= {"reconstructed": np.mean([reconstructed(text) for text in found]), "exact": np.mean(accuracy == 1)}
@@ -131,12 +174,13 @@ def _row(fits: dict[tuple[str, int], list[TextResult]], kind: str, length: int) 
 
 
 def _model_row(
-    config: Config, model: Model, kind: str, number: int, texts: list[TextResult], judged: list[np.ndarray]
+    config: Config, model: Model, variant: Variant, number: int, texts: list[TextResult], judged: list[np.ndarray]
 ) -> dict[str, Any]:
     """Capacity of one model, mean over texts, and the scale at which its vectors started."""
     found = [capacity(texts[i :: config.count]) for i in range(config.count)]
     preset, std = PRESETS[config.preset], input_scale(model)
-    row = {"weights": kind, "weight seed": number, "fingerprint": model.fingerprint, "texts": len(found)}
+    row = variant.columns(config) | {"weight seed": number, "fingerprint": model.fingerprint, "texts": len(found)}
+    row |= {"prefix": len(texts[0].prefix)} if config.parts else {}
     row |= {"input embedding std": std}
     row |= {"start std": preset.scale * (1.0 if preset.start == "normal" else std)}
     row |= {"c_tokens mean": np.mean([one.c_tokens for one in found])}
@@ -146,7 +190,7 @@ def _model_row(
     by_trained = [nats[: max(0, one.tokens - missing)].sum() for nats, one in zip(judged, found, strict=True)]
     row |= {"h_lm under trained mean": np.mean(by_trained)}
     row |= {"at longest": sum(one.tokens == one.longest_tried for one in found)}
-    return row | {"paper c_tokens": PAPER.get((config.model, config.texts)) if kind == TRAINED else None}
+    return row | {"paper c_tokens": PAPER.get((config.model, config.texts)) if variant.kind == TRAINED else None}
 
 
 def _draw(study: Study, config: Config, rows: list[dict[str, Any]]) -> None:
@@ -166,4 +210,28 @@ def _draw(study: Study, config: Config, rows: list[dict[str, Any]]) -> None:
         for axis in axes[:2]:
             axis.set_ylim(-0.02, 1.02)
         axes[2].set_yscale("log", base=2)
+        axes[0].legend(frameon=False, fontsize="small")
+
+
+def _draw_parts(study: Study, config: Config, rows: list[dict[str, Any]], models: list[dict[str, Any]]) -> None:
+    """A bar for each part and kind; dashed: as trained."""
+    kinds, parts = [kind for kind in config.kinds if kind != TRAINED], [*config.parts, WHOLE]
+    longest = [row for row in rows if row["length"] == max(config.lengths)]
+    panels = {
+        "accuracy mean": (longest, f"mean accuracy at N = {max(config.lengths)}"),
+        "steps mean": (longest, f"evaluations at N = {max(config.lengths)}, mean"),
+        "c_tokens mean": (models, "capacity in tokens, mean"),
+    }
+    with study.figure("control_untrained_parts", columns=len(panels), size=(3.8, 0.3 * len(parts) + 2.2)) as axes:
+        for axis, (column, (table, label)) in zip(axes, panels.items(), strict=True):
+            for place, kind in enumerate(kinds):
+                found = [[row[column] for row in table if (row["weights"], row["part"]) == (kind, p)] for p in parts]
+                at = np.arange(len(parts)) + 0.8 * (place + 0.5) / len(kinds) - 0.4
+                axis.barh(at, [np.mean(values) for values in found], 0.8 / len(kinds), label=kind)
+            for row in table:
+                if row["weights"] == TRAINED:
+                    axis.axvline(row[column], color="black", linestyle="--", linewidth=1)
+            axis.set_yticks(range(len(parts)), parts if axis is axes[0] else [""] * len(parts))
+            axis.set(xlabel=label)
+            axis.invert_yaxis()
         axes[0].legend(frameon=False, fontsize="small")

@@ -17,6 +17,9 @@ TEXTS and OTHERS are each a folder of .txt files, or a .jsonl or .jsonl.xz with 
 with 157 public-domain books to train on and 15 others to measure the loss. They are not in the repository.
 
 It can be stopped at any time; the same command continues from the last saved step.
+
+`--checkpoints 0,10,100` also writes the model as it was after so many updates, to WORK/checkpoints/step-000010 and the
+like: folders in the same format, for the card `dynamics`.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -256,9 +259,17 @@ def saved_steps(work: Path) -> list[Path]:
 
 
 def train(
-    recipe: Recipe, stream: np.ndarray, work: Path, save_every: float, stop_after: float
+    recipe: Recipe,
+    stream: np.ndarray,
+    work: Path,
+    save_every: float,
+    stop_after: float,
+    keep: Callable[[int, Any], None] = lambda done, params: None,
 ) -> tuple[Any, int, float]:
-    """Train from the newest saved step in `work`; returns (params, updates made, seconds spent in all sessions)."""
+    """Train from the newest saved step in `work`; returns (params, updates made, seconds spent in all sessions).
+
+    `keep` is called with the updates made and the params, before the first update of a session and after each.
+    """
     decoder, optimizer = Decoder(recipe.model_config(), dot_general), make_optimizer(recipe)
     dummy = jnp.zeros((8, recipe.width))
     params = dict(Decoder(recipe.model_config()).init(jax.random.key(recipe.seed), dummy)["params"])
@@ -289,11 +300,13 @@ def train(
         for path in before:
             shutil.rmtree(path)
 
+    keep(done, params)
     with Progress() as progress:
         bar = progress.add_task("pretraining", total=recipe.steps, completed=done)
         while done < recipe.steps and not stopped and time.time() - began < stop_after:
             params, opt_state, loss = step(params, opt_state, batch_at(stream, done, recipe))
             done += 1
+            keep(done, params)
             progress.update(bar, completed=done)
             if done % 20 == 0:
                 log.write(json_text({"step": done, "loss": float(loss), "seconds": spent + time.time() - began}) + "\n")
@@ -316,6 +329,34 @@ def save_hugging_face(recipe: Recipe, params: Any, tokenizer: Any, out: Path) ->
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
     about |= {"model_max_length": recipe.context, "clean_up_tokenization_spaces": False}
     (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def checkpoint_folder(work: Path, step: int) -> Path:
+    """Where the model after so many updates is written."""
+    return work / "checkpoints" / f"step-{step:06d}"
+
+
+def check_checkpoints(steps: Sequence[int], recipe: Recipe, work: Path) -> None:
+    """Refuse steps that are never reached, or that a saved state of an earlier session has passed already."""
+    done = int(saved_steps(work)[-1].name.split("-")[1]) if saved_steps(work) else 0
+    for step in steps:
+        if not 0 <= step <= recipe.steps:
+            raise SystemExit(f"--checkpoints {step}: expected 0 to {recipe.steps}, the updates of the recipe")
+        if step < done and not checkpoint_folder(work, step).exists():
+            raise SystemExit(f"--checkpoints {step}: {work} is at update {done} already; give another --work")
+
+
+def checkpoint_keeper(steps: Sequence[int], recipe: Recipe, tokenizer: Any, work: Path) -> Callable[[int, Any], None]:
+    """What `train` calls after each update: it writes a checkpoint at these steps, whole or not at all."""
+
+    def keep(done: int, params: Any) -> None:
+        folder = checkpoint_folder(work, done)
+        if done in steps and not folder.exists():
+            part = folder.with_suffix(".part")
+            save_hugging_face(recipe, params, tokenizer, part)
+            part.rename(folder)
+
+    return keep
 
 
 CARD = """---
@@ -343,6 +384,11 @@ generation can be tried, tested and measured with no download; it is no useful l
 """
 
 
+def update_numbers(text: str) -> list[int]:
+    """Numbers of updates with commas between, as argparse reads them."""
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", type=Path, required=True, help="folder of .txt files, or .jsonl[.xz] with `text`")
@@ -356,6 +402,9 @@ def main() -> None:
     parser.add_argument(
         "--stop-after", type=float, default=math.inf, metavar="SECONDS", help="save and stop after this long"
     )
+    parser.add_argument(
+        "--checkpoints", type=update_numbers, default=[], metavar="N,N,…", help="updates after which the model is kept"
+    )
     for field in dataclasses.fields(Recipe):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     args = parser.parse_args()
@@ -363,6 +412,7 @@ def main() -> None:
 
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    check_checkpoints(args.checkpoints, recipe, work)
     texts, held_out = read_texts(args.train), read_texts(args.validation)
     tokenizer = train_tokenizer(texts, recipe.vocab_size, work / "tokenizer")
     for name, part in (("train", texts), ("validation", held_out)):
@@ -370,7 +420,8 @@ def main() -> None:
             np.save(work / f"{name}.npy", tokenise(part, tokenizer))
     stream, validation = np.load(work / "train.npy"), np.load(work / "validation.npy")
 
-    params, done, seconds = train(recipe, stream, work, args.save_every, args.stop_after)
+    keep = checkpoint_keeper(args.checkpoints, recipe, tokenizer, work)
+    params, done, seconds = train(recipe, stream, work, args.save_every, args.stop_after, keep)
     if done < recipe.steps:
         print(f"stopped after {done} of {recipe.steps} updates, saved in {work}; the same command goes on")
         return

@@ -11,6 +11,7 @@ connectivity   straight lines and trained curves between solutions of one text (
 bezier         one such curve: its geometry and its training (Eq. 4 and 5)
 trajectories   paths of the optimisation in their principal plane, and their lengths
 attention      attention to e, and how much of a text is left when e or m is replaced
+knockout       which layers' attention to e, or among the m positions, is needed
 access         whether autoregressive generation can read a text out of the vectors (access test)
 failures       which tokens are wrong, and where
 absorption     steps that each further token of a text takes, against its surprisal

@@ -25,7 +25,7 @@ from onestep_jax.fitting.sizing import choose_placement
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
 from onestep_jax.model.decoder import Model, parameter_counts
 from onestep_jax.model.hub import locate
-from onestep_jax.model.untrained import PREFIX
+from onestep_jax.model.untrained import PREFIX, Untrained
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
 from onestep_jax.store.results import Results
 
@@ -273,7 +273,8 @@ def placement_of(args: argparse.Namespace, scheme: Scheme, texts: int) -> Placem
     """The placement that the options ask for, from the model's config.json alone: its weights are not yet read."""
     dtype = args.dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
-    source = args.model.split(":", 3)[-1] if args.model.startswith(PREFIX) else args.model
-    _, _, config = describe(locate(source, args.revision, weights=False))
+    asked = Untrained.parse(args.model) if args.model.startswith(PREFIX) else None
+    _, _, config = describe(locate(asked.model if asked else args.model, args.revision, weights=False))
+    config = asked.config(config) if asked else config
     weights = parameter_counts(config)["total"] * jnp.dtype(DTYPES[dtype]).itemsize
     return choose_placement(args.placement, weights, scheme, texts, model_axis=args.model_axis)

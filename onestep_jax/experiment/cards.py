@@ -146,11 +146,11 @@ def run_card(name: str, settings: Any, study: Study, command: str) -> dict[str, 
     card = load_card(name)
     identity = {
         "experiment": name,
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "settings": _plain(dataclasses.asdict(settings)),
         "model": study.model.fingerprint,
     }
     path = study.folder / "config.json"
-    _check_same(path, identity)
+    _check_same(path, identity, _defaults(settings))
     record = identity | {"title": title(card), "command": command, **versions()}
     _write(path, record)
     began = time.perf_counter()
@@ -182,8 +182,22 @@ def _protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     return ", ".join([*told, f"frozen prefix of {len(prefix)}"] if prefix else told)
 
 
-def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse the folder of an experiment with other settings or on another model, once it holds something of it."""
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return json.loads(json.dumps(settings))
+
+
+def _defaults(settings: Any) -> dict[str, Any]:
+    """Setting → its default, of those that have one."""
+    fields = dataclasses.fields(settings)
+    return _plain({field.name: field.default for field in fields if field.default is not dataclasses.MISSING})
+
+
+def _check_same(path: Path, identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse the folder of an experiment with other settings or on another model, once it holds something of it.
+
+    A setting that a record does not name was added to the card later, and its default is what was done before.
+    """
     try:
         there = read_json(
             path, dict[str, Any], "description", "delete it, and the same onestep experiment writes it again"
@@ -194,6 +208,8 @@ def _check_same(path: Path, identity: Mapping[str, Any]) -> None:
     made = any(next(path.parent.glob(pattern), None) for pattern in kept)
     if not made and there.get("experiment") == identity["experiment"]:
         return
+    if isinstance(there.get("settings"), dict):
+        there["settings"] = {**defaults, **there["settings"]}
     for key, value in identity.items():
         if there.get(key) != value:
             values = f"{key}: {there.get(key)!r} there, {value!r} here"

@@ -173,14 +173,18 @@ class Network:
         """Input vectors of token ids: (T,) integers → (T, D)."""
         return Decoder(self.config).apply({"params": params}, tokens_T, method="embed")  # pyright: ignore[reportReturnType]
 
-    def hidden(self, params: Params, x_TD: Array, past: Past | None = None, adapters: Any = None) -> Array:
+    def hidden(
+        self, params: Params, x_TD: Array, past: Past | None = None, adapters: Any = None, masks: Any = None
+    ) -> Array:
         """Output of the last block, and of the final norm if there is one: (T, D) → (T, D).
 
         With a `past` the inputs stand behind its prefix, and attention is plain. `adapters` are low-rank matrices
-        beside the kernels, see `layers.Linear`: block → … → "down", "up".
+        beside the kernels, see `layers.Linear`: block → … → "down", "up". `masks` hide rows from queries, see
+        `layers.Attention`: block → "attention" → "seen" (T, S), S the rows of the past and of the inputs.
         """
         decoder = Decoder(self.config, remat=self.remat, attention=self.attention)
-        variables = {"params": params} | ({} if adapters is None else {"adapters": adapters})
+        given = {"adapters": adapters, "masks": masks}
+        variables = {"params": params} | {name: tree for name, tree in given.items() if tree is not None}
         if past is None:
             return decoder.apply(variables, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
         # The inputs take the rows from the prefix's end on. What rows of the padding are left lie behind every query.

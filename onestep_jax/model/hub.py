@@ -86,13 +86,15 @@ def _no_safetensors(name: str, revision: str | None) -> str:
         files = list_repo_files(name, revision=revision)
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):
         return f"no {SINGLE} and no {INDEX} in the local cache, and the hub cannot be asked"
-    return _pickles(name) if any(file.endswith(".bin") for file in files) else f"no {SINGLE} and no {INDEX} on the hub"
+    pickled = any(file.endswith(".bin") for file in files)
+    return _pickles(name, revision) if pickled else f"no {SINGLE} and no {INDEX} on the hub"
 
 
-def _pickles(source: str) -> str:
+def _pickles(source: str, revision: str | None = None) -> str:
+    which = repr(source) if revision is None else f"{source!r}, revision={revision!r}"
     return (
         "only pickled weights (.bin), which can run code when read; convert them once with transformers: "
-        f"AutoModelForCausalLM.from_pretrained({source!r}).save_pretrained('a new folder')"
+        f"AutoModelForCausalLM.from_pretrained({which}).save_pretrained('a new folder')"
     )
 
 

@@ -121,8 +121,11 @@ class Attention(nn.Module):
     rows from `start` on, and a query attends to all rows up to its own position. The collection keeps them where it is
     mutable. Without a cache, `start` is 0.
 
+    If the collection "masks" holds "seen", (T, S), a query attends to no row where it is false, on top of the causal
+    mask and of the window.
+
     A `kernel` other than "plain" stores neither scores nor attention weights, so the weights cannot be recorded. Cached
-    rows are always attended to plainly.
+    rows, and those behind such a mask, are always attended to plainly.
     """
 
     config: ModelConfig
@@ -134,7 +137,7 @@ class Attention(nn.Module):
     def __call__(self, x_TD: Array, start: Array | int = 0) -> Array:
         c, T = self.config, x_TD.shape[0]
         q_HTC, k_KSC, v_KSC = self.heads(x_TD, start)
-        if self.kernel == "plain" or self.has_variable("cache", "k"):
+        if self.kernel == "plain" or self.has_variable("cache", "k") or self.has_variable("masks", "seen"):
             k_KSC, v_KSC = self.remember("k", k_KSC, start), self.remember("v", v_KSC, start)
             mixed_HTC = self.mix(q_HTC, k_KSC, v_KSC, start)
         else:
@@ -160,6 +163,8 @@ class Attention(nn.Module):
         seen_TS = distance_TS >= 0
         if self.layer.window is not None:
             seen_TS &= distance_TS < self.layer.window
+        if self.has_variable("masks", "seen"):
+            seen_TS &= self.get_variable("masks", "seen")
         weights_HTS = jax.nn.softmax(jnp.where(seen_TS[None], scores_HTS, -jnp.inf), axis=-1)
         self.sow("intermediates", "attention", weights_HTS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +55,19 @@ def score_text(
     length: Array,
     temperature: float = 1.0,
     past: Past | None = None,
+    masks: Any = None,
 ) -> TextScore:
-    """Score one text of `length` tokens, padded to T, under given leaves, behind a prefix if there is one."""
+    """Score one text of `length` tokens, padded to T, under given leaves, behind a prefix if there is one.
+
+    `masks` hide positions from others, see `Network.hidden`.
+    """
     T = tokens_T.shape[0]
     # A scheme that is not teacher-forced never sees the text.
     text_TD = network.embed(params, tokens_T) if scheme.teacher_forced else jnp.zeros((T, network.embed_width))
     x_TD = scheme.inputs(leaves, text_TD, length).astype(weights_dtype(params))
     # Eq. 1 has no shift: with [e, m, …, m] the output at input i, which has seen inputs 1 … i, predicts token i.
     # `reads` names that output for every scheme.
-    h_TD = network.hidden(params, x_TD, past)[scheme.reads(T)]
+    h_TD = network.hidden(params, x_TD, past, masks=masks)[scheme.reads(T)]
     nats_T, predicted_T = token_losses(network, params, h_TD, tokens_T, temperature)
     # Padding follows the text, so under the causal mask it reaches no real position; its own losses are left out here.
     real_T = jnp.arange(T) < length

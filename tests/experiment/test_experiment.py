@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 ASKED = """table1_arrangements table2_sharing table3_capacity table4_training_time figure3_information
 figure4_throughput figure5_text_distance figure6_distances figure7_connectivity access attention
 seed_stability failures trajectories control_untrained baseline_cramming absorption sink prefix_suffix
-encoder""".split()
+encoder dynamics knockout""".split()
 
 
 def test_every_item_has_its_card():
@@ -153,6 +153,18 @@ def test_a_card_goes_on_and_other_settings_are_refused(tiny, card, tmp_path):
     study = Study(tmp_path / "out", tiny, None, said.append)
     with pytest.raises(UserError, match=r"other settings .*'steps': 30.* there, .*'steps': 3.* here.*--out"):
         experiment.run_card("mine", card.config(True), study, "")
+
+
+def test_a_setting_that_came_later_had_its_default(tiny, card, tmp_path):
+    study = Study(tmp_path / "out", tiny, None, lambda _: None)
+    experiment.run_card("mine", card.config(False), study, "")
+    path = tmp_path / "out" / "config.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["steps"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"'steps': 30.* there, .*'steps': 3.* here"):
+        experiment.run_card("mine", card.config(True), study, "")
+    assert experiment.run_card("mine", card.config(False), study, "")["settings"]["steps"] == 30
 
 
 def test_settings_that_fail_at_once_bind_nobody(tiny, card, tmp_path):

@@ -83,6 +83,7 @@ def test_revision(hub: Hub, tmp_path: Path):
         ("org/absent", "main", "no such repository on the hub, or no access to it"),
         ("org/single", "v9", "the hub has no revision 'v9' of it"),
         ("org/pickles", "main", "only pickled weights (.bin), which can run code when read; convert them once"),
+        ("org/pickles", "main", "AutoModelForCausalLM.from_pretrained('org/pickles', revision='main')"),
     ],
 )
 def test_refusals_in_plain_words(hub: Hub, tmp_path: Path, name: str, revision: str, said: str):
