@@ -68,7 +68,12 @@ class Config:
 def config(smoke: bool) -> Config:
     """The size of a real model, or seconds."""
     if smoke:
-        return Config("default", "demo", count=2, lengths=(4, 8), vectors=(2,), dimensions=(4, 300), steps=60)
+        few: dict[str, Any] = {
+            "series": ("m", "fixed", "shared", "memory own"),
+            "vectors": (2,),
+            "dimensions": (4, 300),
+        }
+        return Config("default", "demo", count=2, lengths=(4, 8), steps=60, **few)
     return Config()
 
 
