@@ -249,6 +249,19 @@ def encoder(tables: Tables) -> str:
     return f"{'; '.join(said)}; evaluations of a fit from its start over those from random: {', '.join(cells)}"
 
 
+def vectors(tables: Tables) -> str:
+    said = []
+    for series in dict.fromkeys(row["series"] for row in tables["vectors"]):
+        own = pick(tables["vectors"], series=series)
+        cells = (f"{row['number']}: {float(row['tokens mean']):.0f}" for row in own)
+        nats = f"{float(own[-1]['nats mean']):.0f} nats"
+        control = series in ("plain", "memory")
+        said.append(
+            f"{series} {float(own[0]['tokens mean']):.0f}, {nats}" if control else f"{series} {', '.join(cells)}"
+        )
+    return f"mean tokens by number of vectors or dimensions: {'; '.join(said)}"
+
+
 ITEMS = {
     "table1_arrangements": Item(
         "0.17, 0.12, 1.00, 1.00, 1.00 at N = 4; 0.01, 0.01, 0.17, 0.97, 0.99 at N = 256",
@@ -314,6 +327,13 @@ ITEMS = {
         lambda c: [(len(c.vectors) * c.count, n) for n in c.lengths],
     ),
     "sink": Item("(not in the paper)", sink, lambda c: [(8 * c.count, c.length)]),
+    "vectors": Item(
+        "(not in the paper; asked by Progressive Cramming)",
+        vectors,
+        lambda c: [
+            (c.count * (2 + 3 * len(c.vectors) + (len(c.series) - 4) * len(c.dimensions)), n) for n in c.lengths
+        ],
+    ),
     "prefix_suffix": Item(
         "(not in the paper; near to its outlook)",
         prefix_suffix,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onestep_jax.model.generation import Generated, generate
     from onestep_jax.model.likelihood import TextNats, text_nats
     from onestep_jax.prototokens.reconstruction import Decoded, decode, regenerate
-    from onestep_jax.prototokens.schemes import Cramming, OneStep
+    from onestep_jax.prototokens.schemes import Cramming, ManyVectors, OneStep, Projected
     from onestep_jax.store.reading import read_results
     from onestep_jax.store.results import Results, TextResult
 
@@ -44,7 +44,7 @@ _HOMES = {
     "model.generation": ("Generated", "generate"),
     "model.likelihood": ("TextNats", "text_nats"),
     "prototokens.reconstruction": ("Decoded", "decode", "regenerate"),
-    "prototokens.schemes": ("Cramming", "OneStep"),
+    "prototokens.schemes": ("Cramming", "ManyVectors", "OneStep", "Projected"),
     "store.reading": ("read_results",),
     "store.results": ("Results", "TextResult"),
 }
@@ -57,11 +57,13 @@ __all__ = [
     "Encoder",
     "Generated",
     "Interrupted",
+    "ManyVectors",
     "Model",
     "OneStep",
     "Optimizer",
     "Preset",
     "Progress",
+    "Projected",
     "Recipe",
     "Results",
     "Schedule",

@@ -126,7 +126,8 @@ def check_nesting(scheme: Mapping[str, Any]) -> None:
     Raises:
       UserError: for "halves", whose `m` begins later in a longer text.
     """
-    if scheme.get("arrangement") == "halves":
+    arranged = scheme["of"] if scheme.get("arrangement") == "projected" else scheme
+    if arranged.get("arrangement") == "halves":
         reason = "its inputs depend on the length, so that a fit does not count for shorter prefixes"
         raise UserError(f"arrangement 'halves': {reason}; use grid, and capacities(nested=False)")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +12,11 @@ import numpy as np
 from onestep_jax import errors
 from onestep_jax.cli.options import add_model_options, add_number, load, run_option, tell_results
 from onestep_jax.cli.options.optimizer import optimizer_of
+from onestep_jax.cli.options.scheme import add_scheme_options, scheme_of
 from onestep_jax.cli.options.start import add_start_options, start_of, started_scheme
 from onestep_jax.cli.terminal import fitting_bar, say_line
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import UserError, check_known, one_line
+from onestep_jax.errors import UserError, check_known
 from onestep_jax.fitting.distributed import join_job
 from onestep_jax.fitting.fitting import run_plan
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, preset_of
@@ -26,7 +26,7 @@ from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
 from onestep_jax.model.decoder import Model, parameter_counts
 from onestep_jax.model.hub import locate
 from onestep_jax.model.untrained import PREFIX, Untrained
-from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
+from onestep_jax.prototokens.schemes import Scheme
 from onestep_jax.store.results import Results
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
@@ -124,12 +124,7 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:K=V,…]",
         help="optax schedule in units of --lr, such as cosine_decay:decay_steps=400",
     )
-    how.add_argument(
-        "--arrangement", metavar="NAME", help=f"{', '.join(ARRANGEMENTS)} or cramming (default: the preset's)"
-    )
-    how.add_argument("--share", metavar="LEAF", help="vector that the texts of a group share: e or m")
-    add_number(how, "--group", errors.GROUP, default=1, metavar="G", help="texts of a group, or all (default: 1)")
-    add_number(how, "--vectors", errors.SIZE, metavar="K", help="mem vectors of --arrangement cramming (default: 1)")
+    add_scheme_options(how)
     add_number(how, "--steps", errors.STEPS, metavar="K", help="budget of a text and seed (default: the preset's)")
     add_number(how, "--seed", errors.SEED, default=0, metavar="I", help="first seed (default: 0)")
     add_number(
@@ -236,37 +231,6 @@ def _warn_of_short_texts(tokens: Sequence[np.ndarray], length: int) -> None:
     short = sum(len(ids) < length for ids in tokens)
     if short:
         say_line(f"onestep: warning: {short} of {len(tokens)} texts have fewer than {length} tokens; kept whole")
-
-
-def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
-    """The scheme that the options describe, for so many texts and copies."""
-    if args.arrangement == "cramming":
-        if args.share or args.group != 1:
-            raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
-        return Cramming(vectors=1 if args.vectors is None else args.vectors, prefix=_prefix(args.prefix))
-    if args.vectors is not None:
-        raise UserError("--vectors goes with --arrangement cramming")
-    if args.group != 1 and args.share is None:
-        raise UserError(f"--group {args.group} needs --share e or --share m")
-    group = rows if args.group == "all" else args.group
-    arrangement = args.arrangement or preset_of(args.preset, args.run).arrangement
-    return OneStep(arrangement=arrangement, share=args.share, group=group, prefix=_prefix(args.prefix))
-
-
-def _prefix(given: str | None) -> str | None:
-    """The value of --prefix, with the content of the file that it names."""
-    from onestep_jax.texts.local_files import decoded_lines
-
-    if given is None or not given.startswith("@"):
-        return given
-    try:
-        with open(given[1:], "rb") as file:
-            text = "".join(decoded_lines(Path(given[1:]), file))
-    except OSError as error:
-        raise UserError(f"--prefix {given}: cannot be read ({one_line(error)}); give a text file in UTF-8") from error
-    if not text:
-        raise UserError(f"--prefix {given}: the file is empty; for no prefix say --prefix none")
-    return text
 
 
 def placement_of(args: argparse.Namespace, scheme: Scheme, texts: int) -> Placement:

@@ -25,7 +25,7 @@ from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, input_scale, weights_bytes
 from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
-from onestep_jax.prototokens.schemes import OneStep, Scheme, bare
+from onestep_jax.prototokens.schemes import OneStep, Projected, Scheme, bare
 from onestep_jax.prototokens.starts import MISSING, Starts, scheme_of_start, start_vectors, with_starts
 from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.sessions import versions
@@ -149,7 +149,7 @@ def resolve(
     if begun is not None:
         scale = chosen.scale * start_unit(chosen, model)
         scheme = with_starts(scheme, begun, start_missing, ids, model.embed_width, seed=seed, scale=scale)
-    _check_start(scheme, model, len(tokens))
+    _check_leaves(scheme, model, len(tokens))
     if scheme.group > max(1, len(tokens)):
         raise UserError(f"group = {scheme.group}: expected at most the number of texts and copies, {len(tokens)}")
     transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
@@ -254,7 +254,9 @@ def _check_numbers(
     PAUSE.check("save_every", save_every)
 
 
-def _check_start(scheme: Scheme, model: Model, rows: int) -> None:
+def _check_leaves(scheme: Scheme, model: Model, rows: int) -> None:
+    if isinstance(scheme, Projected) and scheme.dimensions > model.embed_width:
+        raise UserError(f"{scheme.notation}: expected at most the {model.embed_width} of this model's input vectors")
     for name, shape in scheme.leaf_shapes(model.embed_width).items():
         given = None if scheme.start is None else np.shape(scheme.start[name])
         if given not in (None, (rows, *shape)):

@@ -5,13 +5,15 @@ May import `errors`, `tokens`, `devices`, `store`, `model`.
 
 from onestep_jax.prototokens.objective import score_group, score_text
 from onestep_jax.prototokens.reconstruction import Decoded, as_text, decode, regenerate
-from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, OneStep, Scheme
+from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, ManyVectors, OneStep, Projected, Scheme
 
 __all__ = [
     "ARRANGEMENTS",
     "Cramming",
     "Decoded",
+    "ManyVectors",
     "OneStep",
+    "Projected",
     "Scheme",
     "as_text",
     "decode",

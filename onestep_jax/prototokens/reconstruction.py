@@ -116,7 +116,7 @@ def decoding_of(model: Model) -> Decoding:
 
 @pinned
 def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[Decoded]:
-    """Generate every text of a `Cramming` run greedily from its `mem` vectors alone (Kuratov et al., arXiv:2502.13063).
+    """Generate every text of a `Cramming` run greedily from its vectors alone (Kuratov et al., arXiv:2502.13063).
 
     One wrong token changes all that follow, which the teacher-forced accuracy of `decode` does not show. Report both.
 
@@ -139,10 +139,16 @@ def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[De
     made: dict[int, np.ndarray] = {}
     for count in np.unique(lengths):
         members = np.flatnonzero(lengths == count)
-        prompts = [behind_prefix(model, results[int(i)], results[int(i)].vectors["mem"]) for i in members]
+        prompts = [behind_prefix(model, results[int(i)], _before_text(model, scheme, results[int(i)])) for i in members]
         new = generate(model, prompts, count=int(count), stop=(), batch=batch)
         made |= {int(i): text.tokens for i, text in zip(members, new, strict=True)}
     return [_compare(model, text, made[i]) for i, text in enumerate(results)]
+
+
+def _before_text(model: Model, scheme: Scheme, text: TextResult) -> np.ndarray:
+    """The inputs that do not depend on the text: (K, D) float32, what a teacher-forced scheme gives for one token."""
+    leaves = {name: jax.numpy.asarray(leaf) for name, leaf in text.vectors.items()}
+    return np.asarray(scheme.inputs(leaves, jax.numpy.zeros((1, model.embed_width)), jax.numpy.int32(1)))
 
 
 def behind_prefix(model: Model, text: TextResult, x_TD: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from onestep_jax.errors import UserError, check_kind, check_known, one_line
 from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.projection import MAP
 from onestep_jax.prototokens.schemes import Scheme, draw, from_description
 from onestep_jax.store.results import Results
 from onestep_jax.tokens import id_words
@@ -151,7 +152,7 @@ def read_vectors(path: Path) -> StartVectors:
     try:
         with safe_open(path, framework="np") as file:
             about = file.metadata() or {}
-            names = [name for name in ("e", "m", "mem") if name in file.keys()]  # noqa: SIM118, it is no mapping
+            names = [name for name in ("e", "m", "mem", MAP) if name in file.keys()]  # noqa: SIM118, it is no mapping
             leaves = {name: file.get_tensor(name) for name in names}
         ids, scheme = (json.loads(about.get(name, "null")) for name in ("text_ids", "scheme"))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:

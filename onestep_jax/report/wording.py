@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax.fitting.optimizers import Preset, recorded_preset
+from onestep_jax.prototokens.projection import MAP
 from onestep_jax.prototokens.schemes import from_description
 
 
@@ -20,7 +21,7 @@ def notation(description: Mapping[str, Any]) -> str:
     if scheme.shared:
         words += f", {' and '.join(sorted(scheme.shared))} shared by {scheme.group} texts"
     elif scheme.extra and not scheme.teacher_forced:
-        words += ", first output ignored"
+        words += ", first output ignored" if scheme.extra == 1 else f", first {scheme.extra} outputs ignored"
     return words
 
 
@@ -78,11 +79,18 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
     return shlex.join([*words, "--run", str(folder)])
 
 
+_FLAGS = {"e": "e-vectors", "m": "m-vectors", "leaves": "project", "seed": "projection-seed"}
+"""Key of the description of a scheme → its option, where that has another name."""
+
+
 def _scheme_options(scheme: Mapping[str, Any], arrangement: str) -> list[str]:
     """Options for a scheme that differs from the preset's arrangement."""
+    if scheme.get("arrangement") == "projected":
+        scheme = {**scheme, **scheme["of"], "leaves": ",".join(scheme["leaves"])}
+        scheme = {name: scheme[name] for name in scheme if name != "of" and (name, scheme[name]) != ("share", MAP)}
     usual = {"arrangement": arrangement, "share": None, "group": 1}
     differ = [name for name in scheme if name != "prefix" and scheme[name] != usual.get(name)]
-    return [word for name in differ for word in (f"--{name}", str(scheme[name]))]
+    return [word for name in differ for word in (f"--{_FLAGS.get(name, name)}", str(scheme[name]))]
 
 
 def _prefix_options(identity: Mapping[str, Any], settings: Mapping[str, Any], usual: str) -> list[str] | None:

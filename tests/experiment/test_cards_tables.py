@@ -9,6 +9,7 @@ import pytest
 from smoke import smoke
 
 from onestep_jax import Decoded, Model, Results, TextResult, load_model, read_results, text_nats
+from onestep_jax.analysis.metrics import compression
 from onestep_jax.experiment.cards import load_card
 from onestep_jax.experiment.study import Study
 from onestep_jax.store.reading import read_config
@@ -122,6 +123,41 @@ def test_table3_capacity(tmp_path: Path, packaged: Model):
         m = np.stack([text.vectors["m"] for text in shared if len(text.tokens) == length])
         assert len(m) == 4
         assert len(np.unique(m, axis=0)) == 1
+
+
+def test_vectors(tmp_path: Path, packaged: Model):
+    """Floats are those of the run directories, capacities those of their texts; d beyond the width is left out."""
+    tables = smoke("vectors", tmp_path)
+    rows = {(row["series"], row["number"]): row for row in tables["vectors"]}
+    keys = {("plain", 1): "plain-1", ("memory", 1): "memory-1", ("m", 2): "m-2", ("fixed", 4): "fixed-4"}
+    keys |= {("shared", 4): "shared-4", ("memory own", 4): "memory-own-4"}
+    assert list(rows) == list(keys)
+    D, texts = packaged.embed_width, load_tokens(packaged, "demo", count=2, length=8)
+    h_lm = [one.nats for one in text_nats(packaged, texts)]
+    for key, row in rows.items():
+        runs = [read_results(folder) for folder in sorted((tmp_path / "vectors" / "runs" / keys[key]).glob("round-*"))]
+        first = {leaf: np.stack([text.vectors[leaf] for text in runs[0].texts[:2]]) for leaf in runs[0].vectors}
+        stored = sum(np.unique(leaf, axis=0).size / 2 for leaf in first.values())
+        assert row["floats"] == stored == compression(packaged, runs[0][0], runs[0].scheme).floats
+        longest = [0, 0]
+        for text in (text for run in runs for text in run):
+            owner = [list(ids[: len(text.tokens)]) for ids in texts].index(list(text.tokens))
+            right = [n for n in (4, 8) if n <= len(text.tokens) and (text.predicted[:n] == text.tokens[:n]).all()]
+            longest[owner] = max([longest[owner], *right])
+        assert row["tokens mean"] == np.mean(longest)
+        assert row["nats mean"] == pytest.approx(np.mean([h_lm[i][:n].sum() for i, n in enumerate(longest)]), rel=1e-4)
+        assert row["tokens a float"] == pytest.approx(row["tokens mean"] / row["floats"], rel=1e-4)
+        own = [of for of in tables["vectors_texts"] if (of["series"], of["number"]) == key]
+        assert [of["tokens"] for of in own] == longest
+        assert row["gradient evaluations"] == sum(of["gradient evaluations"] for of in own)
+    floats = {key: row["floats"] for key, row in rows.items()}
+    assert floats["plain", 1] == 2 * D
+    assert floats["m", 2] == 3 * D
+    assert floats["fixed", 4] == 4 + D
+    assert floats["shared", 4] == 4 + D + 5 * D / 2
+    assert rows["shared", 4]["floats of the vectors"] == 2 * D
+    assert rows["m", 2]["tokens mean"] == rows["plain", 1]["tokens mean"] == 8
+    assert rows["fixed", 4]["tokens mean"] < 8  # four numbers say too little
 
 
 def test_table4_training_time(tmp_path: Path):

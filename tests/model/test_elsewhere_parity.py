@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onestep_jax import Cramming, OneStep, encode, fit, load_encoder, load_model
+from onestep_jax import Cramming, ManyVectors, OneStep, Projected, encode, fit, load_encoder, load_model
 from onestep_jax.model.checkpoint import locate
 from onestep_jax.prototokens.assembly import input_rows
 from onestep_jax.prototokens.reconstruction import decode
@@ -21,6 +21,8 @@ pytestmark = pytest.mark.parity
 PAGE = Path(__file__).parents[2] / "docs" / "elsewhere.md"
 WORDS = ["The tide went out at noon and left", "Ein Boot fuhr an das andere Ufer", "x = [1, 2]"]
 
+SCHEMES = [OneStep(prefix="bos"), OneStep("unguided-e"), ManyVectors(2, 2), Projected(ManyVectors(2), 8, "own")]
+
 
 def printed(folder: Path) -> str:
     (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -29,7 +31,7 @@ def printed(folder: Path) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=True).stdout
 
 
-@pytest.mark.parametrize("scheme", [OneStep(prefix="bos"), OneStep("unguided-e")], ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_the_script_prints_the_texts_of_a_fit(tmp_path, scheme):
     model = load_model("default", dtype="float32")
     results = fit(model, WORDS, scheme=scheme, steps=400)

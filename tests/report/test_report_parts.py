@@ -10,7 +10,7 @@ import pytest
 from pages import parse
 from report_runs import read
 
-from onestep_jax import OneStep, Optimizer, fit, read_results
+from onestep_jax import ManyVectors, OneStep, Optimizer, Projected, fit, read_results
 from onestep_jax.cli.fit import optimizer_of, scheme_of
 from onestep_jax.cli.parser import build_parser
 from onestep_jax.fitting.optimizers import PRESETS, Schedule
@@ -84,8 +84,17 @@ OPTIMIZERS = [
 ]
 
 
+SCHEMES = [OneStep(), OneStep("alternating", share="e", group=2), Cramming(3)]
+SCHEMES += [ManyVectors(2, 3, guided=0), ManyVectors(share="m", group=2)]
+SCHEMES += [Projected(OneStep("unguided-e"), 8, leaves=("e", "m"), seed=3), Projected(Cramming(2), 3, "own")]
+SCHEMES += [
+    Projected(OneStep("one-vector"), 8, "shared", group=3),
+    Projected(ManyVectors(2, share="m", group=2), 4, "own"),
+]
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("scheme", [OneStep(), OneStep("alternating", share="e", group=2), Cramming(3)])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_command_says_what_was_run(run, tmp_path, optimizer, scheme):
     config = read_config(run)
     described = (optimizer or PRESETS["fast"].optimizer).describe()
