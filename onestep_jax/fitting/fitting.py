@@ -12,7 +12,7 @@ import optax
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.placement import Placement
 from onestep_jax.devices.stop_signals import signals_caught
-from onestep_jax.errors import Interrupted, check_kind
+from onestep_jax.errors import SIZE, Interrupted, check_kind
 from onestep_jax.fitting.distributed import meet, open_in_turn, wait_for_others
 from onestep_jax.fitting.optimizers import Optimizer, Preset
 from onestep_jax.fitting.plan import FitPlan, resolve
@@ -50,6 +50,7 @@ def fit(
     save_every: float = 60.0,
     copies: int = 1,
     record: bool = False,
+    room: int | None = None,
     placement: Placement | str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
@@ -83,6 +84,8 @@ def fit(
       copies: how often each text is fitted, from start vectors of its own each time; every copy is a row of the
         results, copies of a text following each other. In a sharing scheme the copies are texts of the group.
       record: whether the vectors after each chunk are kept, see `Trial.path`.
+      room: tokens of the longest text of later calls. With it, texts of one length are padded as those of several
+        lengths are, so that calls with growing texts compile few programs; None for this call alone.
       placement: the devices and what is split over them, or "auto", "pmap" or "mesh", see `sizing.choose_placement`.
       progress: called after each chunk.
 
@@ -95,6 +98,8 @@ def fit(
     """
     if progress is not None:
         check_kind("a function", Callable, progress=progress)
+    if room is not None:
+        SIZE.check("room", room)
     plan = resolve(
         model,
         texts,
@@ -119,16 +124,17 @@ def fit(
         record=record,
         placement=placement,
     )
-    return run_plan(plan, progress)
+    return run_plan(plan, progress, room or 0)
 
 
 @pinned
-def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None) -> Results:
+def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None, room: int = 0) -> Results:
     """Carry out a plan of `plan.resolve`, in memory or into its run directory.
 
     Args:
       plan: what to fit.
       progress: called after each chunk.
+      room: see `fit`; 0 for this call alone.
 
     Returns:
       One result a text (and copy), in source order.
@@ -138,20 +144,20 @@ def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None) 
       Interrupted: on SIGTERM or SIGINT with a run directory, after saving.
     """
     if plan.folder is not None:
-        return _record(plan, plan.folder, progress)
+        return _record(plan, plan.folder, progress, room)
     recorder = Recorder()
-    Sweep(plan, recorder, progress).optimise()
+    Sweep(plan, recorder, progress, room).optimise()
     texts = sorted(recorder.results, key=lambda text: text.index)
     described, model = plan.scheme.describe(), plan.model
     return Results(texts=tuple(texts), scheme=described, model=model.fingerprint, source=model.source)
 
 
-def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | None) -> Results:
+def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | None, room: int) -> Results:
     """Carry out a plan into a run directory, together with the other processes of the job."""
     lockstep = plan.placement.lockstep
     with _open(plan, folder) as run, signals_caught() as stop:
         recorder = RunRecorder(run, lockstep=lockstep, save_every=plan.save_every, stop_is_asked=stop.is_set)
-        sweep = Sweep(plan, recorder, progress)
+        sweep = Sweep(plan, recorder, progress, room)
         if lockstep:
             meet("resumed")  # before any process writes, all have read the same
         sweep.optimise()

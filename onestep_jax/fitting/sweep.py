@@ -37,10 +37,11 @@ class Sweep:
       plan: what to fit.
       recorder: where results go, and what earlier sessions left.
       progress: called after each chunk.
+      room: see `fit`.
     """
 
-    def __init__(self, plan: FitPlan, recorder: Recorder, progress: Callable[[Progress], None] | None):
-        self.plan, self.recorder = plan, recorder
+    def __init__(self, plan: FitPlan, recorder: Recorder, progress: Callable[[Progress], None] | None, room: int = 0):
+        self.plan, self.recorder, self.room = plan, recorder, room
         self.trials = Trials(
             plan.tokens,
             plan.ids,
@@ -51,7 +52,7 @@ class Sweep:
             steps=plan.steps,
             redraw=self._redraw,
         )
-        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix)
+        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix, room)
         self.meter = Meter(len(plan.ids), plan.scheme.group, progress, recorder.recorded)
         self.ladder = SlotLadder(plan.ladder, plan.placement.devices[0].platform)
         self.queue = WorkQueue([], self._tasks_of)
@@ -68,7 +69,8 @@ class Sweep:
         frozen = self._frozen()
         longest = [max(len(plan.tokens[i]) for i in group) for group in plan.groups]
         before = plan.scheme.extra + prefix_rows([plan.prefix(i) for i in range(len(plan.ids))])
-        padded = padded_lengths(longest, plan.model.config.boundary, before)
+        room = min(self.room, plan.model.config.context - before)
+        padded = padded_lengths(longest, plan.model.config.boundary, before, room)
         for positions, blocks in cut(plan.groups, padded, share.block or len(plan.groups)).items():
             self.queue = WorkQueue(claim_order(blocks, share.process, share.processes), self._tasks_of)
             left = sum(group not in self._recorded for block in blocks for group in block.groups)
