@@ -69,7 +69,7 @@ class Config:
 def config(smoke: bool) -> Config:
     """The paper's lengths, or seconds."""
     if smoke:
-        return Config("default", "demo", count=2, lengths=(2, 4, 8, 16), preset="fast", steps=40)
+        return Config("default", "demo", count=2, lengths=(2, 4, 8, 16), preset="fast", steps=30)
     return Config()
 
 
