@@ -159,7 +159,7 @@ def _card(one: GrownTexts, text: int, grown: Sequence[Stage], place: int, severa
     now = tag("output", _said(one, last, pieces))
     every = tag("details", tag("summary", f"All stages of text {text} as a table"), _stages_table(grown, text))
     content = [tag("div", *line, class_="line"), slider, _tokens(one, last, pieces), now, every]
-    return tag("article", *content, class_="card", data_growth=place, aria_labelledby=f"growth-{place}")
+    return tag("article", *content, class_="card", data_growth=str(place), aria_labelledby=f"growth-{place}")
 
 
 def _tokens(one: GrownTexts, last: Stage, pieces: Sequence[str]) -> Markup:
