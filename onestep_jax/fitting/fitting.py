@@ -12,7 +12,7 @@ import optax
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.placement import Placement
 from onestep_jax.devices.stop_signals import signals_caught
-from onestep_jax.errors import SIZE, Interrupted, check_kind
+from onestep_jax.errors import Interrupted, check_kind
 from onestep_jax.fitting.distributed import meet, open_in_turn, wait_for_others
 from onestep_jax.fitting.optimizers import Optimizer, Preset
 from onestep_jax.fitting.plan import FitPlan, resolve
@@ -98,8 +98,6 @@ def fit(
     """
     if progress is not None:
         check_kind("a function", Callable, progress=progress)
-    if room is not None:
-        SIZE.check("room", room)
     plan = resolve(
         model,
         texts,
@@ -122,19 +120,19 @@ def fit(
         save_every=save_every,
         copies=copies,
         record=record,
+        room=room,
         placement=placement,
     )
-    return run_plan(plan, progress, room or 0)
+    return run_plan(plan, progress)
 
 
 @pinned
-def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None, room: int = 0) -> Results:
+def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None) -> Results:
     """Carry out a plan of `plan.resolve`, in memory or into its run directory.
 
     Args:
       plan: what to fit.
       progress: called after each chunk.
-      room: see `fit`; 0 for this call alone.
 
     Returns:
       One result a text (and copy), in source order.
@@ -144,20 +142,20 @@ def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None, 
       Interrupted: on SIGTERM or SIGINT with a run directory, after saving.
     """
     if plan.folder is not None:
-        return _record(plan, plan.folder, progress, room)
+        return _record(plan, plan.folder, progress)
     recorder = Recorder()
-    Sweep(plan, recorder, progress, room).optimise()
+    Sweep(plan, recorder, progress).optimise()
     texts = sorted(recorder.results, key=lambda text: text.index)
     described, model = plan.scheme.describe(), plan.model
     return Results(texts=tuple(texts), scheme=described, model=model.fingerprint, source=model.source)
 
 
-def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | None, room: int) -> Results:
+def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | None) -> Results:
     """Carry out a plan into a run directory, together with the other processes of the job."""
     lockstep = plan.placement.lockstep
     with _open(plan, folder) as run, signals_caught() as stop:
         recorder = RunRecorder(run, lockstep=lockstep, save_every=plan.save_every, stop_is_asked=stop.is_set)
-        sweep = Sweep(plan, recorder, progress, room)
+        sweep = Sweep(plan, recorder, progress)
         if lockstep:
             meet("resumed")  # before any process writes, all have read the same
         sweep.optimise()

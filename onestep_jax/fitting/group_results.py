@@ -44,7 +44,7 @@ class GivenTexts:
       tokens: (N,) int32 of each text.
       ids: identity of each text.
       prefix: what stands before the text of an index.
-      room: see `fit`.
+      room: of the plan.
     """
 
     def __init__(

@@ -37,11 +37,10 @@ class Sweep:
       plan: what to fit.
       recorder: where results go, and what earlier sessions left.
       progress: called after each chunk.
-      room: see `fit`.
     """
 
-    def __init__(self, plan: FitPlan, recorder: Recorder, progress: Callable[[Progress], None] | None, room: int = 0):
-        self.plan, self.recorder, self.room = plan, recorder, room
+    def __init__(self, plan: FitPlan, recorder: Recorder, progress: Callable[[Progress], None] | None):
+        self.plan, self.recorder = plan, recorder
         self.trials = Trials(
             plan.tokens,
             plan.ids,
@@ -52,7 +51,7 @@ class Sweep:
             steps=plan.steps,
             redraw=self._redraw,
         )
-        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix, room)
+        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix, plan.room)
         self.meter = Meter(len(plan.ids), plan.scheme.group, progress, recorder.recorded)
         self.ladder = SlotLadder(plan.ladder, plan.placement.devices[0].platform)
         self.queue = WorkQueue([], self._tasks_of)
@@ -69,7 +68,7 @@ class Sweep:
         frozen = self._frozen()
         longest = [max(len(plan.tokens[i]) for i in group) for group in plan.groups]
         before = plan.scheme.extra + prefix_rows([plan.prefix(i) for i in range(len(plan.ids))])
-        room = min(self.room, plan.model.config.context - before)
+        room = min(plan.room, plan.model.config.context - before)
         padded = padded_lengths(longest, plan.model.config.boundary, before, room)
         for positions, blocks in cut(plan.groups, padded, share.block or len(plan.groups)).items():
             self.queue = WorkQueue(claim_order(blocks, share.process, share.processes), self._tasks_of)
