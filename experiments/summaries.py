@@ -228,6 +228,17 @@ def sink(tables: Tables) -> str:
     return f"{'; '.join(found)}. Fits, trained: {'; '.join(cells)}"
 
 
+def growth(tables: Tables) -> str:
+    cells = (
+        f"{row['way']} {float(row['tokens mean']):.1f} tokens ({float(row['nats mean']):.0f} nats) in "
+        f"{float(row['evaluations']):,.0f} evaluations"
+        for row in tables["growth"]
+    )
+    (geometric,) = pick(tables["growth"], way="geometric")
+    short = f"{float(geometric['short of growth, tokens']):.0%} of the tokens"
+    return f"the geometric search falls short of growth by {short}. Means: {'; '.join(cells)}"
+
+
 def prefix_suffix(tables: Tables) -> str:
     cells = (
         f"{row['prefix']} {float(row['tokens median']):.0f} ({float(row['nats median']):.0f} nats)"
@@ -333,6 +344,11 @@ ITEMS = {
         lambda c: [
             (c.count * (2 + 3 * len(c.vectors) + (len(c.series) - 4) * len(c.dimensions)), n) for n in c.lengths
         ],
+    ),
+    "growth": Item(
+        "(not in the paper; Progressive Cramming, autoregressive: a geometric search falls short by 18 to 28 %)",
+        growth,
+        lambda c: [(2 * c.count, n) for n in (*c.lengths, *range(min(c.lengths), max(c.lengths) + 1, c.stride))],
     ),
     "prefix_suffix": Item(
         "(not in the paper; near to its outlook)",

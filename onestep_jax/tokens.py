@@ -113,18 +113,20 @@ def texts_digest(text_ids: Iterable[str]) -> str:
 # --- batches ---
 
 
-def padded_lengths(lengths: Sequence[int], boundary: int | None = None, extra: int = 0) -> list[int]:
+def padded_lengths(lengths: Sequence[int], boundary: int | None = None, extra: int = 0, room: int = 0) -> list[int]:
     """Padded length of each text: the least of 8, 16, …, 64, then steps of an eighth of an octave, that holds it.
 
-    It is never more than the longest text, so texts of one length are not padded at all. A model may change its rotary
-    positions beyond `boundary` inputs (`ModelConfig.boundary`); padding never leads a text across it.
+    It is never more than the longest text or `room`, so without room texts of one length are not padded at all. A model
+    may change its rotary positions beyond `boundary` inputs (`ModelConfig.boundary`); padding never leads a text across
+    it.
 
     Args:
       lengths: tokens of each text.
       boundary: inputs up to which rotary positions are the same; None if they never change.
       extra: inputs that a text has beside its tokens.
+      room: tokens of the longest text of other calls, with which the padded lengths shall be in common.
     """
-    longest = max(lengths, default=1)
+    longest = max([*lengths, room, 1])
     ladder = list(range(8, 64, 8))
     for octave in itertools.count():
         ladder += [64 * 2**octave + 8 * 2**octave * eighth for eighth in range(8)]
@@ -165,7 +167,13 @@ class Batch(NamedTuple):
 
 
 def batches(
-    lengths: Sequence[int], size: int, *, boundary: int | None = None, extra: int = 0, full: bool = False
+    lengths: Sequence[int],
+    size: int,
+    *,
+    boundary: int | None = None,
+    extra: int = 0,
+    room: int = 0,
+    full: bool = False,
 ) -> Iterator[Batch]:
     """Batches of texts by padded length, shortest first, texts of one length in their order.
 
@@ -175,11 +183,11 @@ def batches(
     Args:
       lengths: tokens of each text.
       size: rows of a batch at most.
-      boundary, extra: see `padded_lengths`.
+      boundary, extra, room: see `padded_lengths`.
       full: give every batch `size` rows, so that later calls with more texts need no other program.
     """
     all_lengths = np.array(lengths, np.int32)
-    padded = np.array(padded_lengths(lengths, boundary, extra), int)
+    padded = np.array(padded_lengths(lengths, boundary, extra, room), int)
     for positions in np.unique(padded).tolist():
         members = np.flatnonzero(padded == positions)
         width = size if full else min(size, len(members))

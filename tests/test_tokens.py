@@ -40,6 +40,12 @@ def test_padding_is_little():
     assert padded_lengths([]) == []
 
 
+def test_with_room_calls_of_growing_lengths_share_padded_lengths():
+    assert [padded_lengths([length], room=40)[0] for length in (1, 8, 9, 33, 40)] == [8, 8, 16, 40, 40]
+    assert [padded_lengths([length], room=12)[0] for length in (5, 8, 9, 12, 13)] == [8, 8, 12, 12, 13]
+    assert [batch.positions for length in (17, 20) for batch in batches([length], 2, room=64)] == [24, 24]
+
+
 def test_padding_leads_over_no_boundary():
     assert padded_lengths([9, 10, 11, 16], boundary=10) == [10, 10, 16, 16]
     assert padded_lengths([8, 9, 10, 16], boundary=10, extra=1) == [8, 9, 16, 16]

@@ -1,6 +1,7 @@
 """Capacities of many texts (Table 3), by fitting every length (`grid`) or as few lengths as needed (`search`).
 
-Both work in rounds of the ordinary `fit`. Each round has its own run directory, so that a killed job is resumed.
+A third way, one token more at a time from the last solution, is `grow`, in `growth`. All work in rounds of the ordinary
+`fit`. Each round has its own run directory, so that a killed job is resumed.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onestep_jax.analysis.growth import grow
 from onestep_jax.analysis.metrics import THRESHOLD
-from onestep_jax.analysis.prefix_table import PrefixTable, check_nesting, create_folder, round_folder
+from onestep_jax.analysis.prefix_table import PrefixTable, create_folder, round_folder
+from onestep_jax.analysis.rounds import check_rounds, distinct, empty_table, fit_round, preset_of_rounds, settled
 from onestep_jax.analysis.text_capacity import capacity
 from onestep_jax.errors import UserError
-from onestep_jax.fitting import Preset, fit, preset_of
 from onestep_jax.model.decoder import Model
-from onestep_jax.prototokens.prefixes import resolve_prefix
-from onestep_jax.prototokens.schemes import OneStep, Scheme
-from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.results import TextResult
 from onestep_jax.store.storage import run_path
+
+__all__ = ["Agreement", "agreement", "grid", "grow", "next_length", "search"]
 
 # Share of the budget up to which a success is cheap. Doubling a length multiplies its steps by 2 to 7 (packaged model,
 # 4 to 22 tokens), so twice the length is then likely to succeed within the budget.
@@ -51,13 +52,13 @@ def grid(
       Interrupted: as `fit`.
     """
     folder = None if run is None else run_path(run)
-    fit_options = _settled(model, folder, fit_options)
+    fit_options = settled(model, folder, fit_options)
     scheme = fit_options["scheme"]
-    table = _empty_table(model, texts, lengths, scheme)
+    table = empty_table(model, texts, lengths, scheme)
     if folder is not None:
         create_folder(folder, table, {"kind": "grid"})
     wanted = [(i, length) for length in table.lengths for i in range(len(table.texts)) if length in table.ids[i]]
-    return _fit_round(model, table, wanted, round_folder(folder, 0), fit_options)
+    return fit_round(model, table, wanted, round_folder(folder, 0), fit_options)
 
 
 def search(
@@ -98,10 +99,10 @@ def search(
     if failures < 1 or not 0 < threshold <= 1:
         raise UserError(f"failures = {failures}, threshold = {threshold}: expected at least 1, and above 0 to 1")
     folder = None if run is None else run_path(run)
-    fit_options = _settled(model, folder, fit_options)
+    fit_options = settled(model, folder, fit_options)
     scheme = fit_options["scheme"]
-    table = _empty_table(model, texts, lengths, scheme)
-    _check_search(model, table)
+    table = empty_table(model, texts, lengths, scheme)
+    check_rounds(model, table, "search")
     cheap = CHEAP * _budget(folder, fit_options)
     if folder is not None:
         create_folder(folder, table, {"kind": "search", "warm": warm, "failures": failures, "threshold": threshold})
@@ -115,7 +116,7 @@ def search(
         if warm and number:
             start = _warm_start(table, wanted, threshold)
             fit_options["scheme"] = dataclasses.replace(scheme, start=start)  # pyright: ignore[reportArgumentType]
-        table = _fit_round(model, table, wanted, round_folder(folder, number), fit_options)
+        table = fit_round(model, table, wanted, round_folder(folder, number), fit_options)
     return table
 
 
@@ -196,87 +197,15 @@ def agreement(
     )
 
 
-# --- rounds ---
-
-
-def _fit_round(
-    model: Model,
-    table: PrefixTable,
-    wanted: Sequence[tuple[int, int]],
-    run: Path | None,
-    fit_options: Mapping[str, Any],
-) -> PrefixTable:
-    """The table with fits of the wanted (text, length) prefixes."""
-    distinct = _distinct(table, wanted)
-    if own := fit_options.get("prefixes"):
-        fit_options = {**fit_options, "prefixes": [own[i] for i, _ in distinct]}
-    beginnings = [table.texts[i][:length].tolist() for i, length in distinct]
-    return table.adding(fit(model, beginnings, run=run, **fit_options))
-
-
-def _distinct(table: PrefixTable, wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The wanted prefixes in their order; of equal prefixes, which have one text_id, the first."""
-    return list({table.ids[i][length]: (i, length) for i, length in wanted}.values())
-
-
 def _warm_start(table: PrefixTable, wanted: Sequence[tuple[int, int]], threshold: float) -> dict[str, np.ndarray]:
     """Vectors with the longest horizon of each text, leaf → (prefixes, …), in the order in which they are fitted."""
-    rows = [table.row(i).values() for i, _ in _distinct(table, wanted)]
+    rows = [table.row(i).values() for i, _ in distinct(table, wanted)]
     best = [capacity(row, threshold=threshold, nested=True).best for row in rows]
     return {name: np.stack([text.vectors[name] for text in best]) for name in best[0].vectors}
 
 
-# --- arguments ---
-
-
-def _settled(model: Model, run: Path | None, fit_options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the arrangement that they mean; those that `grid` and `search` set themselves are refused."""
-    for name, default, cure in (("length", None, "lengths"), ("copies", 1, "seeds, the best of which is kept")):
-        if fit_options.get(name, default) != default:
-            raise UserError(f"{name} = {fit_options[name]!r}: cannot be chosen for a capacity; give {cure}")
-    preset = _preset(run, fit_options)
-    default = None if fit_options.get("prefixes") else preset.prefix
-    scheme = resolve_prefix(fit_options.get("scheme") or OneStep(preset.arrangement), model, default)
-    if scheme.start is not None:
-        raise UserError("a capacity draws its start vectors; give a scheme without start, or search(…, warm=True)")
-    return {**fit_options, "scheme": scheme}
-
-
-def _empty_table(model: Model, texts: Any, lengths: Iterable[int], scheme: Scheme) -> PrefixTable:
-    """A table of the prefixes to fit, without results, from checked arguments."""
-    lengths = tuple(sorted({int(length) for length in lengths}))
-    if not lengths or lengths[0] < 1:
-        raise UserError(f"lengths = {lengths}: expected numbers of tokens, at least one and each at least 1")
-    tokens = prepare(model, texts, lengths[-1], scheme)
-    least = lengths[0] if scheme.group == 1 else lengths[-1]
-    for i, text in enumerate(tokens):
-        if len(text) < least:
-            raise UserError(f"text {i}: {len(text)} tokens, expected at least {least}; leave it out, or change lengths")
-    if len(tokens) % scheme.group:
-        reason = "a group would hold texts of two lengths; give a multiple"
-        raise UserError(f"{len(tokens)} texts in groups of {scheme.group}: {reason}")
-    return PrefixTable(texts=tuple(tokens), lengths=lengths, scheme=scheme.describe())
-
-
-def _check_search(model: Model, table: PrefixTable) -> None:
-    """Refuse arrangements and lengths that a search cannot have."""
-    check_nesting(table.scheme)
-    group = table.scheme.get("group", 1)
-    if group > 1:
-        raise UserError(f"search with groups of {group}: all texts of a group must have the same length; use grid")
-    first, last, boundary = table.lengths[0], table.lengths[-1], model.config.boundary
-    if boundary is not None and first <= boundary < last:
-        reason = f"rotary positions change at {boundary} tokens, and solutions do not nest across that length"
-        raise UserError(f"lengths {first} to {last}: {reason}; search the two sides separately")
-
-
-def _preset(run: Path | None, fit_options: Mapping[str, Any]) -> Preset:
-    """The preset, as it was understood when the first round began."""
-    return preset_of(fit_options.get("preset", "fast"), round_folder(run, 0))
-
-
 def _budget(run: Path | None, fit_options: Mapping[str, Any]) -> int:
     """Gradient evaluations that a failure costs at most."""
-    preset = _preset(run, fit_options)
+    preset = preset_of_rounds(run, fit_options)
     seeds = fit_options.get("seeds") or preset.seeds
     return (fit_options.get("steps") or preset.steps) * (1 if isinstance(seeds, str) else seeds)

@@ -2,7 +2,7 @@
 
 table.json       kind, lengths and settings of the table
 texts.parquet    index, text_id and tokens of the texts, cut to the longest length
-round-000/ …     run directories of `fit`; a grid has one, a search has one for each round
+round-000/ …     run directories of `fit`; a grid has one, a search one for each round, a growth one for each stage
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class TableIdentity(Struct, frozen=True):
     lengths: list[Positive]
     texts: str
     scheme: SchemeKind
+    kind: str = ""
+    threshold: float = THRESHOLD
 
 
 class TableKind(Struct, frozen=True):
@@ -153,7 +155,7 @@ def create_folder(folder: Path, table: PrefixTable, settings: Mapping[str, Any])
         check_identity(folder, described["identity"], identity)
         return
     if {path.name.removesuffix(".tmp") for path in entries(folder)} - {"texts.parquet"}:
-        reason = "not empty, and no grid or search of capacities (no table.json)"
+        reason = "not empty, and no grid, search or growth of capacities (no table.json)"
         raise UserError(f"{folder}: {reason}; give another folder")
     with writing(folder):
         make_folder(folder)
@@ -168,16 +170,16 @@ def round_folder(folder: Path | None, number: int) -> Path | None:
 
 
 def read_prefix_table(folder: str | Path) -> PrefixTable:
-    """Read the table of a grid or search from its folder, finished or not.
+    """Read the table of a grid, search or growth from its folder, finished or not.
 
     Raises:
-      UserError: if the folder holds neither, or a part of it is damaged.
+      UserError: if the folder holds none of them, or a part of it is damaged.
     """
     folder = run_path(folder)
     described = _described(folder)
     if described is None:
         raise UserError(
-            f"{folder}: no grid or search of capacities (no table.json); give the folder that it was made in"
+            f"{folder}: no grid, search or growth of capacities (no table.json); give the folder that it was made in"
         )
     identity = described["identity"]
     rows = read_table(folder / "texts.parquet", TextRow, "table of texts", _CURE)
@@ -187,6 +189,19 @@ def read_prefix_table(folder: str | Path) -> PrefixTable:
         if run.name.startswith("round-") and (run / "config.json").exists():
             table = table.adding(read_results(run))
     return table
+
+
+def table_settings(folder: Path) -> dict[str, Any] | None:
+    """What the table of a folder was made with: "kind", such as "growth", "lengths", "scheme" and more.
+
+    Returns:
+      None for a folder without a table.
+
+    Raises:
+      UserError: if its description is damaged.
+    """
+    described = _described(folder)
+    return None if described is None else described["identity"]
 
 
 def _described(folder: Path) -> dict[str, Any] | None:

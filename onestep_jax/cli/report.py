@@ -13,7 +13,11 @@ SUMMARY = "Write a report of runs and experiments: one HTML page, CSV, PNG."
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folders", type=run_option, nargs="+", metavar="DIR", help="run directory or folder of an experiment"
+        "folders",
+        type=run_option,
+        nargs="+",
+        metavar="DIR",
+        help="run directory, folder of a growth, or folder of an experiment",
     )
     parser.add_argument(
         "--out", type=local_option, metavar="DIR", help="folder of the report (default: report/ in the first)"

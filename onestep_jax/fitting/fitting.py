@@ -50,6 +50,7 @@ def fit(
     save_every: float = 60.0,
     copies: int = 1,
     record: bool = False,
+    room: int | None = None,
     placement: Placement | str = "auto",
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
@@ -83,6 +84,8 @@ def fit(
       copies: how often each text is fitted, from start vectors of its own each time; every copy is a row of the
         results, copies of a text following each other. In a sharing scheme the copies are texts of the group.
       record: whether the vectors after each chunk are kept, see `Trial.path`.
+      room: tokens of the longest text of later calls. With it, texts of one length are padded as those of several
+        lengths are, so that calls with growing texts compile few programs; None for this call alone.
       placement: the devices and what is split over them, or "auto", "pmap" or "mesh", see `sizing.choose_placement`.
       progress: called after each chunk.
 
@@ -117,6 +120,7 @@ def fit(
         save_every=save_every,
         copies=copies,
         record=record,
+        room=room,
         placement=placement,
     )
     return run_plan(plan, progress)

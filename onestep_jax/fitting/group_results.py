@@ -44,12 +44,18 @@ class GivenTexts:
       tokens: (N,) int32 of each text.
       ids: identity of each text.
       prefix: what stands before the text of an index.
+      room: of the plan.
     """
 
     def __init__(
-        self, model: Model, tokens: Sequence[np.ndarray], ids: Sequence[str], prefix: Callable[[int], np.ndarray]
+        self,
+        model: Model,
+        tokens: Sequence[np.ndarray],
+        ids: Sequence[str],
+        prefix: Callable[[int], np.ndarray],
+        room: int = 0,
     ):
-        self._model, self._tokens, self._ids, self._prefix = model, tokens, ids, prefix
+        self._model, self._tokens, self._ids, self._prefix, self._room = model, tokens, ids, prefix, room
         self._nats: dict[int, TextNats] = {}
 
     def count_nats(self, group: Group, upcoming: Iterable[Group]) -> None:
@@ -58,7 +64,7 @@ class GivenTexts:
             return
         texts = [i for members in (group, *upcoming) for i in members if i not in self._nats]
         prefixes = [self._prefix(i) for i in texts]
-        nats = text_nats(self._model, [self._tokens[i] for i in texts], prefixes=prefixes)
+        nats = text_nats(self._model, [self._tokens[i] for i in texts], prefixes=prefixes, room=self._room)
         self._nats |= zip(texts, nats, strict=True)
 
     def pop(self, group: Group) -> list[GivenText]:

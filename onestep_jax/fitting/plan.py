@@ -55,6 +55,7 @@ class FitPlan:
       folder: the run directory, or None for results in memory.
       identity: what must not change between the sessions of a run, as plain values.
       settings: what may change between them; a run directory keeps those of its first session.
+      room: tokens of the longest text of later calls, see `fitting.fit`; 0 for this call alone.
     """
 
     model: Model
@@ -74,6 +75,7 @@ class FitPlan:
     folder: Path | None
     identity: Mapping[str, Any]
     settings: Mapping[str, Any]
+    room: int
 
     @property
     def groups(self) -> list[Group]:
@@ -113,6 +115,7 @@ def resolve(
     save_every: float = 60.0,
     copies: int = 1,
     record: bool = False,
+    room: int | None = None,
     placement: Placement | str = "auto",
 ) -> FitPlan:
     """Settle and check a fit; arguments of `fitting.fit`, texts also as int32 arrays. Nothing is fitted or written yet.
@@ -130,6 +133,7 @@ def resolve(
     check_kind("a scheme, such as OneStep()", (Scheme, type(None)), scheme=scheme)
     check_kind("a placement, or auto, pmap or mesh", (str, Placement), placement=placement)
     check_kind("True or False", bool, record=record)
+    SIZE.check("room", 1 if room is None else room)
     check_known("value of start_missing", [start_missing], MISSING)
     chosen = preset_of(preset, run)
     seeds = chosen.seeds if seeds is None else seeds
@@ -200,6 +204,7 @@ def resolve(
         folder=None if run is None else run_path(run),
         identity=identity,
         settings=settings,
+        room=room or 0,
     )
 
 

@@ -52,7 +52,7 @@ class Sweep:
             steps=plan.steps,
             redraw=self._redraw,
         )
-        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix)
+        self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix, plan.room)
         self.meter = Meter(len(plan.ids), plan.scheme.group, progress, recorder.recorded)
         self.ladder = SlotLadder(plan.ladder, plan.placement.devices[0].platform)
         self.queue = WorkQueue([], self._tasks_of)
@@ -86,7 +86,7 @@ class Sweep:
         plan, boundary = self.plan, self.plan.model.config.boundary
         before = plan.scheme.extra + prefix_rows([plan.prefix(i) for i in range(len(plan.ids))])
         longest = [max(len(plan.tokens[i]) for i in group) for group in plan.groups]
-        padded = padded_lengths(longest, boundary, before)
+        padded = padded_lengths(longest, boundary, before, min(plan.room, plan.model.config.context - before))
         platform = plan.placement.devices[0].platform
         return shared_lengths(padded, self._flops, platform, None if boundary is None else boundary - before)
 

@@ -50,7 +50,12 @@ def first_term(model: Model, prefix_rows: int) -> str:
 
 @pinned
 def text_nats(
-    model: Model, tokens: Sequence[Any], *, prefixes: Sequence[Any] | None = None, batch: int = BATCH
+    model: Model,
+    tokens: Sequence[Any],
+    *,
+    prefixes: Sequence[Any] | None = None,
+    batch: int = BATCH,
+    room: int = 0,
 ) -> list[TextNats]:
     """Measure H_LM (Eq. 3) of each text, per token and in total, in nats.
 
@@ -60,6 +65,7 @@ def text_nats(
       prefixes: token ids that stand before each text and have no term of their own; a text with an empty one, or all
         without prefixes, stand behind the BOS, see `beginning`.
       batch: texts in a forward pass at most.
+      room: tokens of the longest text of other calls that shall use the same compiled programs; 0 for none.
 
     Raises:
       UserError: for a text that is empty, too long, or holds an id that the model does not have.
@@ -75,7 +81,9 @@ def text_nats(
         for prefix, ids in zip(before, texts, strict=True)
     ]
     found: dict[int, TextNats] = {}
-    for chosen in batches([len(ids) for ids in inputs], batch, boundary=model.config.boundary):
+    if room:
+        room = min(model.config.context, room + max((len(prefix) for prefix in before), default=0) - 1)
+    for chosen in batches([len(ids) for ids in inputs], batch, boundary=model.config.boundary, room=room):
         given_GT, wanted_GT = chosen.pad(inputs), chosen.pad(targets)
         # Without a BOS a text of one token leaves no position.
         nats_GT = np.asarray(_nats(model.config, model.params, given_GT, wanted_GT)) if chosen.positions else given_GT

@@ -1,4 +1,4 @@
-"""The inputs of a report: run directories, and folders of experiment results."""
+"""The inputs of a report: run directories, folders of a growth, and folders of experiment results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onestep_jax.analysis.growth import KIND
+from onestep_jax.analysis.prefix_table import PrefixTable, read_prefix_table, round_folder, table_settings
 from onestep_jax.errors import UserError, redacted
 from onestep_jax.report.token_strings import find_tokenizer
 from onestep_jax.store.listing import no_folder
@@ -54,6 +56,29 @@ class FittedRun:
 
 
 @dataclasses.dataclass(frozen=True)
+class GrownTexts:
+    """The contents of the folder of a growth (`analysis.grow`).
+
+    Attributes:
+      name: in the report, and unique there.
+      folder: of the growth.
+      settings: of `prefix_table.table_settings`.
+      config: config.json of its first stage.
+      table: with the result of at least one stage.
+      tokenizer: of its model, or None.
+      without: why there is no tokenizer, else empty.
+    """
+
+    name: str
+    folder: Path
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
+    table: PrefixTable = dataclasses.field(repr=False)
+    tokenizer: Any = dataclasses.field(default=None, repr=False)
+    without: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Results of an experiment.
 
@@ -80,41 +105,45 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """All runs and experiments of a report.
+    """All runs, growths and experiments of a report.
 
     Attributes:
       runs: in the order given; those inside an experiment's folder are at its place.
       experiments: in the order given.
-      notes: a sentence for each run that was left out.
+      notes: a sentence for each run or growth that was left out.
+      growths: in the order given, like the runs.
     """
 
     runs: tuple[FittedRun, ...]
     experiments: tuple[Experiment, ...]
     notes: tuple[str, ...] = ()
+    growths: tuple[GrownTexts, ...] = ()
 
 
 def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> Found:
-    """Read run directories, folders of experiment results, and folders that hold either.
+    """Read run directories, folders of a growth or of experiment results, and folders that hold any of them.
 
     Args:
-      folders: at least one; runs inside an experiment's folder are read too.
+      folders: at least one; runs and growths inside an experiment's folder are read too.
       progress: called after each folder.
 
     Raises:
-      UserError: for a folder that is neither, a damaged run, or a run without a recorded text.
+      UserError: for a folder that is none of them, a damaged one, or a run or growth without a recorded text.
     """
     if not folders:
         raise UserError("no folder: expected at least one run directory or folder of experiment results")
     given = [run_path(folder) for folder in folders]
     places = list(dict.fromkeys(place for folder in given for place in _expand(folder)))
     names = _names([place for place in places if not _is_experiment(place)])
-    runs, experiments, notes = [], [], []
+    runs: list[FittedRun | GrownTexts] = []
+    experiments, notes = [], []
     tokenizers: dict[str, tuple[Any, str]] = {}
     for done, place in enumerate(places, start=1):
         if _is_experiment(place):
             experiments.append(_read_experiment(place))
         else:
-            run = _read_run(place, names[place], tokenizers)
+            read = _read_growth if _is_growth(place) else _read_run
+            run = read(place, names[place], tokenizers)
             if run is not None:
                 runs.append(run)
             elif place in given:
@@ -124,11 +153,13 @@ def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> F
                 notes.append(f"{place}: no text is recorded yet, so it is left out.")
         if progress is not None:
             progress(done, len(places))
-    return Found(runs=tuple(runs), experiments=tuple(experiments), notes=tuple(notes))
+    fitted = tuple(run for run in runs if isinstance(run, FittedRun))
+    grown = tuple(run for run in runs if isinstance(run, GrownTexts))
+    return Found(runs=fitted, experiments=tuple(experiments), notes=tuple(notes), growths=grown)
 
 
 def _expand(folder: Path) -> Iterator[Path]:
-    """A run directory itself; an experiment and the runs in it; or those in a folder of runs and experiments."""
+    """A run directory or a growth itself; an experiment and those in it; or all of these in a folder of them."""
     reason = no_folder(folder)
     if reason:
         raise UserError(f"{folder}: no run directory and no experiment results ({reason}); give the folder of one")
@@ -140,9 +171,14 @@ def _expand(folder: Path) -> Iterator[Path]:
             )
         yield folder
         if _is_experiment(folder):
-            yield from sorted(path.parent for path in folder.rglob("config.json") if _is_run(path.parent))
+            grown = {path.parent for path in folder.rglob("table.json") if _is_growth(path.parent)}
+            runs = {path.parent for path in folder.rglob("config.json") if _is_run(path.parent)}
+            yield from sorted(grown | {run for run in runs if run.parent not in grown})
         return
-    inner = [path for path in entries(folder) if _is_run(path) or _is_experiment(path)]
+    if _is_growth(folder):
+        yield folder
+        return
+    inner = [path for path in entries(folder) if _is_run(path) or _is_experiment(path) or _is_growth(path)]
     if not inner:
         raise UserError(
             f"{folder}: no run directory and no experiment results (no config.json in it, nor one level down); "
@@ -173,6 +209,10 @@ def _is_run(folder: Path) -> bool:
     return "identity" in (_description(folder) or {})
 
 
+def _is_growth(folder: Path) -> bool:
+    return (table_settings(folder) or {}).get("kind") == KIND
+
+
 def _read_experiment(folder: Path) -> Experiment:
     path = folder / "config.json"
     config = read_json(path, dict[str, Any], "description", _CURE)
@@ -187,9 +227,7 @@ def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -
     config, results = read_config(folder), read_results(folder)
     if not results.texts:
         return None
-    if results.source not in tokenizers:
-        tokenizers[results.source] = find_tokenizer(results.source)
-    tokenizer, without = tokenizers[results.source]
+    tokenizer, without = _tokenizer(results.source, tokenizers)
     return FittedRun(
         name=name,
         folder=folder,
@@ -199,6 +237,22 @@ def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -
         tokenizer=tokenizer,
         without=without,
     )
+
+
+def _read_growth(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -> GrownTexts | None:
+    """The growth, or None if no stage of a text is recorded."""
+    table, settings, first = read_prefix_table(folder), table_settings(folder), round_folder(folder, 0)
+    if not table.found or settings is None or first is None:
+        return None
+    config = read_config(first)
+    tokenizer, without = _tokenizer(config["settings"]["model"], tokenizers)
+    return GrownTexts(name, folder, settings, config, table, tokenizer, without)
+
+
+def _tokenizer(source: str, tokenizers: dict[str, tuple[Any, str]]) -> tuple[Any, str]:
+    if source not in tokenizers:
+        tokenizers[source] = find_tokenizer(source)
+    return tokenizers[source]
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:

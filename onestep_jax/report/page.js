@@ -24,10 +24,32 @@
   });
   addEventListener("afterprint", () => { for (const one of opened) one.open = false; opened.clear(); });
 
+  const { pieces, runs, growths = [] } = JSON.parse(at("data").textContent);
+
+  /* A text that grew: the slider chooses a stage, and the tokens of later stages are hidden. */
+  for (const grown of document.querySelectorAll("[data-growth]")) {
+    const stages = growths[Number(grown.dataset.growth)];
+    const slider = grown.querySelector("input");
+    const tokens = [...grown.querySelectorAll(".token")];
+    const show = () => {
+      const stage = stages[Number(slider.value) - 1];
+      const found = new Set(stage.found);
+      tokens.forEach((token, i) => {
+        token.hidden = i >= stage.length;
+        token.className = `token ${stage.wrong[i] === undefined ? "right" : "wrong"}${found.has(i) ? " found" : ""}`;
+        token.title = stage.wrong[i] || "";
+      });
+      grown.querySelector("output").textContent = stage.said;
+      slider.setAttribute("aria-valuetext", `stage ${slider.value} of ${stages.length}, tokens: ${stage.length}`);
+    };
+    slider.addEventListener("input", show);
+    slider.closest("label").hidden = false;
+    show();
+  }
+
   const browser = at("browser");
   if (!browser) { root.dataset.ready = "true"; return; }
 
-  const { pieces, runs } = JSON.parse(at("data").textContent);
   const texts = runs.flatMap((run, number) => run.texts.map((text) => ({ ...text, run: number })));
   const PAGE = 12;
   const NAMES = ["query", "run", "show", "sort", "color", "view"].filter((name) => at(name));

@@ -19,7 +19,7 @@ class Report(NamedTuple):
 
     Attributes:
       page: HTML, which needs no other file.
-      table: CSV, one row for each text; None if there were only experiments.
+      table: CSV, one row for each text of a run; None without a run.
       figures: PNG.
     """
 
@@ -29,11 +29,11 @@ class Report(NamedTuple):
 
 
 def write_report(folders: Sequence[Path], out: Path, *, progress: Progress | None = None) -> Report:
-    """Write a report of run directories and experiment results; nothing is fitted and no weights are read.
+    """Write a report of run directories, growths and experiment results; nothing is fitted and no weights are read.
 
     Args:
-      folders: run directories, folders of experiment results (a config.json with the key "experiment", CSV and PNG
-        files, perhaps run directories inside), or folders that hold either.
+      folders: run directories, folders of `analysis.grow`, folders of experiment results (a config.json with the key
+        "experiment", CSV and PNG files, perhaps run directories inside), or folders that hold any of them.
       out: folder to write into; it is made if necessary, and files of the same names are replaced.
       progress: called with the numbers of folders read and in all.
 
@@ -41,7 +41,7 @@ def write_report(folders: Sequence[Path], out: Path, *, progress: Progress | Non
       The paths of report.html, texts.csv, capacity.png and the curves.
 
     Raises:
-      UserError: for a folder that is neither, a damaged run, a run without a recorded text, or a full disk.
+      UserError: for a folder that is none of them, a damaged run, one without a recorded text, or a full disk.
     """
     found = read_folders(folders, progress)
     out = Path(out)

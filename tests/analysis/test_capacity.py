@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from onestep_jax.analysis import capacity as module
+from onestep_jax.analysis import rounds as module
 from onestep_jax.analysis.capacity import agreement, grid, next_length, search
 from onestep_jax.analysis.prefix_table import read_prefix_table
 from onestep_jax.analysis.text_capacity import capacity
@@ -320,7 +320,7 @@ def test_warm_starts_start_there(tiny, one_device, tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tiny, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not empty, and no grid or search of capacities"):
+    with pytest.raises(UserError, match="not empty, and no grid, search or growth of capacities"):
         grid(tiny, TEXTS, LENGTHS, run=tmp_path)
-    with pytest.raises(UserError, match=r"no grid or search of capacities \(no table.json\)"):
+    with pytest.raises(UserError, match=r"no grid, search or growth of capacities \(no table.json\)"):
         read_prefix_table(tmp_path)

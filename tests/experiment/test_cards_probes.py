@@ -12,11 +12,13 @@ import pytest
 from scipy.stats import spearmanr
 from smoke import read_csv, smoke
 
-from onestep_jax import Model, generate, load_model, read_results, text_nats
+from onestep_jax import Model, TextResult, generate, load_model, read_results, text_nats
 from onestep_jax.analysis import absorption as absorption_analysis
+from onestep_jax.analysis.prefix_table import read_prefix_table
 from onestep_jax.cli.parser import main
 from onestep_jax.experiment.cards import load_card
 from onestep_jax.prototokens.reconstruction import as_text
+from onestep_jax.store.reading import read_config
 from onestep_jax.texts.corpora import contexts, continuations, load_tokens
 
 pytestmark = pytest.mark.long
@@ -277,6 +279,59 @@ def test_sink(tmp_path: Path, packaged: Model):
         assert ("prefix" in results.scheme) == (prefix == "bos")
         assert row["solved"] == results.solved
         assert row["first token"] == pytest.approx(np.mean([text.predicted[0] == text.tokens[0] for text in results]))
+
+
+def test_growth(tmp_path: Path):
+    tables = smoke("growth", tmp_path)
+    runs = tmp_path / "growth" / "runs"
+    folders = {"geometric": "geometric", "geometric, warm": "geometric-warm"}
+    folders |= {"every, fresh": "every-fresh", "growth": "growth"}
+    read = {way: read_prefix_table(runs / folder) for way, folder in folders.items()}
+    rows = {row["way"]: row for row in tables["growth"]}
+    assert list(rows) == list(read)
+    assert read["geometric"].lengths == read["geometric, warm"].lengths == (2, 4, 8, 16)
+    assert read["every, fresh"].lengths == read["growth"].lengths == tuple(range(2, 17))
+    most = np.mean([found.tokens for found in read["growth"].capacities()])
+    for way, table in read.items():
+        found, row = table.capacities(), rows[way]
+        assert row["tokens mean"] == np.mean([text.tokens for text in found])
+        assert row["nats mean"] == pytest.approx(np.mean([text.h_lm for text in found]), rel=1e-5)
+        assert row["evaluations"] == sum(result.steps for result in table.found.values())
+        assert row["fits"] == len(table.found)
+        assert row["short of growth, tokens"] == pytest.approx(1 - row["tokens mean"] / most, abs=1e-5)
+        texts = [text for text in tables["growth_texts"] if text["way"] == way]
+        assert [text["tokens"] for text in texts] == [text.tokens for text in found]
+        # the same budget a length for every way
+        assert {read_config(path.parent)["identity"]["steps"] for path in runs.rglob("config.json")} == {30}
+    assert most > rows["geometric"]["tokens mean"]
+
+    fresh, grown = read["every, fresh"], read["growth"]
+    for text in (0, 1):
+        stages = [row for row in tables["growth_stages"] if row["text"] == text]
+        assert [row["length"] for row in stages] == list(grown.row(text))
+        assert np.cumsum([row["evaluations"] for row in stages]).tolist() == [row["so far"] for row in stages]
+        last = None
+        for row in stages:
+            result, other = grown.row(text)[row["length"]], fresh.row(text).get(row["length"])
+            assert row["evaluations"] == result.steps
+            assert row["right before a step"] == np.sum(result.trials[0].first_hit == 0)
+            assert row["solved"] == str(result.accuracy == 1)
+            if last is not None:
+                assert row["moved"] == pytest.approx(apart(last, result), rel=1e-4)
+            if other is not None:
+                assert row["evaluations, fresh"] == other.steps
+            if row["to fresh"] != "":
+                assert row["to fresh"] == pytest.approx(apart(result, other), rel=1e-4, abs=1e-4)
+            last = result if result.accuracy == 1 else last
+        (path,) = [row for row in tables["growth_paths"] if row["text"] == text]
+        assert path["path"] == pytest.approx(
+            sum(row["moved"] for row in stages[1:] if row["solved"] == "True"), rel=1e-4
+        )
+        assert 0 < path["displacement"] < path["path"]
+
+
+def apart(one: TextResult, other: TextResult) -> float:
+    return float(np.sqrt(sum(np.sum((one.vectors[leaf] - other.vectors[leaf]) ** 2) for leaf in ("e", "m"))))
 
 
 def test_prefix_suffix(tmp_path: Path, packaged: Model):

@@ -185,6 +185,20 @@ def test_fit_and_resolve_take_the_same_options():
     assert of_fit[:-1] == of_resolve
 
 
+def test_room_pads_further_and_changes_no_result(tiny, token_lists, one_device):
+    texts, options = [ids[:6] for ids in token_lists[:3]], {"steps": 30, "slots": 1, "placement": one_device}
+    assert (resolve(tiny, texts, room=8, **options).room, resolve(tiny, texts, **options).room) == (8, 0)
+    assert resolve(tiny, texts, room=8, **options).identity == resolve(tiny, texts, **options).identity
+    for alone, roomy in zip(fit(tiny, texts, **options), fit(tiny, texts, room=8, **options), strict=True):
+        np.testing.assert_allclose(alone.trials[0].trace[0], roomy.trials[0].trace[0], rtol=1e-3)
+        np.testing.assert_allclose(alone.nats, roomy.nats, rtol=1e-4)
+        assert len(roomy.predicted) == 6
+    # A model of so many positions has no more, whatever the room.
+    assert len(fit(tiny, texts[:1], room=1000, **options)) == 1
+    with pytest.raises(UserError, match="room = 0: expected at least 1"):
+        fit(tiny, texts, room=0, **options)
+
+
 def test_a_plan_holds_all_that_was_settled(tiny, token_lists, one_device, tmp_path):
     options = {"steps": 30, "copies": 2, "slots": 3, "placement": one_device, "seeds": 2}
     plan = resolve(tiny, token_lists[:2], length=5, run=tmp_path / "run", **options)
