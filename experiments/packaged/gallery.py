@@ -36,8 +36,8 @@ page is made from it by `experiments/packaged/gallery.py`.
 
 {command}
 
-The model is the one whose fingerprint is {fingerprint}. No text was chosen by how it came out: these are the solved
-ones of {tried} that were fitted.
+The model is the one whose fingerprint is {fingerprint}. {note}Of {tried} pieces that were fitted, these are the ones
+that came out exactly.
 
 {texts}"""
 
@@ -79,7 +79,13 @@ def books_of(strings: Sequence[str], file: Path | None) -> list[str]:
 
 
 def page(
-    config: Mapping[str, Any], texts: Sequence[TextResult], strings: Sequence[str], books: Sequence[str], tried: int
+    config: Mapping[str, Any],
+    texts: Sequence[TextResult],
+    strings: Sequence[str],
+    books: Sequence[str],
+    *,
+    tried: int,
+    note: str,
 ) -> str:
     """The page of a gallery.
 
@@ -89,6 +95,7 @@ def page(
       strings: of the texts.
       books: that they are from, as Markdown.
       tried: texts of the run that it was made from.
+      note: a sentence about the model, in Markdown.
     """
     model = str(config["settings"]["model"]).removeprefix("./")
     out = f"experiments/results/gallery/{model}"
@@ -103,6 +110,7 @@ def page(
         command=fenced(shlex.join(["onestep", "decode", out, "--model", model]), "sh"),
         fingerprint=code(config["identity"]["model"]),
         tried=tried,
+        note=f"{note} " if note else "",
         texts="\n".join(pieces),
     )
 
@@ -111,6 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("run", type=Path, metavar="RUN", help="the finished run")
     parser.add_argument("--books", type=Path, metavar="FILE", help="the texts' source, with title and author of each")
+    parser.add_argument("--note", default="", metavar="TEXT", help="a sentence about the model, for the page")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     args = parser.parse_args()
     if args.out.exists():
@@ -124,8 +133,8 @@ def main() -> int:
     except UserError as error:
         parser.error(str(error))
     strings = [as_text(tokenizer, text.tokens) for text in texts]
-    books = books_of(strings, args.books)
-    told = page(read_config(args.out), texts, strings, books, tried=len(read_results(args.run)))
+    books, tried = books_of(strings, args.books), len(read_results(args.run))
+    told = page(read_config(args.out), texts, strings, books, tried=tried, note=args.note)
     (args.out / "README.md").write_text(told, encoding="utf-8")
     print(args.out)
     return 0
