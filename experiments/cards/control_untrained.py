@@ -230,8 +230,9 @@ def _draw_parts(study: Study, config: Config, rows: list[dict[str, Any]], models
                 axis.barh(at, [np.mean(values) for values in found], 0.8 / len(kinds), label=kind)
             for row in table:
                 if row["weights"] == TRAINED:
-                    axis.axvline(row[column], color="black", linestyle="--", linewidth=1)
+                    axis.axvline(row[column], color="black", linestyle="--", linewidth=1, label="as trained")
             axis.set_yticks(range(len(parts)), parts if axis is axes[0] else [""] * len(parts))
             axis.set(xlabel=label)
             axis.invert_yaxis()
-        axes[0].legend(frameon=False, fontsize="small")
+        handles, labels = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize="small")

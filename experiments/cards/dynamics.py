@@ -174,6 +174,7 @@ def _draw(study: Study, config: Config, rows: list[dict[str, Any]], by_length: l
         for axis in axes:
             if counted:
                 axis.set_xscale("symlog", linthresh=1)
+                axis.set_xlim(-0.3, 1.6 * at.max() + 0.3)
                 axis.set(xlabel="training step")
             else:
                 axis.set_xticks(range(len(rows)), [row["checkpoint"][-24:] for row in rows], rotation=20, ha="right")
