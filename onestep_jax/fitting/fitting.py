@@ -51,6 +51,7 @@ def fit(
     copies: int = 1,
     record: bool = False,
     placement: Placement | str = "auto",
+    margin: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
     """Find proto-tokens with which the frozen model emits each text in one forward pass.
@@ -84,6 +85,8 @@ def fit(
         results, copies of a text following each other. In a sharing scheme the copies are texts of the group.
       record: whether the vectors after each chunk are kept, see `Trial.path`.
       placement: the devices and what is split over them, or "auto", "pmap" or "mesh", see `sizing.choose_placement`.
+      margin: logits by which each target must lead the runner-up before a text is solved, see `token_scores`; 0 where
+        the argmax will do. A text that is exact and does not reach it within its budget is "exhausted" at accuracy 1.
       progress: called after each chunk.
 
     Returns:
@@ -118,6 +121,7 @@ def fit(
         copies=copies,
         record=record,
         placement=placement,
+        margin=margin,
     )
     return run_plan(plan, progress)
 

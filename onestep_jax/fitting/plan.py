@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from onestep_jax import errors
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
@@ -114,6 +115,7 @@ def resolve(
     copies: int = 1,
     record: bool = False,
     placement: Placement | str = "auto",
+    margin: float = 0.0,
 ) -> FitPlan:
     """Settle and check a fit; arguments of `fitting.fit`, texts also as int32 arrays. Nothing is fitted or written yet.
 
@@ -135,6 +137,7 @@ def resolve(
     seeds = chosen.seeds if seeds is None else seeds
     steps = chosen.steps if steps is None else steps
     _check_numbers(steps, seed, seeds, slots, chunk, copies, save_every)
+    errors.MARGIN.check("margin", margin)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
     begun = None if start is None else start_vectors(start, model)
@@ -155,6 +158,7 @@ def resolve(
     transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme, before) | protocol | {"record": record}
+    identity |= {"margin": float(margin)} if margin else {}
     if isinstance(placement, str):
         placement = choose_placement(placement, weights_bytes(model), scheme, len(tokens))
     model = dataclasses.replace(model, attention=attention)
@@ -189,7 +193,7 @@ def resolve(
         copies=copies,
         scheme=scheme,
         prefixes=before,
-        problem=make_problem(model, scheme, chosen, transformation, record),
+        problem=dataclasses.replace(make_problem(model, scheme, chosen, transformation, record), margin=float(margin)),
         placement=placement,
         ladder=tuple(rungs(sized.slots, placement.rows)),
         chunk=chunk,

@@ -47,7 +47,8 @@ class Slot(NamedTuple):
       tokens_GT: (G, T) int32 targets, zero beyond a text's end.
       lengths_G: (G,) int32 tokens of each text; 0 marks an empty place.
       best: leaf → the vectors of the best score, all from one step.
-      best_accuracy: () float32, mean accuracy over the group (ties are broken by the lower loss).
+      best_accuracy: () float32, mean accuracy over the group (ties are broken by the lower loss); with a margin what
+        `programs._worth` says.
       best_loss: () float32, nats per token at that step.
       best_step: () int32, updates made before that step.
       improved_step: () int32, updates made before the last progress, see `FitProblem`.
@@ -98,11 +99,13 @@ class Harvest(NamedTuple):
       slot: the slot, with `leaves`, `opt_state` and `past` left out.
       accuracy_G: (G,) float32, the accuracy that is recorded.
       predicted_GT: (G, T) int32, the argmax token ids.
+      margin_G: (G,) float32, least lead of each text over its tokens, in logits.
     """
 
     slot: Slot
     accuracy_G: Array
     predicted_GT: Array
+    margin_G: Array
 
 
 class Offer(NamedTuple):
@@ -142,6 +145,7 @@ class FitProblem:
       progress: what counts as progress: None for a better accuracy, else a loss of at most this share of that at the
         last progress.
       record: whether the host receives the vectors of each chunk's last step.
+      margin: logits by which every target must lead the runner-up before a text is solved; 0 where the argmax will do.
     """
 
     network: Network
@@ -154,6 +158,7 @@ class FitProblem:
     patience_growth: float = 0.0
     progress: float | None = None
     record: bool = False
+    margin: float = 0.0
 
 
 def fresh(

@@ -83,7 +83,7 @@ def test_padding_changes_nothing(tiny):
     leaves = draw(OneStep(), jnp.asarray(id_words("0123456789abcdef", 0))[None], 32, 1.0)
     leaves = {name: leaf[0] for name, leaf in leaves.items()}
     tokens = jax.random.randint(jax.random.key(1), (6,), 0, 61)
-    nats, hits, predicted = score_text(tiny, OneStep(), tiny.params, leaves, tokens, jnp.int32(6))
+    nats, hits, predicted, _ = score_text(tiny, OneStep(), tiny.params, leaves, tokens, jnp.int32(6))
     padded = score_text(tiny, OneStep(), tiny.params, leaves, jnp.pad(tokens, (0, 10)), jnp.int32(6))
     assert nats == pytest.approx(float(padded[0]), rel=1e-6)
     np.testing.assert_array_equal(hits, padded[1][:6])
