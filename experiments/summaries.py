@@ -215,6 +215,19 @@ def encoder(tables: Tables) -> str:
     return f"{'; '.join(said)}; evaluations of a fit from its start over those from random: {', '.join(cells)}"
 
 
+def margins(tables: Tables) -> str:
+    def share(row: dict[str, str], column: str) -> str:
+        return f"{float(row[column]):.0%}" if row[column] else "–"
+
+    cells = (
+        f"ε = {row['margin']}: {row['solved']} of {row['texts']} solved for {float(row['times ε = 0']):.1f} of the "
+        f"evaluations, {share(row, 'exact in bfloat16')} exact in bfloat16, {share(row, 'exact in PyTorch')} in PyTorch"
+        for row in tables["margins"]
+    )
+    held = (f"{float(row['tokens mean']):.1f} at ε = {row['margin']}" for row in tables["margins_capacity"])
+    return f"{'; '.join(cells)}; mean capacity in tokens {', '.join(held)}"
+
+
 ITEMS = {
     "table1_arrangements": Item(
         "0.17, 0.12, 1.00, 1.00, 1.00 at N = 4; 0.01, 0.01, 0.17, 0.97, 0.99 at N = 256",
@@ -274,6 +287,11 @@ ITEMS = {
         lambda c: [(len(c.vectors) * c.count, n) for n in c.lengths],
     ),
     "sink": Item("(not in the paper)", sink, lambda c: [(8 * c.count, c.length)]),
+    "margins": Item(
+        "(not in the paper; autoregressively ε ≥ 0.5 brings 68–70 % to 90–100 %)",
+        margins,
+        lambda c: [(len(c.margins) * c.count, c.length), *((2 * c.count, n) for n in c.lengths)],
+    ),
     "prefix_suffix": Item(
         "(not in the paper; near to its outlook)",
         prefix_suffix,
