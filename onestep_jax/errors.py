@@ -268,3 +268,4 @@ SIZE = PROCESSES = Whole()
 PAUSE = Real(0)  # seconds
 DURATION = Real(0, above=True)  # seconds
 RATE = Real(0, above=True)
+MARGIN = Real(0, 1000)  # logits

@@ -18,6 +18,7 @@ access         whether autoregressive generation can read a text out of the vect
 failures       which tokens are wrong, and where
 absorption     steps that each further token of a text takes, against its surprisal
 stability      how similar solutions of one text are, and whether their vectors can be exchanged
+robustness     the noise that vectors survive; what comes out in another dtype, batch, attention or in PyTorch
 
 The metrics and `grow` are handed on here. The other names are imported from their modules, some of which share their
 name.

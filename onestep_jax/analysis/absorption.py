@@ -251,7 +251,7 @@ def _step(growth: _Growth, frozen: Frozen, state: _State, tokens_T: Array, lengt
     """
 
     def loss_of(leaves: Leaves) -> tuple[Array, Array]:
-        nats, _, predicted_T = score_text(
+        score = score_text(
             growth.model,
             OneStep(),
             frozen.params,
@@ -261,7 +261,7 @@ def _step(growth: _Growth, frozen: Frozen, state: _State, tokens_T: Array, lengt
             growth.temperature,
             past=frozen.past,
         )
-        return nats, predicted_T
+        return score.nats, score.predicted_T
 
     (loss, predicted_T), grads = jax.value_and_grad(loss_of, has_aux=True)(state.leaves)
     place_T = jnp.arange(len(tokens_T))

@@ -112,10 +112,10 @@ def _flat(point: Mapping[str, Any]) -> np.ndarray:
 
 def score(method: Method, params: Params, pair: PaddedPair, point: Leaves, temperature: float) -> tuple[Array, Array]:
     """(nats per token, accuracy) of the pair's text at one point."""
-    nats, hits_T, _ = score_text(
+    found = score_text(
         method.model, method.scheme, params, point, pair.tokens_T, pair.length, temperature, past=pair.past
     )
-    return nats, jnp.sum(hits_T) / pair.length
+    return found.nats, jnp.sum(found.hits_T) / pair.length
 
 
 def along(

@@ -9,13 +9,15 @@ import jax
 from flax.traverse_util import unflatten_dict
 
 from onestep_jax.bench.shapes import PREFIX, SHAPES
-from onestep_jax.errors import UserError, check_known
+from onestep_jax.errors import check_known
+from onestep_jax.model import pytorch
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe, load_model
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, parameter_shapes
 from onestep_jax.model.families import read_config
 from onestep_jax.model.gguf import is_gguf
 from onestep_jax.model.hub import locate
+from onestep_jax.model.pytorch import frozen, load_torch
 
 STD = 0.02
 
@@ -73,25 +75,19 @@ def torch_subject(source: str, dtype: str, device: str) -> Any:
       UserError: if torch is not installed, or for an unknown shape.
     """
     torch = import_torch()
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     kind, attention = getattr(torch, dtype), "sdpa"
-    if source.startswith(PREFIX):
-        described = _shape(source)
-        config = CONFIG_MAPPING[described["model_type"]].from_dict(described)
-        with torch.device(device):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=attention)
-    else:
+    if not source.startswith(PREFIX):
         folder, file = locate(source), {}
         if is_gguf(folder):
             folder, file = folder.parent, {"gguf_file": folder.name}
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, dtype=kind, attn_implementation=attention, **file
-        )
-    return model.to(device).eval().requires_grad_(False)
+        return load_torch(folder, kind, device, attention, **file)
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    described = _shape(source)
+    config = CONFIG_MAPPING[described["model_type"]].from_dict(described)
+    with torch.device(device):
+        return frozen(AutoModelForCausalLM.from_config(config, dtype=kind, attn_implementation=attention), device)
 
 
 def _shape(source: str) -> dict[str, Any]:
@@ -106,12 +102,7 @@ def import_torch() -> Any:
     Raises:
       UserError: if it is not installed, with the way to install it.
     """
-    try:
-        import torch
-    except ImportError as error:
-        cure = "pip install torch, or leave PyTorch out with --no-torch"
-        raise UserError(f"the PyTorch reference needs torch ({error}); {cure}") from error
-    return torch
+    return pytorch.import_torch("leave PyTorch out with --no-torch")
 
 
 def bytes_of(model: Model) -> int:

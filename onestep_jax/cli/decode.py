@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     decoded = decode(model, results, batch=args.batch)
     if args.json:
         rows = [
-            {**dataclasses.asdict(text), "tokens": text.tokens.tolist(), "index": result.index}
+            {key: value for key, value in dataclasses.asdict(text).items() if key != "margin"}
+            | {"tokens": text.tokens.tolist(), "index": result.index}
             for text, result in zip(decoded, results, strict=True)
         ]
         print(json_text({"texts": rows}))

@@ -142,6 +142,14 @@ def _add_optimisation_options(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="fit each text R times, every time recorded (default: 1)",
     )
+    add_number(
+        how,
+        "--margin",
+        errors.MARGIN,
+        default=0,
+        metavar="EPS",
+        help="a text is solved once each target leads the runner-up by so many logits (default: 0, the argmax will do)",
+    )
     how.add_argument("--record", action="store_true", help="keep the vectors after each chunk (trajectories)")
 
 
@@ -151,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     optimizer.build()
     check_known("way of --remat", [args.remat], REMAT)
     results, seconds = _fit(args, optimizer)
-    tell_results(args.run, results, seconds, as_json=args.json)
+    tell_results(args.run, results, seconds, as_json=args.json, margin=args.margin)
     return 0
 
 
@@ -188,6 +196,7 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         copies=args.copies,
         record=args.record,
         placement=placement,
+        margin=args.margin,
     )
     _warn_of_short_texts(plan.tokens[:: plan.copies], args.length)
     with fitting_bar() as progress:

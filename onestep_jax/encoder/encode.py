@@ -22,7 +22,7 @@ from onestep_jax.encoder.reading import check_room
 from onestep_jax.errors import MOST_TEXTS, UserError, check_kind
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.likelihood import first_term, text_nats
-from onestep_jax.prototokens.reconstruction import decode
+from onestep_jax.prototokens.reconstruction import Decoded, decode
 from onestep_jax.prototokens.schemes import OneStep
 from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.results import Results, TextResult, Trial
@@ -168,7 +168,7 @@ class _Work:
             began = time.perf_counter()
         results = [made[row] for row in range(len(chosen))]
         decoded = decode(model, results, scheme=self.scheme)
-        return [_settled(text, one.tokens) for text, one in zip(results, decoded, strict=True)]
+        return [_settled(text, one) for text, one in zip(results, decoded, strict=True)]
 
     def _result(self, about: Mapping[str, Any], way: Way, seconds: float) -> TextResult:
         """The best vectors on the way of one text."""
@@ -210,9 +210,9 @@ def _each(ways: Way) -> list[Way]:
     return [Way(*(leaf[i] for leaf in ways)) for i in range(len(ways.nats_K))]
 
 
-def _settled(text: TextResult, predicted: np.ndarray) -> TextResult:
+def _settled(text: TextResult, decoded: Decoded) -> TextResult:
     """A result with what the decode program makes of its vectors, which `verify` will compare."""
-    correct = int((predicted == text.tokens).sum())
+    correct = int((decoded.tokens == text.tokens).sum())
     accuracy = correct / len(text.tokens)
-    trial = dataclasses.replace(text.trials[0], accuracy=accuracy)
-    return dataclasses.replace(text, predicted=predicted, c_tokens=correct, accuracy=accuracy, trials=(trial,))
+    found = {"predicted": decoded.tokens, "c_tokens": correct, "accuracy": accuracy, "margin": decoded.margin}
+    return dataclasses.replace(text, **found, trials=(dataclasses.replace(text.trials[0], accuracy=accuracy),))

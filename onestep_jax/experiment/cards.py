@@ -176,7 +176,7 @@ def _protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     told = [protocol(identity, settings), f"start {identity['start']}", f"temperature {identity['temperature']}"]
     told += [f"{identity['steps']} evaluations", f"seeds {identity['seeds']}"]
     told += [f"patience {identity['patience']}"] if identity["patience"] else []
-    more = ("patience per token", "patience growth", "progress")
+    more = ("patience per token", "patience growth", "progress", "margin")
     told += [f"{name} {identity[name]}" for name in more if name in identity]
     prefix = identity["scheme"].get("prefix", ())
     return ", ".join([*told, f"frozen prefix of {len(prefix)}"] if prefix else told)

@@ -5,8 +5,9 @@ May import `errors`, `tokens`, `devices`, `store`, `model`, `prototokens`.
 
 from onestep_jax.fitting.fitting import fit, run_plan
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset, Schedule, preset_of
-from onestep_jax.fitting.plan import FitPlan, make_problem, resolve
+from onestep_jax.fitting.plan import FitPlan, resolve
 from onestep_jax.fitting.progress import Progress
+from onestep_jax.fitting.slots import make_problem
 
 __all__ = [
     "PRESETS",

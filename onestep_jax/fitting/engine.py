@@ -206,9 +206,8 @@ class Engine:
 
     def _finish(self, slot: int, harvest: Harvest, work: Work) -> None:
         """Free a slot and hand out what became of its task; the harvest is of this slot alone, on the host."""
-        task, row = self.tasks[slot], harvest.slot
+        task, row, self.tasks[slot] = self.tasks[slot], harvest.slot, None
         assert task is not None
-        self.tasks[slot] = None
         outcome = Outcome(
             task=task,
             status=STATUS[int(row.status)],
@@ -219,6 +218,7 @@ class Engine:
             predicted_GT=np.asarray(harvest.predicted_GT),
             leaves={name: np.asarray(leaf, np.float32) for name, leaf in row.best.items()},
             first_hit_GT=np.asarray(row.first_hit_GT),
+            margin_G=np.asarray(harvest.margin_G),
         )
         work.finished(outcome)
 

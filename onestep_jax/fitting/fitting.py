@@ -52,6 +52,7 @@ def fit(
     record: bool = False,
     room: int | None = None,
     placement: Placement | str = "auto",
+    margin: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
     """Find proto-tokens with which the frozen model emits each text in one forward pass.
@@ -87,6 +88,8 @@ def fit(
       room: tokens of the longest text of later calls. With it, texts of one length are padded as those of several
         lengths are, so that calls with growing texts compile few programs; None for this call alone.
       placement: the devices and what is split over them, or "auto", "pmap" or "mesh", see `sizing.choose_placement`.
+      margin: logits by which each target must lead the runner-up before a text is solved, see `token_scores`; 0 where
+        the argmax will do. A text that is exact and does not reach it within its budget is "exhausted" at accuracy 1.
       progress: called after each chunk.
 
     Returns:
@@ -122,6 +125,7 @@ def fit(
         record=record,
         room=room,
         placement=placement,
+        margin=margin,
     )
     return run_plan(plan, progress)
 

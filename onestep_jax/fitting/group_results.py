@@ -82,7 +82,7 @@ class GivenTexts:
 
 
 def text_results(
-    texts: Sequence[GivenText], outcomes: Sequence[Outcome], shared: frozenset[str]
+    texts: Sequence[GivenText], outcomes: Sequence[Outcome], shared: frozenset[str], margin: float = 0.0
 ) -> Iterator[TextResult]:
     """Results of the texts of a group, from its best seed: the best mean accuracy, or of equal ones the lowest loss.
 
@@ -90,8 +90,14 @@ def text_results(
       texts: of the group.
       outcomes: of its seeds, in turn.
       shared: leaves that the texts share.
+      margin: of the fit; with one, of equally accurate seeds that which solved the group comes first.
     """
-    best = max(outcomes, key=lambda outcome: (outcome.accuracy_G[: len(texts)].mean(), -outcome.loss))
+
+    def worth(outcome: Outcome) -> tuple[float, bool, float]:
+        solved = margin > 0 and outcome.status == "solved"
+        return float(outcome.accuracy_G[: len(texts)].mean()), solved, -outcome.loss
+
+    best = max(outcomes, key=worth)
     for g, text in enumerate(texts):
         count, nats = len(text.tokens), text.nats.nats
         correct = round(float(best.accuracy_G[g]) * count)
@@ -112,6 +118,7 @@ def text_results(
             seed=best.task.seed,
             status=best.status,
             h_lm=text.nats.total,
+            margin=float(best.margin_G[g]),
             trials=tuple(_trial(outcome, g, count, shared) for outcome in outcomes),
         )
 

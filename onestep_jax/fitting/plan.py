@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from onestep_jax import errors
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
@@ -20,12 +21,12 @@ from onestep_jax.fitting.memory import PastShape
 from onestep_jax.fitting.optimizers import Optimizer, Preset, preset_of
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
 from onestep_jax.fitting.slot_ladder import rungs
-from onestep_jax.fitting.slots import FitProblem
+from onestep_jax.fitting.slots import FitProblem, make_problem, start_unit
 from onestep_jax.fitting.work_queue import Group
-from onestep_jax.model.decoder import Model, input_scale, weights_bytes
+from onestep_jax.model.decoder import Model, weights_bytes
 from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
-from onestep_jax.prototokens.schemes import OneStep, Projected, Scheme, bare
+from onestep_jax.prototokens.schemes import OneStep, Projected, Scheme
 from onestep_jax.prototokens.starts import MISSING, Starts, scheme_of_start, start_vectors, with_starts
 from onestep_jax.prototokens.targets import prepare
 from onestep_jax.store.sessions import versions
@@ -117,6 +118,7 @@ def resolve(
     record: bool = False,
     room: int | None = None,
     placement: Placement | str = "auto",
+    margin: float = 0.0,
 ) -> FitPlan:
     """Settle and check a fit; arguments of `fitting.fit`, texts also as int32 arrays. Nothing is fitted or written yet.
 
@@ -139,6 +141,7 @@ def resolve(
     seeds = chosen.seeds if seeds is None else seeds
     steps = chosen.steps if steps is None else steps
     _check_numbers(steps, seed, seeds, slots, chunk, copies, save_every)
+    errors.MARGIN.check("margin", margin)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
     begun = None if start is None else start_vectors(start, model)
@@ -159,6 +162,7 @@ def resolve(
     transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme, before) | protocol | {"record": record}
+    identity |= {"margin": float(margin)} if margin else {}
     if isinstance(placement, str):
         placement = choose_placement(placement, weights_bytes(model), scheme, len(tokens))
     model = dataclasses.replace(model, attention=attention)
@@ -193,7 +197,7 @@ def resolve(
         copies=copies,
         scheme=scheme,
         prefixes=before,
-        problem=make_problem(model, scheme, chosen, transformation, record),
+        problem=dataclasses.replace(make_problem(model, scheme, chosen, transformation, record), margin=float(margin)),
         placement=placement,
         ladder=tuple(rungs(sized.slots, placement.rows)),
         chunk=chunk,
@@ -206,44 +210,6 @@ def resolve(
         settings=settings,
         room=room or 0,
     )
-
-
-def start_unit(preset: Preset, model: Model) -> float:
-    """What the scale of a preset's start vectors is counted in."""
-    return 1.0 if preset.start == "normal" else input_scale(model)
-
-
-def make_problem(
-    model: Model,
-    scheme: Scheme,
-    preset: Preset,
-    optimizer: optax.GradientTransformation,
-    record: bool = False,
-) -> FitProblem:
-    """What slots need to know of a fit by a preset, which gives all but the optimiser.
-
-    Raises:
-      UserError: for a scheme or an optimiser that cannot be hashed, as compiled programs are kept by what they are
-        made of.
-    """
-    problem = FitProblem(
-        network=model.network,
-        scheme=bare(scheme),
-        optimizer=optimizer,
-        scale=preset.scale * start_unit(preset, model),
-        temperature=preset.temperature,
-        patience=preset.patience,
-        patience_per_token=preset.patience_per_token,
-        patience_growth=preset.patience_growth,
-        progress=preset.progress,
-        record=record,
-    )
-    try:
-        hash(problem)
-    except TypeError as error:
-        cure = "make it a frozen dataclass of plain values"
-        raise UserError(f"scheme or optimizer: {error}; programs are kept by what they are made of: {cure}") from error
-    return problem
 
 
 def _check_numbers(

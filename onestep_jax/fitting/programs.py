@@ -36,18 +36,19 @@ from onestep_jax.prototokens.schemes import Array, Leaves, Scheme
 def step(problem: FitProblem, frozen: Frozen, slot: Slot) -> tuple[Slot, Info]:
     """Score, keep, update: one gradient evaluation of one group; a slot that is not running stays as it is."""
 
-    def loss_of(leaves: Leaves) -> tuple[Array, Array]:
-        score = _score(problem.network, problem.scheme, frozen, slot, leaves, problem.temperature)
-        return group_loss(score.nats_G, slot.lengths_G), score.hits_GT
+    def loss_of(leaves: Leaves) -> tuple[Array, tuple[Array, Array | None]]:
+        margin = problem.margin or None
+        score = _score(problem.network, problem.scheme, frozen, slot, leaves, problem.temperature, margin)
+        return group_loss(score.nats_G, slot.lengths_G), (score.hits_GT, score.leads_GT)
 
     # Score: Eq. 1 and its gradient, and the hits that Eq. 2 counts, at the vectors as they are.
-    (loss, hits_GT), gradient = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
-    accuracy_G = accuracies(hits_GT, slot.lengths_G)
-    accuracy = group_accuracy(accuracy_G, slot.lengths_G)
+    (loss, (hits_GT, leads_GT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
+    accuracy = group_accuracy(accuracies(hits_GT, slot.lengths_G), slot.lengths_G)
+    worth, reached = _worth(problem.margin, slot, hits_GT, leads_GT)
 
     # Keep: before the update, since the vectors after it have no score yet.
-    moved = _note_progress(problem, slot, _keep_if_best(slot, loss, accuracy), loss)
-    status = _status_after(problem, moved, loss, accuracy_G)
+    moved = _note_progress(problem, slot, _keep_if_best(slot, loss, worth), loss)
+    status = _status_after(problem, moved, loss, reached)
 
     # Update: the optimiser sees this group alone, because it is vmapped with the rest.
     extras = {}
@@ -69,20 +70,44 @@ def step(problem: FitProblem, frozen: Frozen, slot: Slot) -> tuple[Slot, Info]:
 
 
 def _score(
-    network: Network, scheme: Scheme, frozen: Frozen, slot: Slot, leaves: Leaves, temperature: float = 1.0
+    network: Network,
+    scheme: Scheme,
+    frozen: Frozen,
+    slot: Slot,
+    leaves: Leaves,
+    temperature: float = 1.0,
+    margin: float | None = None,
 ) -> Score:
     """What the texts of a slot score under given vectors, behind their prefixes."""
     past = frozen.past if slot.past is None else slot.past
-    return score_group(network, scheme, frozen.params, leaves, slot.tokens_GT, slot.lengths_G, temperature, past)
+    texts = (slot.tokens_GT, slot.lengths_G)
+    return score_group(network, scheme, frozen.params, leaves, *texts, temperature, past, margin)
 
 
-def _keep_if_best(slot: Slot, loss: Array, accuracy: Array) -> Slot:
-    """The slot with its vectors as the best ones, if no earlier accuracy is better; ties go to the lower loss."""
-    more_accurate = accuracy > slot.best_accuracy
-    better = jnp.isfinite(loss) & (more_accurate | (accuracy == slot.best_accuracy) & (loss < slot.best_loss))
+def _worth(margin: float, slot: Slot, hits_GT: Array, leads_GT: Array | None) -> tuple[Array, Array]:
+    """By what vectors are kept, (), and whether they are what was asked for, () bool.
+
+    Without a margin: the accuracy, and whether it is 1, the paper's early stop. With one, an exact group is worth 1 and
+    the share of its tokens that lead by the margin, so that exact vectors are never given up for others that are not.
+    """
+    accuracy_G = accuracies(hits_GT, slot.lengths_G)
+    accuracy = group_accuracy(accuracy_G, slot.lengths_G)
+    exact = jnp.all(accuracy_G == 1)
+    if not margin:
+        return accuracy, exact
+    assert leads_GT is not None
+    led_G = accuracies(hits_GT & (leads_GT >= margin), slot.lengths_G)
+    return jnp.where(exact, 1 + group_accuracy(led_G, slot.lengths_G), accuracy), jnp.all(led_G == 1)
+
+
+def _keep_if_best(slot: Slot, loss: Array, worth: Array) -> Slot:
+    """The slot with its vectors as the best ones, if no earlier ones are worth more; ties go to the lower loss."""
+    better = jnp.isfinite(loss) & (
+        (worth > slot.best_accuracy) | (worth == slot.best_accuracy) & (loss < slot.best_loss)
+    )
     return slot._replace(
         best=_choose(better, slot.leaves, slot.best),
-        best_accuracy=jnp.where(better, accuracy, slot.best_accuracy),
+        best_accuracy=jnp.where(better, worth, slot.best_accuracy),
         best_loss=jnp.where(better, loss, slot.best_loss),
         best_step=jnp.where(better, slot.steps, slot.best_step),
     )
@@ -99,7 +124,7 @@ def _note_progress(problem: FitProblem, before: Slot, slot: Slot, loss: Array) -
     return slot._replace(improved_step=jnp.where(progressed, slot.steps, slot.improved_step))
 
 
-def _status_after(problem: FitProblem, slot: Slot, loss: Array, accuracy_G: Array) -> Array:
+def _status_after(problem: FitProblem, slot: Slot, loss: Array, reached: Array) -> Array:
     """Status after evaluation number `slot.steps`, counted from 0: failed before solved before given up."""
     given_up = slot.steps + 1 >= slot.budget
     if problem.patience is not None:
@@ -107,7 +132,7 @@ def _status_after(problem: FitProblem, slot: Slot, loss: Array, accuracy_G: Arra
         allowed = jnp.maximum(problem.patience, jnp.maximum(by_length, problem.patience_growth * slot.improved_step))
         given_up |= slot.steps - slot.improved_step >= allowed
     status = jnp.where(given_up, EXHAUSTED, RUNNING)
-    status = jnp.where(jnp.all(accuracy_G == 1), SOLVED, status)  # the paper's early stop: every token is right
+    status = jnp.where(reached, SOLVED, status)
     return jnp.where(jnp.isfinite(loss), status, FAILED).astype(jnp.int32)
 
 
@@ -135,8 +160,10 @@ def chunk(problem: FitProblem, length: int, frozen: Frozen, slots: Slot) -> tupl
 def harvest(problem: FitProblem, frozen: Frozen, slots: Slot, which_K: Array) -> tuple[Slot, Harvest]:
     """Decode the best vectors of some slots; a solved slot that the decode program refutes runs on.
 
-    In float32 the decode program always confirms. In bfloat16 the winning margin can be smaller than the difference in
-    rounding between this program and the step. Attention is plain, as it is wherever stored vectors are decoded.
+    In float32 the decode program nearly always confirms. In bfloat16 leads can differ between this program and the step
+    by a few roundings of a logit. There is no allowance for that: the vectors of a solved slot lead by the margin in
+    this program, and a refuted slot, whose loss pushes on, is confirmed after another step or two. Attention is plain,
+    as it is wherever stored vectors are decoded.
 
     Args:
       problem, frozen, slots: as in `chunk`.
@@ -148,17 +175,18 @@ def harvest(problem: FitProblem, frozen: Frozen, slots: Slot, which_K: Array) ->
     network = dataclasses.replace(problem.network, attention="plain")
 
     def one(slot: Slot) -> Harvest:
-        score = _score(network, problem.scheme, frozen, slot, slot.best)
+        score = _score(network, problem.scheme, frozen, slot, slot.best, margin=0.0)
+        assert score.leads_GT is not None
         accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
-        refuted = (slot.status == SOLVED) & ~jnp.all(accuracy_G == 1)
+        worth, reached = _worth(problem.margin, slot, score.hits_GT, score.leads_GT)
+        refuted = (slot.status == SOLVED) & ~reached
         resumed = jnp.where(slot.steps >= slot.budget, EXHAUSTED, RUNNING).astype(jnp.int32)
-        accuracy = group_accuracy(accuracy_G, slot.lengths_G)
         slot = slot._replace(
             past=None,
             status=jnp.where(refuted, resumed, slot.status),
-            best_accuracy=jnp.where(refuted, accuracy, slot.best_accuracy),
+            best_accuracy=jnp.where(refuted, worth, slot.best_accuracy),
         )
-        return Harvest(slot=slot, accuracy_G=accuracy_G, predicted_GT=score.predicted_GT)
+        return Harvest(slot, accuracy_G, score.predicted_GT, jnp.min(score.leads_GT, axis=-1))
 
     # A gather clips an index beyond the end and a scatter drops it, so an unneeded place changes no slot.
     wanted = slots._replace(leaves={}, opt_state=None)

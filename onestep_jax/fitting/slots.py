@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from onestep_jax.model.decoder import Network, Params, Past
+from onestep_jax.errors import UserError
+from onestep_jax.fitting.optimizers import Preset
+from onestep_jax.model.decoder import Model, Network, Params, Past, input_scale
 from onestep_jax.prototokens.prefixes import Prefixes, pasts_of
-from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, draw
+from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, bare, draw
 
 IDLE, RUNNING, SOLVED, EXHAUSTED, FAILED = range(5)
 STATUS = ("idle", "running", "solved", "exhausted", "failed")
@@ -47,7 +49,8 @@ class Slot(NamedTuple):
       tokens_GT: (G, T) int32 targets, zero beyond a text's end.
       lengths_G: (G,) int32 tokens of each text; 0 marks an empty place.
       best: leaf → the vectors of the best score, all from one step.
-      best_accuracy: () float32, mean accuracy over the group (ties are broken by the lower loss).
+      best_accuracy: () float32, mean accuracy over the group (ties are broken by the lower loss); with a margin what
+        `programs._worth` says.
       best_loss: () float32, nats per token at that step.
       best_step: () int32, updates made before that step.
       improved_step: () int32, updates made before the last progress, see `FitProblem`.
@@ -98,11 +101,13 @@ class Harvest(NamedTuple):
       slot: the slot, with `leaves`, `opt_state` and `past` left out.
       accuracy_G: (G,) float32, the accuracy that is recorded.
       predicted_GT: (G, T) int32, the argmax token ids.
+      margin_G: (G,) float32, least lead of each text over its tokens, in logits.
     """
 
     slot: Slot
     accuracy_G: Array
     predicted_GT: Array
+    margin_G: Array
 
 
 class Offer(NamedTuple):
@@ -142,6 +147,7 @@ class FitProblem:
       progress: what counts as progress: None for a better accuracy, else a loss of at most this share of that at the
         last progress.
       record: whether the host receives the vectors of each chunk's last step.
+      margin: logits by which every target must lead the runner-up before a text is solved; 0 where the argmax will do.
     """
 
     network: Network
@@ -154,6 +160,45 @@ class FitProblem:
     patience_growth: float = 0.0
     progress: float | None = None
     record: bool = False
+    margin: float = 0.0
+
+
+def start_unit(preset: Preset, model: Model) -> float:
+    """What the scale of a preset's start vectors is counted in."""
+    return 1.0 if preset.start == "normal" else input_scale(model)
+
+
+def make_problem(
+    model: Model,
+    scheme: Scheme,
+    preset: Preset,
+    optimizer: optax.GradientTransformation,
+    record: bool = False,
+) -> FitProblem:
+    """What slots need to know of a fit by a preset, which gives all but the optimiser.
+
+    Raises:
+      UserError: for a scheme or an optimiser that cannot be hashed, as compiled programs are kept by what they are
+        made of.
+    """
+    problem = FitProblem(
+        network=model.network,
+        scheme=bare(scheme),
+        optimizer=optimizer,
+        scale=preset.scale * start_unit(preset, model),
+        temperature=preset.temperature,
+        patience=preset.patience,
+        patience_per_token=preset.patience_per_token,
+        patience_growth=preset.patience_growth,
+        progress=preset.progress,
+        record=record,
+    )
+    try:
+        hash(problem)
+    except TypeError as error:
+        cure = "make it a frozen dataclass of plain values"
+        raise UserError(f"scheme or optimizer: {error}; programs are kept by what they are made of: {cure}") from error
+    return problem
 
 
 def fresh(

@@ -32,6 +32,7 @@ def pack(tasks: Sequence[Task], outcomes: Sequence[Outcome]) -> tuple[dict[str, 
         arrays["accuracy_G"] = np.stack([outcome.accuracy_G for outcome in outcomes])
         arrays["predicted_GT"] = np.stack([outcome.predicted_GT for outcome in outcomes])
         arrays["first_hit_GT"] = np.stack([outcome.first_hit_GT for outcome in outcomes])
+        arrays["margin_G"] = np.stack([outcome.margin_G for outcome in outcomes])
     for kind, of_kind in (("task", tasks), ("outcome", [outcome.task for outcome in outcomes])):
         for number, task in enumerate(of_kind):
             for name in task.path[0] if task.path else ():
@@ -89,6 +90,7 @@ def unpack(
 def _outcome(about: Any, number: int, task: Task, arrays: Mapping[str, np.ndarray]) -> Outcome:
     """The outcome at a place of the stacked arrays, of its record and its task."""
     leaves = {key.removeprefix("leaf_"): array[number] for key, array in arrays.items() if key.startswith("leaf_")}
+    unknown_G = np.full_like(arrays["accuracy_G"][number], np.nan)  # a state of a version that kept no margins
     return Outcome(
         task=task,
         status=about["status"],
@@ -99,6 +101,7 @@ def _outcome(about: Any, number: int, task: Task, arrays: Mapping[str, np.ndarra
         predicted_GT=arrays["predicted_GT"][number],
         leaves=leaves,
         first_hit_GT=arrays["first_hit_GT"][number],
+        margin_G=arrays["margin_G"][number] if "margin_G" in arrays else unknown_G,
     )
 
 

@@ -173,7 +173,8 @@ class Sweep:
         if not self.trials.ended(group):
             self.queue.add(self.trials.next_task(group))
             return
-        results = list(text_results(self.texts.pop(group), self.trials.pop(group), self.plan.scheme.shared))
+        texts, outcomes = self.texts.pop(group), self.trials.pop(group)
+        results = list(text_results(texts, outcomes, self.plan.scheme.shared, self.plan.problem.margin))
         self.meter.note({result.text_id: result.accuracy for result in results})
         self.recorder.keep(results)
 

@@ -57,6 +57,7 @@ class Outcome(NamedTuple):
       predicted_GT: (G, T) int32, the argmax ids of the decode program.
       leaves: leaf → (G, *shape), or its plain shape where shared, float32.
       first_hit_GT: see `Slot`.
+      margin_G: (G,) float32, least lead of each text over its tokens, by the decode program; NaN if not known.
     """
 
     task: Task
@@ -68,6 +69,7 @@ class Outcome(NamedTuple):
     predicted_GT: np.ndarray
     leaves: dict[str, np.ndarray]
     first_hit_GT: np.ndarray
+    margin_G: np.ndarray
 
 
 class Work(Protocol):

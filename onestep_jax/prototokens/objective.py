@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from onestep_jax.devices.weight_split import TEXTS, texts_are_spread
 from onestep_jax.model.decoder import Network, Params, Past, weights_dtype
-from onestep_jax.model.token_losses import token_losses
+from onestep_jax.model.token_losses import token_scores
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, axes
 
 _Texts: TypeAlias = tuple[Leaves, Past | None, Array, Array]
@@ -25,11 +25,14 @@ class TextScore(NamedTuple):
       nats: () mean nats per token under softmax(logits / temperature); Eq. 1, per token, at temperature 1.
       hits_T: (T,) whether a token is the argmax; False beyond the end of the text.
       predicted_T: (T,) the argmax token ids.
+      leads_T: (T,) logits by which a token leads the runner-up, infinite beyond the end of the text; None unless asked
+        for.
     """
 
     nats: Array
     hits_T: Array
     predicted_T: Array
+    leads_T: Array | None = None
 
 
 class Score(NamedTuple):
@@ -39,11 +42,14 @@ class Score(NamedTuple):
       nats_G: (G,) mean nats per token under softmax(logits / temperature).
       hits_GT: (G, T) whether a token is the argmax; False beyond the end of a text.
       predicted_GT: (G, T) the argmax token ids.
+      leads_GT: (G, T) logits by which a token leads the runner-up, infinite beyond the end of a text; None unless asked
+        for.
     """
 
     nats_G: Array
     hits_GT: Array
     predicted_GT: Array
+    leads_GT: Array | None = None
 
 
 def score_text(
@@ -56,10 +62,12 @@ def score_text(
     temperature: float = 1.0,
     past: Past | None = None,
     masks: Any = None,
+    margin: float | None = None,
 ) -> TextScore:
     """Score one text of `length` tokens, padded to T, under given leaves, behind a prefix if there is one.
 
-    `masks` hide positions from others, see `Network.hidden`.
+    `temperature` and `margin` are those of the loss, see `token_losses.token_scores`. `masks` hide positions from
+    others, see `Network.hidden`.
     """
     T = tokens_T.shape[0]
     # A scheme that is not teacher-forced never sees the text.
@@ -68,11 +76,12 @@ def score_text(
     # Eq. 1 has no shift: with [e, m, …, m] the output at input i, which has seen inputs 1 … i, predicts token i.
     # `reads` names that output for every scheme.
     h_TD = network.hidden(params, x_TD, past, masks=masks)[scheme.reads(T)]
-    nats_T, predicted_T = token_losses(network, params, h_TD, tokens_T, temperature)
+    nats_T, predicted_T, leads_T = token_scores(network, params, h_TD, tokens_T, temperature, margin)
     # Padding follows the text, so under the causal mask it reaches no real position; its own losses are left out here.
     real_T = jnp.arange(T) < length
     mean_nats = jnp.sum(jnp.where(real_T, nats_T, 0.0)) / jnp.maximum(length, 1)
-    return TextScore(nats=mean_nats, hits_T=real_T & (predicted_T == tokens_T), predicted_T=predicted_T)
+    leads_T = None if leads_T is None else jnp.where(real_T, leads_T, jnp.inf)
+    return TextScore(mean_nats, real_T & (predicted_T == tokens_T), predicted_T, leads_T)
 
 
 def score_group(
@@ -84,6 +93,7 @@ def score_group(
     lengths_G: Array,
     temperature: float = 1.0,
     past: Past | None = None,
+    margin: float | None = None,
 ) -> Score:
     """Score the texts of a group; shared leaves go to each of them, and so does a `past` that has no lengths.
 
@@ -102,7 +112,7 @@ def score_group(
         def one(text: _Texts) -> TextScore:
             own, own_past, tokens_T, length = text
             leaves, past = {**own, **shared}, own_past or common
-            return score_text(network, scheme, params, leaves, tokens_T, length, temperature, past)
+            return score_text(network, scheme, params, leaves, tokens_T, length, temperature, past, margin=margin)
 
         if len(texts[2]) == 1:  # an axis of one would make XLA's reductions on a CPU several times slower
             return jax.tree.map(lambda x: x[None], one(jax.tree.map(lambda x: x[0], texts)))
@@ -118,7 +128,7 @@ def score_group(
             score_texts, in_specs=(whole, whole, whole, split), out_specs=split, axis_names={TEXTS}, check_vma=False
         )
     scores = score_texts(params, shared, common, (own, own_past, tokens_GT, lengths_G))
-    return Score(nats_G=scores.nats, hits_GT=scores.hits_T, predicted_GT=scores.predicted_T)
+    return Score(*scores)
 
 
 def group_loss(nats_G: Array, lengths_G: Array) -> Array:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
@@ -50,6 +51,8 @@ class Decoded:
       expected: string of the target, or None without a tokenizer.
       accuracy: share of tokens equal to the target (Eq. 2).
       wrong: the tokens that differ from it.
+      margin: logits by which the token that leads least leads the runner-up, negative where one is wrong; NaN where the
+        text was generated.
     """
 
     text_id: str
@@ -58,6 +61,7 @@ class Decoded:
     expected: str | None
     accuracy: float
     wrong: tuple[Wrong, ...]
+    margin: float = float("nan")
 
 
 @pinned
@@ -96,17 +100,19 @@ def decode(
     targets = [text.tokens for text in texts]
     lengths = [len(ids) for ids in targets]
     made: dict[int, np.ndarray] = {}
+    margins: dict[int, float] = {}
     rows = prefix_rows([text.prefix for text in texts])
     before = scheme.extra + rows
     for chosen in batches(lengths, batch, boundary=model.config.boundary, extra=before, full=True):
         leaves = {name: np.stack([texts[i].vectors[name] for i in chosen.rows]) for name in axes(scheme)}
         tokens_BT, of_rows = chosen.pad(targets), stack_prefixes([texts[i].prefix for i in chosen.rows], rows)
-        made_BT = _predict(model.network, bare(scheme), model.params, leaves, tokens_BT, chosen.lengths, of_rows)
-        predicted_BT = np.asarray(made_BT)
+        found = _predict(model.network, bare(scheme), model.params, leaves, tokens_BT, chosen.lengths, of_rows)
+        predicted_BT, margin_B = map(np.asarray, found)
         made |= {i: ids_T[: lengths[i]] for i, ids_T in zip(chosen.texts, predicted_BT, strict=False)}
+        margins |= zip(chosen.texts, margin_B.tolist(), strict=False)
         if progress is not None:
             progress(len(made), len(texts))
-    return [_compare(model, text, made[i]) for i, text in enumerate(texts)]
+    return [_compare(model, text, made[i], margins[i]) for i, text in enumerate(texts)]
 
 
 def decoding_of(model: Model) -> Decoding:
@@ -180,16 +186,18 @@ def _predict(
     tokens_BT: Array,
     lengths_B: Array,
     prefixes: Prefixes | None,
-) -> Array:
-    """Argmax ids (B, T) of texts from their leaves, behind their prefixes; padded positions have no meaning."""
+) -> tuple[Array, Array]:
+    """Argmax ids (B, T), whose padded positions have no meaning, and margins (B,) of texts behind their prefixes."""
 
-    def one(leaves: Leaves, tokens_T: Array, length: Array, past: Past | None) -> Array:
-        return score_text(network, scheme, params, leaves, tokens_T, length, past=past).predicted_T
+    def one(leaves: Leaves, tokens_T: Array, length: Array, past: Past | None) -> tuple[Array, Array]:
+        score = score_text(network, scheme, params, leaves, tokens_T, length, past=past, margin=0.0)
+        assert score.leads_T is not None
+        return score.predicted_T, jnp.min(score.leads_T)
 
     return jax.vmap(one)(leaves, tokens_BT, lengths_B, pasts_of(network, params, prefixes))
 
 
-def _compare(model: Model, text: TextResult, predicted: np.ndarray) -> Decoded:
+def _compare(model: Model, text: TextResult, predicted: np.ndarray, margin: float = float("nan")) -> Decoded:
     places = np.flatnonzero(predicted != text.tokens)
     strings = model.tokenizer is not None
     return Decoded(
@@ -199,6 +207,7 @@ def _compare(model: Model, text: TextResult, predicted: np.ndarray) -> Decoded:
         expected=as_text(model.tokenizer, text.tokens) if strings else None,
         accuracy=(len(text.tokens) - len(places)) / len(text.tokens),
         wrong=tuple(Wrong(position=int(i), expected=int(text.tokens[i]), got=int(predicted[i])) for i in places),
+        margin=margin,
     )
 
 

@@ -19,8 +19,10 @@ from onestep_jax.store.results import TextResult
 TEXTS, TOKENS = 500, 60_000  # on the page, over all runs; they bound its size
 
 COLUMNS = """run index text_id length c_tokens accuracy exact reconstructed exact_horizon horizon h_lm_nats
-h_lm_bits loss steps best_step seconds seed status text output token_ids output_ids""".split()
-_RECORDED = "index text_id c_tokens accuracy loss steps best_step seconds seed status".split()  # fields of a TextResult
+h_lm_bits loss margin steps best_step seconds seed status text output token_ids output_ids""".split()
+_RECORDED = (
+    "index text_id c_tokens accuracy loss margin steps best_step seconds seed status".split()
+)  # fields of a TextResult
 
 
 def shown_texts(runs: Sequence[FittedRun]) -> list[tuple[TextResult, ...]]:

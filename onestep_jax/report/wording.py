@@ -71,7 +71,7 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
     words = ["onestep", "fit", "--texts", "SOURCE", "--model", str(settings.get("model")), "--length", str(length)]
     words += _scheme_options(identity["scheme"], preset.arrangement) + prefix
     words += ["--preset", str(name), *_optimizer_options(optimizer, preset)]
-    for name in ("steps", "seed", "seeds", "dtype"):
+    for name in ("steps", "seed", "seeds", "margin", "dtype"):
         words += [f"--{name}", str(identity[name])] if name in identity else []
     if settings.get("copies", 1) != 1:
         words += ["--copies", str(settings["copies"])]

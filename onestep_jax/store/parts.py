@@ -6,6 +6,7 @@ carries a checksum over all that is kept of the text, since neither arrays nor t
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from onestep_jax.store.results import TextResult, Trial
 KINDS = ("results", "traces", "embeddings")  # the commit record first, so that a removal cut short leaves no half part
 PART_CURE = "`onestep verify DIR --drop` sets it aside, and the same onestep fit then makes those texts again"
 _TEXT = """index text_id accuracy c_tokens h_lm loss steps best_step seconds seed status predicted nats""".split()
+_MARGIN = "margin"  # NaN of a text that was recorded before there was such a column
 _TRIAL = "seed status accuracy loss steps best_step".split()
 _CURVES = {"trace_steps": np.int32, "trace_loss": np.float32, "trace_accuracy": np.float32}
 _PATH = "path_"
@@ -200,6 +202,8 @@ def _pieces(text: TextResult) -> Iterator[bytes]:
     for leaf in sorted(text.vectors):
         yield leaf.encode()
         yield text.vectors[leaf].astype("<f4").tobytes()
+    if not math.isnan(text.margin):
+        yield _plain([text.margin])
     for trial in text.trials:
         yield _plain(getattr(trial, key) for key in _TRIAL)
         yield trial.first_hit.astype("<i4").tobytes()
@@ -238,6 +242,7 @@ def _leaf_arrays(texts: Sequence[TextResult], shared: str | None) -> tuple[dict[
     for i, text in enumerate(texts):
         row = {key: getattr(text, key) for key in _TEXT}
         row |= {"length": len(text.tokens), "row": i, "group_row": -1, "checksum": checksum(text)}
+        row[_MARGIN] = text.margin
         if shared:
             vector = text.vectors[shared]
             row["group_row"] = groups.setdefault(vector.tobytes(), len(groups))
@@ -266,7 +271,7 @@ def text_of(
     shared: str | None,
 ) -> TextResult:
     """A text from its row of the results table, its rows of the traces table, and the arrays; see `checksum`."""
-    values = {key: row[key] for key in _TEXT}
+    values = {key: row[key] for key in _TEXT} | {_MARGIN: row.get(_MARGIN, math.nan)}
     values["predicted"] = np.asarray(row["predicted"], np.int32)
     values["nats"] = np.asarray(row["nats"], np.float32)
     values["vectors"] = {leaf: array[row["group_row" if leaf == shared else "row"]] for leaf, array in leaves.items()}

@@ -59,6 +59,8 @@ class TextResult:
       status: of the best trial.
       h_lm: H_LM (Eq. 3), the sum of `nats` without the NaN.
       trials: every seed that was tried.
+      margin: logits by which the token that leads least leads the runner-up, by the decode program at the kept vectors,
+        negative where one is wrong; NaN in runs of versions that did not keep it.
     """
 
     index: int
@@ -78,6 +80,7 @@ class TextResult:
     h_lm: float
     trials: tuple[Trial, ...] = dataclasses.field(default=(), repr=False)
     prefix: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
+    margin: float = float("nan")
 
     @property
     def best_trial(self) -> Trial | None:
@@ -122,6 +125,11 @@ class Results:
         return np.array([text.accuracy for text in self.texts])
 
     @property
+    def margin(self) -> np.ndarray:
+        """(texts,) float64, logits; NaN where it is not known."""
+        return np.array([text.margin for text in self.texts])
+
+    @property
     def steps(self) -> np.ndarray:
         """(texts,) int64, gradient evaluations over all seeds."""
         return np.array([text.steps for text in self.texts])
@@ -133,5 +141,5 @@ class Results:
 
     @property
     def solved(self) -> int:
-        """Number of texts at accuracy 1."""
+        """Number of texts at accuracy 1, whatever their margin."""
         return sum(text.accuracy == 1 for text in self.texts)

@@ -48,7 +48,7 @@ def shortened(pair: Pair, length: int) -> Pair:
 def scores(model: Model, pair: Pair, points: list) -> tuple[np.ndarray, np.ndarray]:
     """Loss and accuracy of each point, one forward pass each."""
     scored = [score_text(model, ONE, model.params, point, pair.tokens, len(pair.tokens)) for point in points]
-    return np.array([float(nats) for nats, *_ in scored]), np.array([float(hits.mean()) for _, hits, _ in scored])
+    return np.array([float(nats) for nats, *_ in scored]), np.array([float(hits.mean()) for _, hits, *_ in scored])
 
 
 def same(one: Connection, other: Connection) -> None:

@@ -17,7 +17,7 @@ from onestep_jax.analysis import absorption as absorption_analysis
 from onestep_jax.analysis.prefix_table import read_prefix_table
 from onestep_jax.cli.parser import main
 from onestep_jax.experiment.cards import load_card
-from onestep_jax.prototokens.reconstruction import as_text
+from onestep_jax.prototokens.reconstruction import as_text, decode
 from onestep_jax.store.reading import read_config
 from onestep_jax.texts.corpora import contexts, continuations, load_tokens
 
@@ -367,3 +367,33 @@ def test_encoder(tmp_path: Path):
         runs = {name: read_results(tmp_path / "encoder" / "runs" / folder) for name, folder in names.items()}
         assert row["evaluations from random"] == runs["random"].steps.mean()
         assert row["evaluations from the encoder"] == runs["encoder"].steps.mean() + 1
+
+
+def test_margins(tmp_path: Path):
+    tables = smoke("margins", tmp_path)
+    rows = {row["margin"]: row for row in tables["margins"]}
+    assert list(rows) == [0, 1]
+    half = load_model("default", dtype="bfloat16")
+    for margin, row in rows.items():
+        results = read_results(tmp_path / "margins" / "runs" / f"margin-{margin:g}")
+        assert (row["texts"], row["solved"], row["exact"]) == (3, results.status.count("solved"), results.solved)
+        assert row["solved"] == 3
+        assert row["evaluations"] == pytest.approx(results.steps.mean(), rel=1e-5)
+        assert row["times ε = 0"] == pytest.approx(row["evaluations"] / rows[0]["evaluations"], rel=1e-5)
+        assert row["lead median"] == pytest.approx(np.median(results.margin), rel=1e-5)
+        assert results.margin.min() >= margin
+        low = np.mean([one.accuracy == 1 for one in decode(half, results)])
+        assert row["exact in bfloat16"] == pytest.approx(low, rel=1e-5)
+        assert row["exact in PyTorch"] in ("", 1)
+        assert row["exact under noise 0.003"] >= row["exact under noise 0.03"]
+        texts = [one for one in tables["margins_texts"] if one["margin"] == margin]
+        assert [one["lead"] for one in texts] == pytest.approx(results.margin.tolist(), rel=1e-5)
+        assert row["noise radius median"] == np.median([one["noise radius"] for one in texts])
+        fits = read_results(tmp_path / "margins" / "runs" / f"capacity-{margin:g}")
+        longest = [max((len(t.tokens) for t in fits.texts[i::3] if t.status == "solved"), default=0) for i in range(3)]
+        (capacity,) = (one for one in tables["margins_capacity"] if one["margin"] == margin)
+        assert (capacity["tokens mean"], capacity["tokens max"]) == (np.mean(longest), max(longest))
+        by_length = [one["solved"] for one in tables["margins_lengths"] if one["margin"] == margin]
+        assert sum(by_length) == fits.status.count("solved")
+    assert rows[1]["noise radius median"] > rows[0]["noise radius median"]
+    assert rows[1]["evaluations"] > rows[0]["evaluations"]

@@ -264,7 +264,7 @@ def test_every_optimizer_by_name_treats_slots_apart(tiny, monkeypatch, name):
     arguments = {"learning_rate": 0.01} if "learning_rate" in required else {}
     arguments |= {"key": 0} if name == "noisy_sgd" else {}
 
-    def bowl(model, scheme, params, leaves, tokens_GT, lengths_G, temperature, past):
+    def bowl(model, scheme, params, leaves, tokens_GT, lengths_G, *loss_and_past):
         nats_G = jnp.sum(jnp.square(leaves["e"] - 1), axis=-1) + jnp.sum(jnp.cos(leaves["m"]), axis=-1)
         return Score(nats_G, jnp.zeros(tokens_GT.shape, bool), tokens_GT)
 

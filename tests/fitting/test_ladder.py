@@ -13,8 +13,8 @@ from onestep_jax.devices.placement import Pmap
 from onestep_jax.fitting import programs
 from onestep_jax.fitting import slot_ladder as ladder
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer
-from onestep_jax.fitting.plan import make_problem
 from onestep_jax.fitting.slot_ladder import narrower, rungs, starting
+from onestep_jax.fitting.slots import make_problem
 
 
 @pytest.fixture

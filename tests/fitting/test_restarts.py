@@ -90,7 +90,7 @@ def test_patience_grows_with_the_text_and_with_the_way_to_the_last_progress(
     tokens, ids = jnp.zeros((1, 4), jnp.int32), jnp.zeros((1, 4), jnp.uint32)
     slot = fresh(problem, jnp.int32(1000), tokens, jnp.array([4]), ids)
     slot = slot._replace(steps=jnp.int32(steps), improved_step=jnp.int32(improved))
-    assert programs._status_after(problem, slot, jnp.float32(1), jnp.array([0.5])) == status
+    assert programs._status_after(problem, slot, jnp.float32(1), jnp.bool_(False)) == status
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def outcome_of(task: Task, status: str) -> Outcome:
         predicted_GT=nothing,
         leaves={},
         first_hit_GT=nothing,
+        margin_G=nothing,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from onestep_jax import OneStep, UserError
 from onestep_jax.model import token_losses as token_losses_module
-from onestep_jax.model.token_losses import argmax, token_losses
+from onestep_jax.model.token_losses import SATURATED, argmax, token_losses, token_scores
 from onestep_jax.prototokens import objective
 from onestep_jax.prototokens.objective import group_loss, score_group, score_text
 from onestep_jax.prototokens.schemes import bare, draw, from_description
@@ -40,6 +40,39 @@ def test_losses_and_gradient_equal_the_definition(tiny, monkeypatch, limit, temp
     np.testing.assert_allclose(nats_T, expected_T, rtol=1e-5, atol=1e-6)
     assert np.linalg.norm(gradient - expected) < 1e-5 * np.linalg.norm(expected)
     np.testing.assert_array_equal(predicted_T, jnp.argmax(tiny.head(tiny.params, h_TD), axis=-1))
+
+
+@pytest.mark.parametrize("limit", [2**25, 4 * 61 * 3])
+@pytest.mark.parametrize(("temperature", "margin"), [(1.0, 0.0), (0.25, 1.5), (0.25, 5.0), (0.1, 1.0)])
+def test_a_margin_is_taken_from_the_logit_of_the_target(tiny, monkeypatch, limit, temperature, margin):
+    monkeypatch.setattr(token_losses_module, "LOGITS_BYTES", limit)
+    h_TD = jax.random.normal(jax.random.key(0), (10, 32))
+    targets_T = jax.random.randint(jax.random.key(1), (10,), 0, 61)
+    targets_T = targets_T.at[:5].set(token_losses(tiny, tiny.params, h_TD, targets_T)[1][:5])  # right, and wrong ones
+    weights_T = jnp.linspace(0.5, 2.0, 10)
+    shift = max(0.0, margin - SATURATED * temperature)
+
+    def ours(h_TD):
+        scores = token_scores(tiny, tiny.params, h_TD, targets_T, temperature, margin)
+        return jnp.sum(weights_T * scores.nats_T), scores
+
+    def theirs(h_TD):
+        logits_TV = tiny.head(tiny.params, h_TD) - shift * jax.nn.one_hot(targets_T, 61)
+        log_p_TV = jax.nn.log_softmax(logits_TV.astype(jnp.float32) / temperature)
+        nats_T = -jnp.take_along_axis(log_p_TV, targets_T[:, None], axis=-1)[:, 0]
+        return jnp.sum(weights_T * nats_T), nats_T
+
+    (_, scores), gradient = jax.value_and_grad(ours, has_aux=True)(h_TD)
+    (_, expected_T), expected = jax.value_and_grad(theirs, has_aux=True)(h_TD)
+    np.testing.assert_allclose(scores.nats_T, expected_T, rtol=1e-5, atol=1e-6)
+    assert np.linalg.norm(gradient - expected) < 1e-5 * np.linalg.norm(expected)
+    logits_TV = np.asarray(tiny.head(tiny.params, h_TD), np.float32)
+    np.testing.assert_array_equal(scores.predicted_T, logits_TV.argmax(-1))
+    leads_T = [row[t] - np.delete(row, t).max() for row, t in zip(logits_TV, targets_T, strict=True)]
+    np.testing.assert_allclose(scores.leads_T, leads_T, rtol=1e-5, atol=1e-5)
+    assert (np.array(scores.leads_T) >= 0).tolist() == (scores.predicted_T == targets_T).tolist()
+    assert (np.array(scores.leads_T)[:5] > 0).all()
+    assert token_scores(tiny, tiny.params, h_TD, targets_T, temperature).leads_T is None
 
 
 def test_of_equal_logits_the_first_is_the_argmax():
@@ -83,7 +116,7 @@ def test_padding_changes_nothing(tiny):
     leaves = draw(OneStep(), jnp.asarray(id_words("0123456789abcdef", 0))[None], 32, 1.0)
     leaves = {name: leaf[0] for name, leaf in leaves.items()}
     tokens = jax.random.randint(jax.random.key(1), (6,), 0, 61)
-    nats, hits, predicted = score_text(tiny, OneStep(), tiny.params, leaves, tokens, jnp.int32(6))
+    nats, hits, predicted, _ = score_text(tiny, OneStep(), tiny.params, leaves, tokens, jnp.int32(6))
     padded = score_text(tiny, OneStep(), tiny.params, leaves, jnp.pad(tokens, (0, 10)), jnp.int32(6))
     assert nats == pytest.approx(float(padded[0]), rel=1e-6)
     np.testing.assert_array_equal(hits, padded[1][:6])

@@ -60,7 +60,7 @@ def test_cramming_stands_before_the_text(tiny, vectors):
 def test_score_is_the_plain_forward_pass(tiny, scheme):
     tokens = jnp.array([5, 6, 7, 8, 9])
     leaves = leaves_of(scheme)
-    nats, hits, predicted = score_text(tiny, scheme, tiny.params, leaves, jnp.pad(tokens, (0, 4)), jnp.int32(5))
+    nats, hits, predicted, _ = score_text(tiny, scheme, tiny.params, leaves, jnp.pad(tokens, (0, 4)), jnp.int32(5))
     x = scheme.inputs(leaves, tiny.embed(tiny.params, tokens), jnp.int32(5))
     logits = tiny.apply(tiny.params, x)[-5:]
     log_p = jax.nn.log_softmax(logits)

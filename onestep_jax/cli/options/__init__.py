@@ -129,12 +129,14 @@ def stated(word: str, value: str | None) -> str:
     return value
 
 
-def tell_results(run: Path, results: Results, seconds: float, *, as_json: bool) -> None:
+def tell_results(run: Path, results: Results, seconds: float, *, as_json: bool, margin: float = 0.0) -> None:
     """Say what a command has put into a run directory, in one line or as JSON."""
+    solved = results.status.count("solved") if margin else results.solved
     summary = {
         "run": redacted(str(run)),
         "texts": len(results),
-        "solved": results.solved,
+        "solved": solved,
+        **({"exact": results.solved} if margin else {}),
         "accuracy": float(results.accuracy.mean()),
         "steps": float(results.steps.mean()),
         "seconds": seconds,
@@ -142,7 +144,8 @@ def tell_results(run: Path, results: Results, seconds: float, *, as_json: bool) 
     if as_json:
         print(json_text(summary))
         return
+    told = f"{solved} solved with a margin of {margin:g}, {results.solved} exact" if margin else f"{solved} solved"
     say(
-        f"{len(results)} texts: {results.solved} solved, mean accuracy {summary['accuracy']:.4f}, "
+        f"{len(results)} texts: {told}, mean accuracy {summary['accuracy']:.4f}, "
         f"mean steps {summary['steps']:.0f}, {seconds:.0f} s; run directory {summary['run']}"
     )

@@ -6,6 +6,7 @@ What an earlier version did not write has a default.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -66,6 +67,7 @@ class IdentityKind(Struct, frozen=True):
     seed: Natural = 0
     seeds: Positive | str = 1
     record: bool = False
+    margin: float = 0.0
 
 
 class PresetKind(Struct, frozen=True):
@@ -190,6 +192,7 @@ class ResultRow(SummaryRow, frozen=True):
     group_row: int
     checksum: Natural
     h_lm: float | None = None
+    margin: float = math.nan
 
 
 class TrialRow(Struct, frozen=True):
