@@ -36,8 +36,8 @@ page is made from it by `experiments/packaged/gallery.py`.
 
 {command}
 
-The model is the one whose fingerprint is {fingerprint}. {note}Of {tried} pieces that were fitted, these are the ones
-that came out exactly.
+Of {tried} pieces that were fitted, these are the ones that came out exactly. The model is the one whose fingerprint is
+{fingerprint}.{note}
 
 {texts}"""
 
@@ -110,7 +110,7 @@ def page(
         command=fenced(shlex.join(["onestep", "decode", out, "--model", model]), "sh"),
         fingerprint=code(config["identity"]["model"]),
         tried=tried,
-        note=f"{note} " if note else "",
+        note=f"\n{note}" if note else "",
         texts="\n".join(pieces),
     )
 

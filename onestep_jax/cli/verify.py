@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
 def _elsewhere(args: argparse.Namespace, config: Mapping[str, Any]) -> Elsewhere | None:
     """Where the options ask for the vectors to be decoded; None for as the run was fitted."""
     check_known("backend", [args.backend], ["jax", "torch"])
-    dtype, own = args.dtype or config["identity"]["dtype"], config["identity"]["dtype"]
+    own = config["identity"].get("dtype")
+    dtype = args.dtype or own
     if (dtype, args.slots, args.attention, args.backend) == (own, None, None, "jax"):
         return None
     attention = args.attention or ("plain" if args.backend == "jax" else "own")

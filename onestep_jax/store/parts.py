@@ -76,7 +76,7 @@ def write_part(
       check: called just before the part is committed, to prevent that by raising.
     """
     files = part_files(folder, name)
-    leaves, rows = _leaf_arrays(texts, shared)
+    leaves, rows = leaf_arrays(texts, shared)
     arrays.save(files["embeddings"], leaves)
     write_rows(files["traces"], [trial_row(text, trial) for text in texts for trial in text.trials])
     write_rows(files["results"], rows, about=about, check=check)
@@ -234,8 +234,8 @@ def _texts(ids: Iterable[str]) -> str:
     return f"text {first}" + (f" and {len(more)} more" if more else "")
 
 
-def _leaf_arrays(texts: Sequence[TextResult], shared: str | None) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Arrays of a part and its result rows."""
+def leaf_arrays(texts: Sequence[TextResult], shared: str | None) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Arrays of a part, and its rows of the results table."""
     groups: dict[bytes, int] = {}
     group_vectors: list[np.ndarray] = []
     rows = []

@@ -116,9 +116,9 @@ def test_more_texts_compile_nothing_more(tiny, token_lists, one_device):
 def test_nats_are_counted_when_texts_come_up(tiny, token_lists, one_device, monkeypatch):
     counted, at_reports = [], []
 
-    def counting(model, tokens, *, prefixes):
+    def counting(model, tokens, **given):
         counted.append(len(tokens))
-        return text_nats(model, tokens, prefixes=prefixes)
+        return text_nats(model, tokens, **given)
 
     monkeypatch.setattr(group_results, "text_nats", counting)
     monkeypatch.setattr(sweep, "AHEAD", 2)

@@ -283,6 +283,22 @@ def test_what_a_footer_claims_is_bounded(whole, tmp_path, monkeypatch):
             unpack(whole, tmp_path / "back")
 
 
+def test_a_column_that_rows_get_later_is_carried(tmp_path, monkeypatch):
+    texts, seen = results(3), []
+    usual, read = tables.leaf_arrays, tables.text_of
+
+    def more(*given):
+        leaves, rows = usual(*given)
+        return leaves, [{**row, "later": i / 3, "said": "x"} for i, row in enumerate(rows)]
+
+    monkeypatch.setattr(tables, "leaf_arrays", more)
+    monkeypatch.setattr(tables, "text_of", lambda row, *others: seen.append(row["later"]) or read(row, *others))
+    tables.write_tables(tmp_path, texts, [None] * 3)
+    (back,) = tables.read_tables(tmp_path, {text.text_id: text.tokens for text in texts})
+    assert seen == [0.0, 1 / 3, 2 / 3]
+    assert [text.text_id for text in back] == [text.text_id for text in texts]
+
+
 def test_a_leaf_may_not_hide_another_column(tmp_path):
     texts = [dataclasses.replace(text, vectors={"tokens": text.vectors["e"]}, trials=()) for text in results(2)]
     with pytest.raises(UserError, match="vectors named 'tokens'"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from onestep_jax.errors import Damaged, Unreadable, UserError, one_line
 from onestep_jax.store.parquet import MOST_ROWS
-from onestep_jax.store.parts import checksum, text_of, trial_row
+from onestep_jax.store.parts import checksum, leaf_arrays, text_of, trial_row
 from onestep_jax.store.records import mismatch, read_content
 from onestep_jax.store.records.kinds import ResultRow, TrialRow
 from onestep_jax.store.results import TextResult
@@ -22,9 +22,11 @@ from onestep_jax.store.storage import make_folder, replace
 MOST_UNPACKED = 2**32  # bytes of a table, as its footer says
 _LEAVES = b"leaves"  # in the footer of the table of texts: names of the columns with vectors
 _SHOWN = ("text", "tokens", "prefix")  # for readers of the data set; a run has them elsewhere
+_PLACES = ("row", "group_row", "length")  # of a row in a part; a data set has no parts
 
 
 def _text_columns() -> dict[str, Any]:
+    """Columns that every table of texts has; it has what else a row of a results table holds as well."""
     import pyarrow as pa
 
     whole, real, ids, reals = pa.int64(), pa.float64(), pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -76,13 +78,16 @@ def _text_rows(texts: Sequence[TextResult], strings: Sequence[str | None]) -> tu
     import pyarrow as pa
 
     kinds, leaves = _text_columns(), texts[0].vectors
-    if taken := sorted(kinds.keys() & leaves.keys()):
+    _, rows = leaf_arrays(texts, None)
+    if taken := sorted({*kinds, *rows[0]} & leaves.keys()):
         raise UserError(f"vectors named {taken[0]!r}, as another column of the data set; rename them in the scheme")
-    plain = [name for name in kinds if name not in ("text", "checksum")]
-    rows = []
-    for text, string in zip(texts, strings, strict=True):
-        row = {name: getattr(text, name) for name in plain} | {"text": string, "checksum": checksum(text)}
-        rows.append(row | {leaf: _nested(vector) for leaf, vector in text.vectors.items()})
+    for text, string, row in zip(texts, strings, rows, strict=True):
+        for place in _PLACES:
+            del row[place]
+        row |= {"text": string, "tokens": text.tokens, "prefix": text.prefix}
+        row |= {leaf: _nested(vector) for leaf, vector in text.vectors.items()}
+    for name in [name for name in rows[0] if name not in kinds and name not in leaves]:
+        kinds[name] = pa.array([row[name] for row in rows]).type
     for leaf, vector in leaves.items():
         kind = pa.float32()
         for size in reversed(vector.shape):
@@ -191,6 +196,8 @@ def _columns(file: Any, kinds: Mapping[str, Any]) -> Any:
 
 def _read_texts(content: bytes) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Leaf → (rows, *shape) float32, and the rows."""
+    import pyarrow as pa
+
     file = _opened(content)
     kinds = {name: kind for name, kind in _text_columns().items() if name not in _SHOWN}
     named = json.loads((file.schema_arrow.metadata or {})[_LEAVES])
@@ -200,6 +207,8 @@ def _read_texts(content: bytes) -> tuple[dict[str, np.ndarray], list[dict[str, A
     for leaf in named:
         types[leaf] = file.schema_arrow.field(leaf).type
         shapes[leaf] = _shape(leaf, types[leaf])
+    others = [field for field in file.schema_arrow if field.name not in {*kinds, *types, *_SHOWN, *_PLACES}]
+    kinds |= {field.name: field.type for field in others if pa.types.is_primitive(field.type)}
     table = _columns(file, kinds | types)
     leaves = {leaf: _array(table[leaf].combine_chunks(), (len(table), *shape)) for leaf, shape in shapes.items()}
     return leaves, table.select(list(kinds)).to_pylist()
