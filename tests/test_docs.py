@@ -80,11 +80,12 @@ def test_python_runs(name, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.long
-def test_optimizer_commands_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["optimizers", "schemes"])
+def test_commands_run(name, tmp_path, monkeypatch):
     from onestep_jax.cli.parser import main
 
     monkeypatch.chdir(tmp_path)
-    for words in commands(ROOT / "docs" / "optimizers.md"):
+    for words in commands(ROOT / "docs" / f"{name}.md"):
         assert main([*words, "--steps", "20"]) == 0
 
 
