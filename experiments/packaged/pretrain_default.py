@@ -326,6 +326,7 @@ def save_hugging_face(recipe: Recipe, params: Any, tokenizer: Any, out: Path) ->
     described = {**recipe.described(), "bos_token_id": end, "eos_token_id": end}
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     save_model(Model(recipe.model_config(), rounded, tokenizer, described=described), out)
+    tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"), pretty=False)  # without indentation: 0.16 MB less
     about = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END}
     about |= {"model_max_length": recipe.context, "clean_up_tokenization_spaces": False}
     (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
