@@ -73,10 +73,10 @@ def bench_peers(
     Raises:
       UserError: if a folder is no clone of the peer, or a package that it needs is missing.
     """
-    import_torch()
     dtype = dtype or default_dtype()
     clones = {"hidden_capacity": hidden_capacity, "progressive_cramming": progressive_cramming}
     clones = {name: _clone(name, folder) for name, folder in clones.items() if folder is not None}
+    import_torch()
     sources = [texts] if isinstance(texts, str) else list(texts)
     tokens = texts_in_turn(load_model(source, dtype=dtype), sources, count=count, length=length, seed=seed)
     settings = {"model": source, "texts": sources, "count": count, "length": length, "steps": steps}
