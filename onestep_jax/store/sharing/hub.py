@@ -184,14 +184,14 @@ def _asking(name: str, token: bool | None = None) -> Iterator[Any]:
 
 def _refusal(name: str, error: Exception) -> UserError | None:
     """What the hub, the network or the disk said, as one line; None for an error of another kind."""
-    import httpx
     from huggingface_hub import constants, errors
 
+    failed = errors.HfHubHTTPError.__bases__[0]  # HTTPError of httpx, or of httpx2 from huggingface_hub 2 on
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # of one of several uploads
         error = error.__cause__
     if isinstance(error, errors.HfHubHTTPError):
         told = _status(error)
-    elif isinstance(error, httpx.HTTPError | ConnectionError | TimeoutError | errors.LocalEntryNotFoundError):
+    elif isinstance(error, (failed, ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)):
         told = f"the hub cannot be reached ({type(error).__name__}); see that {constants.ENDPOINT} is, and try again"
     elif isinstance(error, OSError) and error.errno is not None:
         return refusal(Path(error.filename or constants.HF_HUB_CACHE), error)
