@@ -34,12 +34,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inh
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="onestep-xla-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hub_server import WRITER, Hub, serving, turn_to
 
 from onestep_jax import Model
 from onestep_jax.devices import placement
@@ -130,3 +132,18 @@ def tiny_folder(tiny: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """The server, for the tests of a module."""
+    with serving({}) as server:
+        yield server
+
+
+@pytest.fixture
+def logged_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server without data sets and faults, to which the client is logged in with a token that may write."""
+    hub.data_sets.clear()
+    hub.faults.clear()
+    turn_to(hub, tmp_path / "home", monkeypatch, WRITER)

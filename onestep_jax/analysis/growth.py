@@ -239,7 +239,9 @@ def _empty(
     table = empty_table(model, texts, range(first, max(first, last) + 1, stride), scheme)
     check_rounds(model, table, KIND)
     if scheme.shared:
-        raise UserError(f"growth with a shared {scheme.share}: its texts have start vectors of their own; use grid")
+        raise UserError(
+            f"growth with a shared {min(scheme.shared)}: its texts have start vectors of their own; use grid"
+        )
     return table
 
 

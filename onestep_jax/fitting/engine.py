@@ -31,8 +31,8 @@ import numpy as np
 
 from onestep_jax.devices.placement import Placement
 from onestep_jax.fitting import programs, slots
-from onestep_jax.fitting.slots import RUNNING, STATUS, FitProblem, Frozen, Harvest, Info, Offer, Slot
-from onestep_jax.fitting.tasks import VERDICTS, Outcome, Task, Work
+from onestep_jax.fitting.slots import RUNNING, FitProblem, Frozen, Harvest, Info, Offer, Slot
+from onestep_jax.fitting.tasks import VERDICTS, Task, Work, outcome_of
 from onestep_jax.prototokens.prefixes import Prefixes, stack_prefixes
 
 HARVESTS = 8  # harvests that take all slots; one takes an eighth of them, since few finish in a chunk
@@ -206,21 +206,10 @@ class Engine:
 
     def _finish(self, slot: int, harvest: Harvest, work: Work) -> None:
         """Free a slot and hand out what became of its task; the harvest is of this slot alone, on the host."""
-        task, row, self.tasks[slot] = self.tasks[slot], harvest.slot, None
+        task = self.tasks[slot]
         assert task is not None
-        outcome = Outcome(
-            task=task,
-            status=STATUS[int(row.status)],
-            steps=int(row.steps),
-            best_step=int(row.best_step),
-            loss=float(row.best_loss),
-            accuracy_G=np.asarray(harvest.accuracy_G),
-            predicted_GT=np.asarray(harvest.predicted_GT),
-            leaves={name: np.asarray(leaf, np.float32) for name, leaf in row.best.items()},
-            first_hit_GT=np.asarray(row.first_hit_GT),
-            margin_G=np.asarray(harvest.margin_G),
-        )
-        work.finished(outcome)
+        self.tasks[slot] = None
+        work.finished(outcome_of(task, harvest))
 
     def _in_flight(self, state: Slot) -> list[Task]:
         """Copies of the tasks that hold a slot, with `saved` set."""

@@ -12,11 +12,22 @@ import jax
 import numpy as np
 import optax
 
-from onestep_jax import errors
 from onestep_jax.devices.arithmetic import matmul_precision, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
-from onestep_jax.errors import PAUSE, SEED, SEEDS, SIZE, SLOTS, STEPS, UserError, check_kind, check_known, check_list
+from onestep_jax.errors import (
+    MARGIN,
+    PAUSE,
+    SEED,
+    SEEDS,
+    SIZE,
+    SLOTS,
+    STEPS,
+    UserError,
+    check_kind,
+    check_known,
+    check_list,
+)
 from onestep_jax.fitting.memory import PastShape
 from onestep_jax.fitting.optimizers import Optimizer, Preset, preset_of
 from onestep_jax.fitting.sizing import check_attention, choose_placement, size_fit
@@ -141,7 +152,7 @@ def resolve(
     seeds = chosen.seeds if seeds is None else seeds
     steps = chosen.steps if steps is None else steps
     _check_numbers(steps, seed, seeds, slots, chunk, copies, save_every)
-    errors.MARGIN.check("margin", margin)
+    MARGIN.check("margin", margin)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
     begun = None if start is None else start_vectors(start, model)
@@ -197,7 +208,7 @@ def resolve(
         copies=copies,
         scheme=scheme,
         prefixes=before,
-        problem=dataclasses.replace(make_problem(model, scheme, chosen, transformation, record), margin=float(margin)),
+        problem=make_problem(model, scheme, chosen, transformation, record=record, margin=float(margin)),
         placement=placement,
         ladder=tuple(rungs(sized.slots, placement.rows)),
         chunk=chunk,

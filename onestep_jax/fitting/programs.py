@@ -43,8 +43,9 @@ def step(problem: FitProblem, frozen: Frozen, slot: Slot) -> tuple[Slot, Info]:
 
     # Score: Eq. 1 and its gradient, and the hits that Eq. 2 counts, at the vectors as they are.
     (loss, (hits_GT, leads_GT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
-    accuracy = group_accuracy(accuracies(hits_GT, slot.lengths_G), slot.lengths_G)
-    worth, reached = _worth(problem.margin, slot, hits_GT, leads_GT)
+    accuracy_G = accuracies(hits_GT, slot.lengths_G)
+    accuracy = group_accuracy(accuracy_G, slot.lengths_G)
+    worth, reached = _worth(problem.margin, slot.lengths_G, accuracy_G, hits_GT, leads_GT)
 
     # Keep: before the update, since the vectors after it have no score yet.
     moved = _note_progress(problem, slot, _keep_if_best(slot, loss, worth), loss)
@@ -80,24 +81,25 @@ def _score(
 ) -> Score:
     """What the texts of a slot score under given vectors, behind their prefixes."""
     past = frozen.past if slot.past is None else slot.past
-    texts = (slot.tokens_GT, slot.lengths_G)
-    return score_group(network, scheme, frozen.params, leaves, *texts, temperature, past, margin)
+    return score_group(
+        network, scheme, frozen.params, leaves, slot.tokens_GT, slot.lengths_G, temperature, past, margin
+    )
 
 
-def _worth(margin: float, slot: Slot, hits_GT: Array, leads_GT: Array | None) -> tuple[Array, Array]:
+def _worth(
+    margin: float, lengths_G: Array, accuracy_G: Array, hits_GT: Array, leads_GT: Array | None
+) -> tuple[Array, Array]:
     """By what vectors are kept, (), and whether they are what was asked for, () bool.
 
     Without a margin: the accuracy, and whether it is 1, the paper's early stop. With one, an exact group is worth 1 and
     the share of its tokens that lead by the margin, so that exact vectors are never given up for others that are not.
     """
-    accuracy_G = accuracies(hits_GT, slot.lengths_G)
-    accuracy = group_accuracy(accuracy_G, slot.lengths_G)
-    exact = jnp.all(accuracy_G == 1)
+    accuracy, exact = group_accuracy(accuracy_G, lengths_G), jnp.all(accuracy_G == 1)
     if not margin:
         return accuracy, exact
     assert leads_GT is not None
-    led_G = accuracies(hits_GT & (leads_GT >= margin), slot.lengths_G)
-    return jnp.where(exact, 1 + group_accuracy(led_G, slot.lengths_G), accuracy), jnp.all(led_G == 1)
+    led_G = accuracies(hits_GT & (leads_GT >= margin), lengths_G)
+    return jnp.where(exact, 1 + group_accuracy(led_G, lengths_G), accuracy), jnp.all(led_G == 1)
 
 
 def _keep_if_best(slot: Slot, loss: Array, worth: Array) -> Slot:
@@ -178,7 +180,7 @@ def harvest(problem: FitProblem, frozen: Frozen, slots: Slot, which_K: Array) ->
         score = _score(network, problem.scheme, frozen, slot, slot.best, margin=0.0)
         assert score.leads_GT is not None
         accuracy_G = accuracies(score.hits_GT, slot.lengths_G)
-        worth, reached = _worth(problem.margin, slot, score.hits_GT, score.leads_GT)
+        worth, reached = _worth(problem.margin, slot.lengths_G, accuracy_G, score.hits_GT, score.leads_GT)
         refuted = (slot.status == SOLVED) & ~reached
         resumed = jnp.where(slot.steps >= slot.budget, EXHAUSTED, RUNNING).astype(jnp.int32)
         slot = slot._replace(
@@ -186,7 +188,8 @@ def harvest(problem: FitProblem, frozen: Frozen, slots: Slot, which_K: Array) ->
             status=jnp.where(refuted, resumed, slot.status),
             best_accuracy=jnp.where(refuted, worth, slot.best_accuracy),
         )
-        return Harvest(slot, accuracy_G, score.predicted_GT, jnp.min(score.leads_GT, axis=-1))
+        margin_G = jnp.min(score.leads_GT, axis=-1)
+        return Harvest(slot=slot, accuracy_G=accuracy_G, predicted_GT=score.predicted_GT, margin_G=margin_G)
 
     # A gather clips an index beyond the end and a scatter drops it, so an unneeded place changes no slot.
     wanted = slots._replace(leaves={}, opt_state=None)

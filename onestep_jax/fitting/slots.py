@@ -173,7 +173,9 @@ def make_problem(
     scheme: Scheme,
     preset: Preset,
     optimizer: optax.GradientTransformation,
+    *,
     record: bool = False,
+    margin: float = 0.0,
 ) -> FitProblem:
     """What slots need to know of a fit by a preset, which gives all but the optimiser.
 
@@ -192,6 +194,7 @@ def make_problem(
         patience_growth=preset.patience_growth,
         progress=preset.progress,
         record=record,
+        margin=margin,
     )
     try:
         hash(problem)

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from onestep_jax.fitting.slots import Slot
+from onestep_jax.fitting.slots import STATUS, Harvest, Slot
 
 VERDICTS = ("go", "save", "narrow", "stop")  # processes in lockstep follow the one that comes last here
 
@@ -70,6 +70,23 @@ class Outcome(NamedTuple):
     leaves: dict[str, np.ndarray]
     first_hit_GT: np.ndarray
     margin_G: np.ndarray
+
+
+def outcome_of(task: Task, harvest: Harvest) -> Outcome:
+    """What a harvest of one slot, on the host, says of the task that held it."""
+    row = harvest.slot
+    return Outcome(
+        task=task,
+        status=STATUS[int(row.status)],
+        steps=int(row.steps),
+        best_step=int(row.best_step),
+        loss=float(row.best_loss),
+        accuracy_G=np.asarray(harvest.accuracy_G),
+        predicted_GT=np.asarray(harvest.predicted_GT),
+        leaves={name: np.asarray(leaf, np.float32) for name, leaf in row.best.items()},
+        first_hit_GT=np.asarray(row.first_hit_GT),
+        margin_G=np.asarray(harvest.margin_G),
+    )
 
 
 class Work(Protocol):

@@ -81,7 +81,8 @@ def score_text(
     real_T = jnp.arange(T) < length
     mean_nats = jnp.sum(jnp.where(real_T, nats_T, 0.0)) / jnp.maximum(length, 1)
     leads_T = None if leads_T is None else jnp.where(real_T, leads_T, jnp.inf)
-    return TextScore(mean_nats, real_T & (predicted_T == tokens_T), predicted_T, leads_T)
+    hits_T = real_T & (predicted_T == tokens_T)
+    return TextScore(nats=mean_nats, hits_T=hits_T, predicted_T=predicted_T, leads_T=leads_T)
 
 
 def score_group(
@@ -128,7 +129,7 @@ def score_group(
             score_texts, in_specs=(whole, whole, whole, split), out_specs=split, axis_names={TEXTS}, check_vma=False
         )
     scores = score_texts(params, shared, common, (own, own_past, tokens_GT, lengths_G))
-    return Score(*scores)
+    return Score(nats_G=scores.nats, hits_GT=scores.hits_T, predicted_GT=scores.predicted_T, leads_GT=scores.leads_T)
 
 
 def group_loss(nats_G: Array, lengths_G: Array) -> Array:

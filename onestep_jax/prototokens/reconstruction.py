@@ -153,8 +153,8 @@ def regenerate(model: Model, results: Results, *, batch: int = BATCH) -> list[De
 
 def _before_text(model: Model, scheme: Scheme, text: TextResult) -> np.ndarray:
     """The inputs that do not depend on the text: (K, D) float32, what a teacher-forced scheme gives for one token."""
-    leaves = {name: jax.numpy.asarray(leaf) for name, leaf in text.vectors.items()}
-    return np.asarray(scheme.inputs(leaves, jax.numpy.zeros((1, model.embed_width)), jax.numpy.int32(1)))
+    leaves = {name: jnp.asarray(leaf) for name, leaf in text.vectors.items()}
+    return np.asarray(scheme.inputs(leaves, jnp.zeros((1, model.embed_width)), jnp.int32(1)))
 
 
 def behind_prefix(model: Model, text: TextResult, x_TD: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from onestep_jax.analysis.prefix_table import read_prefix_table, table_settings
 from onestep_jax.analysis.trajectories import travel
 from onestep_jax.errors import UserError
 from onestep_jax.prototokens.reconstruction import decode
-from onestep_jax.prototokens.schemes import OneStep
+from onestep_jax.prototokens.schemes import OneStep, Projected
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.tokens import text_ids
 
@@ -155,6 +155,7 @@ def test_a_user_finds_it(tiny):
         ({"steps": 0}, "steps = 0: expected at least 1"),
         ({"scheme": OneStep(share="m", group=3)}, "growth with groups of 3: .*use grid"),
         ({"scheme": OneStep(share="m")}, "growth with a shared m: "),
+        ({"scheme": Projected(OneStep(), 4, "shared")}, "growth with a shared W: "),
         ({"scheme": OneStep("halves")}, "'halves': .*use grid"),
         ({"scheme": OneStep(start={"e": np.zeros((3, 32)), "m": np.zeros((3, 32))})}, "without start"),
         ({"preset": "fats"}, "did you mean 'fast'"),

@@ -5,33 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from hub_server import EMPTY, WRITER, DataSet, Hub, serving, turn_to
+from hub_server import EMPTY, WRITER, DataSet, turn_to
 
 from onestep_jax import read_results
 from onestep_jax.cli.parser import main
 from onestep_jax.store.locks import locked
 from onestep_jax.store.reading import read_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with serving({}) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def logged_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.data_sets.clear()
-    hub.faults.clear()
-    turn_to(hub, tmp_path / "home", monkeypatch, WRITER)
+pytestmark = [
+    pytest.mark.usefixtures("logged_in"),
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
+]
 
 
 @pytest.fixture

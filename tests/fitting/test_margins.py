@@ -18,6 +18,7 @@ from onestep_jax.fitting.plan import resolve
 from onestep_jax.fitting.slots import FitProblem
 from onestep_jax.fitting.tasks import Outcome, Task
 from onestep_jax.model.likelihood import TextNats
+from onestep_jax.prototokens.objective import accuracies
 from onestep_jax.prototokens.reconstruction import decode
 
 MARGIN = 0.5
@@ -25,8 +26,7 @@ MARGIN = 0.5
 
 @functools.partial(jax.jit, static_argnums=0)
 def worth_of(margin, lengths_G, hits_GT, leads_GT):
-    slot = slots.Slot(*[None] * 13)._replace(lengths_G=lengths_G)
-    return programs._worth(margin, slot, hits_GT, leads_GT)
+    return programs._worth(margin, lengths_G, accuracies(hits_GT, lengths_G), hits_GT, leads_GT)
 
 
 def leads_of(model, text):

@@ -8,14 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import EMPTY, READER, WRITER, DataSet, Hub, environment, serving, turn_to
+from hub_server import EMPTY, READER, WRITER, DataSet, environment, turn_to
 from store_runs import IDENTITY, opened, results, same
 
 from onestep_jax import Cramming, OneStep, UserError, fit, read_results
@@ -29,20 +28,10 @@ from onestep_jax.store.verify import verify
 from onestep_jax.tokens import texts_digest
 
 # huggingface_hub hands files to httpx in the way of requests.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    with serving({}) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def logged_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.data_sets.clear()
-    hub.faults.clear()
-    turn_to(hub, tmp_path / "home", monkeypatch, WRITER)
+pytestmark = [
+    pytest.mark.usefixtures("logged_in"),
+    pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"),
+]
 
 
 def made(folder: Path, count: int = 5, **how) -> Path:
