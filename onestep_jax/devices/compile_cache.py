@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ LIMIT = 2**31  # bytes; beyond it JAX deletes the least recently used programs
 WORTH_KEEPING = 0.1  # seconds of compiling; at JAX's default of 1 only the step would be kept, of a fit's many programs
 
 _ENTRY, _USED = "-cache", "-atime"  # endings of JAX's files: a program, and when it was last used
-_HEALED = ".healed"  # its time is that of the last healing
+_HEALED, _HEALING = ".healed", ".healing"  # their times are when the last healing began, and when one under way did
 
 # Setting of JAX → its default, and our value, which is used only while the setting has its default.
 _CHANGED = {
@@ -61,7 +60,7 @@ def heal(folder: Path, patience: float = 10.0) -> None:
     """Remove what a full disk, a killed process or another way of compressing left in a cache.
 
     JAX never replaces an entry that it cannot read. An entry without the file that says when it was used, or that file
-    alone, makes it refuse all further ones. Entries are read that are newer than the last healing.
+    alone, makes it refuse all further ones. Entries are read that are no older than the last healing.
 
     Args:
       folder: of the cache; nothing happens if it is not there.
@@ -73,19 +72,19 @@ def heal(folder: Path, patience: float = 10.0) -> None:
     """
     if not folder.is_dir():
         return
-    began, marker = time.time_ns(), folder / _HEALED
+    marker, began = folder / _HEALED, folder / _HEALING
     with filelock.FileLock(folder / ".lockfile", timeout=patience):  # JAX's own lock on the cache
+        began.touch()  # times are compared of files only: the system's clock may run ahead of the file system's
         healed = marker.stat().st_mtime_ns if marker.exists() else 0
         entries = {path.name.removesuffix(_ENTRY): path for path in folder.glob(f"*{_ENTRY}")}
         used = {path.name.removesuffix(_USED): path for path in folder.glob(f"*{_USED}")}
         for key, path in entries.items():
-            if key not in used or (path.stat().st_mtime_ns > healed and not _is_whole(path)):
+            if key not in used or (path.stat().st_mtime_ns >= healed and not _is_whole(path)):
                 path.unlink()
         for key, path in used.items():
             if key not in entries or not entries[key].exists():
                 path.unlink()
-        marker.touch()
-        os.utime(marker, ns=(began, began))
+        began.replace(marker)
 
 
 def _is_whole(entry: Path) -> bool:
