@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onestep_jax.model.decoder import Model
     from onestep_jax.model.generation import Generated, generate
     from onestep_jax.model.likelihood import TextNats, text_nats
+    from onestep_jax.prototokens.auxiliary import Anchor, Relational
     from onestep_jax.prototokens.reconstruction import Decoded, decode, regenerate
     from onestep_jax.prototokens.schemes import Cramming, ManyVectors, OneStep, Projected
     from onestep_jax.store.reading import read_results
@@ -43,6 +44,7 @@ _HOMES = {
     "model.decoder": ("Model",),
     "model.generation": ("Generated", "generate"),
     "model.likelihood": ("TextNats", "text_nats"),
+    "prototokens.auxiliary": ("Anchor", "Relational"),
     "prototokens.reconstruction": ("Decoded", "decode", "regenerate"),
     "prototokens.schemes": ("Cramming", "ManyVectors", "OneStep", "Projected"),
     "store.reading": ("read_results",),
@@ -51,6 +53,7 @@ _HOMES = {
 
 __all__ = [
     "PRESETS",
+    "Anchor",
     "Cramming",
     "Decoded",
     "Design",
@@ -65,6 +68,7 @@ __all__ = [
     "Progress",
     "Projected",
     "Recipe",
+    "Relational",
     "Results",
     "Schedule",
     "TextNats",

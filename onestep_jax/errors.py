@@ -269,3 +269,4 @@ PAUSE = Real(0)  # seconds
 DURATION = Real(0, above=True)  # seconds
 RATE = Real(0, above=True)
 MARGIN = Real(0, 1000)  # logits
+WEIGHT = Real(0, 10**6)  # of a loss

@@ -26,6 +26,11 @@ def tokenise(tokenizer: Any, texts: Sequence[str], length: int | None) -> list[n
     return check_tokens([np.asarray(ids[:length], np.int32) for ids in encoded], None, None)
 
 
+def as_text(tokenizer: Any, ids: Iterable[int]) -> str:
+    """String of token ids, with special tokens shown and spaces as they are."""
+    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
 def check_tokens(tokens: Sequence[Any], vocab_size: int | None, context: int | None) -> list[np.ndarray]:
     """Token lists as int32 arrays.
 

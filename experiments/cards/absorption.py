@@ -22,9 +22,9 @@ import numpy as np
 
 from onestep_jax.analysis.absorption import Absorbed, absorb, correlations
 from onestep_jax.experiment.study import Study
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.store.parquet import read_rows, write_rows
 from onestep_jax.store.storage import writing
+from onestep_jax.tokens import as_text
 
 
 @dataclasses.dataclass(frozen=True)

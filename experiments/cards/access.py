@@ -30,9 +30,10 @@ from onestep_jax.analysis.access import Relatedness
 from onestep_jax.experiment.study import Study
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.likelihood import beginning
-from onestep_jax.prototokens.reconstruction import as_text, decode
+from onestep_jax.prototokens.reconstruction import decode
 from onestep_jax.store.results import Results
 from onestep_jax.texts import contexts, continuations
+from onestep_jax.tokens import as_text
 
 PAPER = "nothing related"
 ONE_PASS = "one pass"

@@ -40,9 +40,9 @@ from onestep_jax.analysis.distances import (
 from onestep_jax.analysis.similarity import Bin, binned, gap, semantic_distances, token_distances
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.experiment.study import Study
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.store.reading import read_results
 from onestep_jax.store.results import Results
+from onestep_jax.tokens import as_text
 
 NAMES = {"same_context": "same context", "different_contexts": "different contexts"}
 MEASURES = {"token": "token-level (TF-IDF)", "semantic": "semantic (MiniLM)"}

@@ -43,8 +43,8 @@ from onestep_jax.analysis.text_capacity import Capacity
 from onestep_jax.analysis.trajectories import travel
 from onestep_jax.experiment.study import Study
 from onestep_jax.fitting import preset_of
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.store.results import TextResult
+from onestep_jax.tokens import as_text
 
 LENGTHS = (4, 5, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181, 256, 362, 512, 724, 1024, 1448)
 GEOMETRIC, WARM, FRESH, GROWTH = "geometric", "geometric, warm", "every, fresh", "growth"

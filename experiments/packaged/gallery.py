@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax import Results, UserError, read_results
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.report.dataset_card import code, fenced
 from onestep_jax.report.token_strings import find_tokenizer
 from onestep_jax.store.reading import read_config
 from onestep_jax.store.results import TextResult
 from onestep_jax.store.sharing.packing import public_config, write_run
 from onestep_jax.texts.local_files import read_rows
-from onestep_jax.tokens import text_ids, texts_digest
+from onestep_jax.tokens import as_text, text_ids, texts_digest
 
 _PAGE = """# Solved texts of {model}
 

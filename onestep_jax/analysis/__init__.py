@@ -8,7 +8,7 @@ rounds         how such a table is filled
 capacity       those fits: every length, or as few as needed (Table 3, Figure 1)
 growth         those fits: one token more at a time, from the last solution
 distances      cosine distances of learned vectors: same text, same context, different contexts (Figure 6)
-similarity     distances of the texts themselves, and learned vectors against them (Figure 5)
+similarity     distances of the texts themselves, and learned vectors against them (Figure 5) or against a teacher's
 connectivity   straight lines and trained curves between solutions of one text (Figure 7)
 bezier         one such curve: its geometry and its training (Eq. 4 and 5)
 trajectories   paths of the optimisation in their principal plane, and their lengths

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.model.decoder import Model
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.store.results import TextResult
+from onestep_jax.tokens import as_text
 
 THRESHOLD = 0.99  # accuracy from which the paper counts a text as reconstructed
 

@@ -1,4 +1,4 @@
-"""Distances of texts, and distances of learned vectors against them (Figure 5).
+"""Distances of texts, and distances of learned vectors against them (Figure 5) or against a teacher's.
 
 Texts are compared in two ways: *token-level*, by the cosine distance of TF-IDF vectors whose terms are the model's own
 tokens, and *semantic*, by the cosine distance of sentence embeddings by all-MiniLM-L6-v2.
@@ -6,18 +6,16 @@ tokens, and *semantic*, by the cosine distance of sentence embeddings by all-Min
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from onestep_jax.analysis.distances import ROWS_AT_A_TIME, Relations, cosine_distances, distinct
+from onestep_jax.analysis.ranks import spearman
 from onestep_jax.errors import UserError, check_least
-
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-_EXPORTED = "model.onnx"  # in fastembed's own download
-_IN_HUB_FOLDER = "onnx/model.onnx"  # in the encoder's repository on the hub
+from onestep_jax.texts.embeddings import sentence_embeddings
 
 
 class Bin(NamedTuple):
@@ -80,67 +78,6 @@ def semantic_distances(texts: Sequence[str], pairs_P2: np.ndarray, *, folder: st
     """
     strings, place_N = distinct(texts)
     return cosine_distances(sentence_embeddings(strings, folder=folder), place_N[pairs_P2])
-
-
-def sentence_embeddings(texts: Sequence[str], *, folder: str | Path | None = None, batch: int = 64) -> np.ndarray:
-    """Embeddings of texts by all-MiniLM-L6-v2, mean-pooled and of unit length, computed by `fastembed`.
-
-    Longer texts are cut to the encoder's context, the least of the lengths named in tokenizer_config.json.
-
-    Args:
-      texts: strings.
-      folder: a local copy of the encoder with model.onnx or onnx/model.onnx beside tokenizer.json,
-        tokenizer_config.json, special_tokens_map.json and config.json; None to download fastembed's copy.
-      batch: texts at a time.
-
-    Returns:
-      (texts, 384) float64.
-
-    Raises:
-      UserError: without fastembed, or if the encoder cannot be loaded.
-    """
-    encoder = _encoder(folder)
-    return np.stack([np.asarray(vector, np.float64) for vector in encoder(list(texts), batch)])
-
-
-def _encoder(folder: str | Path | None) -> Callable[[list[str], int], Any]:
-    try:
-        import fastembed
-    except ImportError as error:
-        cure = "pip install 'onestep_jax[analysis]'"
-        raise UserError(f"sentence embeddings need fastembed, which is not installed: {cure}") from error
-    name, arguments = ENCODER, {}
-    if folder is not None:
-        name, arguments = _local_name(Path(folder)), {"specific_model_path": str(folder), "local_files_only": True}
-    try:
-        encoder = fastembed.TextEmbedding(name, **arguments)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        where = ENCODER if folder is None else str(folder)
-        raise UserError(
-            f"{where}: the sentence encoder cannot be loaded ({reason}); give a folder that holds it"
-        ) from error
-    return lambda texts, batch: encoder.embed(texts, batch_size=batch)
-
-
-def _local_name(folder: Path) -> str:
-    """Name by which fastembed reads a local copy of the encoder, in either of the two layouts."""
-    import fastembed
-    from fastembed.common.model_description import ModelSource, PoolingType
-
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give one with {_EXPORTED} in it, or none to download the encoder")
-    if (folder / _EXPORTED).is_file():
-        return ENCODER
-    if not (folder / _IN_HUB_FOLDER).is_file():
-        cure = f"hf download {ENCODER} --local-dir {folder}"
-        raise UserError(f"{folder}: neither {_EXPORTED} nor {_IN_HUB_FOLDER} in it, which fastembed reads; {cure}")
-    name = f"{ENCODER}/{_IN_HUB_FOLDER}"
-    if name not in {model["model"] for model in fastembed.TextEmbedding.list_supported_models()}:
-        fastembed.TextEmbedding.add_custom_model(
-            name, PoolingType.MEAN, True, ModelSource(hf=ENCODER), dim=384, model_file=_IN_HUB_FOLDER
-        )
-    return name
 
 
 # --- Figure 5 ---
@@ -206,3 +143,46 @@ def gap(curves: Sequence[Bin], nearer: str = "same_context", farther: str = "dif
 
 def _named(distances: Mapping[str, np.ndarray] | Relations) -> Mapping[str, np.ndarray]:
     return distances._asdict() if isinstance(distances, Relations) else distances
+
+
+# --- Agreement with a teacher ---
+
+
+def agreement(vectors_ND: np.ndarray, teacher_NF: np.ndarray, pairs_P2: np.ndarray) -> float:
+    """Spearman's correlation, over pairs of rows, of the cosine distances of learned vectors and of a teacher's.
+
+    Args:
+      vectors_ND: one learned vector for each row.
+      teacher_NF: the teacher's embedding of each row.
+      pairs_P2: (P, 2) row numbers.
+
+    Returns:
+      −1 to 1; NaN where either has equal distances for all pairs.
+
+    Raises:
+      UserError: see `distances.cosine_distances`.
+    """
+    return spearman(cosine_distances(vectors_ND, pairs_P2), cosine_distances(teacher_NF, pairs_P2))
+
+
+def retrieval(vectors_ND: np.ndarray, labels: Sequence[Hashable]) -> float:
+    """Share of rows whose nearest other row, by cosine, has the same label, such as the context of their texts.
+
+    Of rows that are equally near the one that comes first counts. Rows with a label of their own are left out, since
+    they can find nothing; NaN if there are no others.
+    """
+    label_N = distinct(labels)[1]
+    count = len(label_N)
+    pairs_P2 = np.stack(np.triu_indices(count, k=1), axis=-1)
+    distances_NN = np.full((count, count), np.inf)
+    distances_NN[pairs_P2[:, 0], pairs_P2[:, 1]] = cosine_distances(vectors_ND, pairs_P2)
+    nearest_N = np.minimum(distances_NN, distances_NN.T).argmin(axis=1)
+    findable_N = np.bincount(label_N)[label_N] > 1
+    return float((label_N[nearest_N] == label_N)[findable_N].mean()) if findable_N.any() else float("nan")
+
+
+def chance(labels: Sequence[Hashable]) -> float:
+    """What `retrieval` is on average if a random other row is the nearest."""
+    label_N = distinct(labels)[1]
+    same_N = (np.bincount(label_N)[label_N] - 1) / max(1, len(label_N) - 1)
+    return float(same_N[same_N > 0].mean()) if (same_N > 0).any() else float("nan")

@@ -11,6 +11,7 @@ import numpy as np
 
 from onestep_jax import errors
 from onestep_jax.cli.options import add_model_options, add_number, load, run_option, tell_results
+from onestep_jax.cli.options.losses import add_loss_options, losses_of
 from onestep_jax.cli.options.optimizer import optimizer_of
 from onestep_jax.cli.options.scheme import add_scheme_options, scheme_of
 from onestep_jax.cli.options.start import add_start_options, start_of, started_scheme
@@ -69,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_number(job, "--processes", errors.PROCESSES, metavar="P", help="elsewhere: how many")
     add_number(job, "--process", errors.Whole(0), metavar="I", help="elsewhere: which one this is, from 0")
     _add_optimisation_options(parser)
+    add_loss_options(parser)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +175,7 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
     texts = _named_texts(args, model) if strings is None else strings
     start = start_of(args, model, texts)
     scheme = started_scheme(args, model, scheme, start)
+    beside = losses_of(args, model, texts, prefixes, scheme)
     began = time.perf_counter()
     plan = resolve(
         model,
@@ -197,6 +200,8 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         record=args.record,
         placement=placement,
         margin=args.margin,
+        losses=beside.losses,
+        context=beside.context,
     )
     _warn_of_short_texts(plan.tokens[:: plan.copies], args.length)
     with fitting_bar() as progress:

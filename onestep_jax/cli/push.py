@@ -14,7 +14,6 @@ from onestep_jax.cli.options import add_run, option
 from onestep_jax.cli.terminal import say
 from onestep_jax.errors import UserError
 from onestep_jax.model.untrained import PREFIX as UNTRAINED
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.store.reading import read_config, read_results
 from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
@@ -22,6 +21,7 @@ from onestep_jax.store.sharing.hub import check_login, repository, upload
 from onestep_jax.store.sharing.layout import configurations
 from onestep_jax.store.sharing.packing import check_finished, pack, public_config
 from onestep_jax.store.storage import writing
+from onestep_jax.tokens import as_text
 
 SUMMARY = "Send a run to the Hugging Face hub as a data set; onestep pull makes the run of it again."
 

@@ -178,6 +178,8 @@ def _protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     told += [f"patience {identity['patience']}"] if identity["patience"] else []
     more = ("patience per token", "patience growth", "progress", "margin")
     told += [f"{name} {identity[name]}" for name in more if name in identity]
+    losses = identity.get("losses", {})
+    told += [f"{name} {loss['weight']} by {loss['teacher']}" for name, loss in losses.items() if "teacher" in loss]
     prefix = identity["scheme"].get("prefix", ())
     return ", ".join([*told, f"frozen prefix of {len(prefix)}"] if prefix else told)
 

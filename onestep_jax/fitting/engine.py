@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -34,6 +35,7 @@ from onestep_jax.fitting import programs, slots
 from onestep_jax.fitting.slots import RUNNING, FitProblem, Frozen, Harvest, Info, Offer, Slot
 from onestep_jax.fitting.tasks import VERDICTS, Task, Work, outcome_of
 from onestep_jax.prototokens.prefixes import Prefixes, stack_prefixes
+from onestep_jax.prototokens.schemes import group_shapes
 
 HARVESTS = 8  # harvests that take all slots; one takes an eighth of them, since few finish in a chunk
 
@@ -64,6 +66,7 @@ class Engine:
       placement: the devices.
       positions: T.
       prefix_rows: P, to which the prefixes of the texts are padded; 0 where they have none of their own.
+      context: name → shape of a text's row, of what the losses beside Eq. 1 know.
       slots: groups at a time, rounded up to a multiple of the placement's rows.
       chunk: steps between looks of the host.
     """
@@ -76,11 +79,13 @@ class Engine:
         *,
         positions: int,
         prefix_rows: int = 0,
+        context: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
         slots: int,
         chunk: int,
     ):
         self.problem, self.frozen, self.placement = problem, frozen, placement
-        self.positions, self.prefix_rows, self.group = positions, prefix_rows, problem.scheme.group
+        self.positions, self.group = positions, problem.scheme.group
+        self.prefix_rows, self.context = prefix_rows, context
         self.per_row = -(-slots // placement.rows)
         self.lead = (placement.rows, self.per_row)
         self.count = placement.rows * self.per_row
@@ -213,7 +218,7 @@ class Engine:
 
     def _in_flight(self, state: Slot) -> list[Task]:
         """Copies of the tasks that hold a slot, with `saved` set."""
-        host: Slot = self.placement.fetch(state._replace(budget=None, past=None))
+        host: Slot = self.placement.fetch(state._replace(budget=None, past=None, context={}))
         tasks = []
         for slot, task in enumerate(self.tasks):
             if task is not None:
@@ -226,7 +231,7 @@ class Engine:
 
     def _idle(self) -> Slot:
         past = slots.own_past_shapes(self.problem, self.frozen.params, self.prefix_rows)
-        return slots.idle(self.problem, self.positions, self.lead, past)
+        return slots.idle(self.problem, self.positions, self.lead, past, self.context)
 
     def _no_slots(self) -> np.ndarray:
         """Indices for a harvest of nothing: each is beyond the last slot."""
@@ -254,8 +259,10 @@ class Engine:
             lengths_G=np.zeros((*self.lead, self.group), np.int32),
             ids_G4=np.zeros((*self.lead, self.group, 4), np.uint32),
             prefixes=self._prefixes(tasks),
+            context=self._context(tasks),
         )
         start: dict[str, np.ndarray] = {}
+        shapes = group_shapes(self.problem.scheme, self.problem.network.embed_width)
         for slot, task in tasks.items():
             place = divmod(slot, self.per_row)
             offer.offered[place], offer.budget[place] = True, task.budget
@@ -263,7 +270,7 @@ class Engine:
                 offer.tokens_GT[place][g, : len(text)], offer.lengths_G[place][g] = text, len(text)
             offer.ids_G4[place][: len(task.ids)] = task.ids
             for name, vectors in (task.start or {}).items():
-                leaf = start.setdefault(name, np.zeros((*self.lead, *self._leaf_shape(name)), np.float32))
+                leaf = start.setdefault(name, np.zeros((*self.lead, *shapes[name]), np.float32))
                 leaf[place][: len(vectors)] = vectors
         return self.placement.spread(offer._replace(start=start or None))
 
@@ -274,16 +281,20 @@ class Engine:
         stacked = stack_prefixes([one for i in range(self.count) for one in given.get(i, none)], self.prefix_rows)
         return jax.tree.map(lambda array: array.reshape(*self.lead, self.group, *array.shape[1:]), stacked)
 
-    def _leaf_shape(self, name: str) -> tuple[int, ...]:
-        shape = self.problem.scheme.leaf_shapes(self.problem.network.embed_width)[name]
-        return shape if name in self.problem.scheme.shared else (self.group, *shape)
+    def _context(self, tasks: dict[int, Task]) -> dict[str, np.ndarray]:
+        """What the losses know of the texts of tasks, by slot."""
+        rows = slots.empty_context(self.problem, self.lead, self.context)
+        for slot, task in tasks.items():
+            for name, given in task.context.items():
+                rows[name][divmod(slot, self.per_row)][: len(given)] = given
+        return rows
 
-    def _saved_rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot, Prefixes | None]:
-        """Mask, slots and prefixes of tasks that resume from saved state, on the devices."""
-        offered, rows = np.zeros(self.lead, bool), self._idle()._replace(past=None)
+    def _saved_rows(self, tasks: dict[int, Task]) -> tuple[Any, Slot, Prefixes | None, Any]:
+        """Mask, slots, prefixes and context of tasks that resume from saved state, on the devices."""
+        offered, rows = np.zeros(self.lead, bool), self._idle()._replace(past=None, context={})
+        of_saved = rows._replace(budget=None)  # the same arrays
         for slot, task in tasks.items():
             place = divmod(slot, self.per_row)
             offered[place], rows.budget[place] = True, task.budget
-            of_saved = rows._replace(budget=None)
             jax.tree.map(lambda array, value, place=place: array.__setitem__(place, value), of_saved, task.saved)
-        return self.placement.spread((offered, rows, self._prefixes(tasks)))
+        return self.placement.spread((offered, rows, self._prefixes(tasks), self._context(tasks)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -21,6 +22,7 @@ from onestep_jax.fitting.recorder import Recorder, RunRecorder
 from onestep_jax.fitting.sweep import Sweep
 from onestep_jax.fitting.work_queue import block_size
 from onestep_jax.model.decoder import Model
+from onestep_jax.prototokens.auxiliary import AuxiliaryLoss
 from onestep_jax.prototokens.schemes import Scheme
 from onestep_jax.prototokens.starts import Starts
 from onestep_jax.store.results import Results
@@ -53,6 +55,8 @@ def fit(
     room: int | None = None,
     placement: Placement | str = "auto",
     margin: float = 0.0,
+    losses: Mapping[str, AuxiliaryLoss] | None = None,
+    context: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Results:
     """Find proto-tokens with which the frozen model emits each text in one forward pass.
@@ -90,6 +94,9 @@ def fit(
       placement: the devices and what is split over them, or "auto", "pmap" or "mesh", see `sizing.choose_placement`.
       margin: logits by which each target must lead the runner-up before a text is solved, see `token_scores`; 0 where
         the argmax will do. A text that is exact and does not reach it within its budget is "exhausted" at accuracy 1.
+      losses: name → a loss beside Eq. 1, such as `Anchor` or `Relational`: any hashable, pure function of (leaves,
+        context), see `auxiliary`. A run directory knows a dataclass by its fields, another function by its name.
+      context: name → an array with a row for each text, which the losses read.
       progress: called after each chunk.
 
     Returns:
@@ -126,6 +133,8 @@ def fit(
         room=room,
         placement=placement,
         margin=margin,
+        losses=losses,
+        context=context,
     )
     return run_plan(plan, progress)
 

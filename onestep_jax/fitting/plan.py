@@ -36,6 +36,7 @@ from onestep_jax.fitting.slots import FitProblem, make_problem, start_unit
 from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, weights_bytes
 from onestep_jax.model.likelihood import first_term
+from onestep_jax.prototokens.auxiliary import AuxiliaryLoss, check_losses, describe_losses
 from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
 from onestep_jax.prototokens.schemes import OneStep, Projected, Scheme
 from onestep_jax.prototokens.starts import MISSING, Starts, scheme_of_start, start_vectors, with_starts
@@ -56,6 +57,7 @@ class FitPlan:
       copies: rows of a text.
       scheme: the arrangement, with start vectors if they were given; its prefix is token ids.
       prefixes: (P,) int32 before each of these rows where each has its own, or empty.
+      context: name → a row for each of these rows, of what the losses beside Eq. 1 know.
       problem: what compiled programs are made of.
       placement: the devices, and what is split over them.
       ladder: numbers of slots that it may run with over all devices, widest first, see `slot_ladder.rungs`.
@@ -76,6 +78,7 @@ class FitPlan:
     copies: int
     scheme: Scheme
     prefixes: tuple[np.ndarray, ...]
+    context: Mapping[str, np.ndarray]
     problem: FitProblem
     placement: Placement
     ladder: tuple[int, ...]
@@ -130,6 +133,8 @@ def resolve(
     room: int | None = None,
     placement: Placement | str = "auto",
     margin: float = 0.0,
+    losses: Mapping[str, AuxiliaryLoss] | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> FitPlan:
     """Settle and check a fit; arguments of `fitting.fit`, texts also as int32 arrays. Nothing is fitted or written yet.
 
@@ -174,6 +179,9 @@ def resolve(
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
     identity = _identity(model, ids, length, scheme, before) | protocol | {"record": record}
     identity |= {"margin": float(margin)} if margin else {}
+    beside, known = check_losses(losses or {}, context, scheme, model.embed_width, len(texts))
+    known = {name: rows.repeat(copies, axis=0) for name, rows in known.items()}
+    identity |= {"losses": describe_losses(beside), "context": _digest(known)} if beside else {}
     if isinstance(placement, str):
         placement = choose_placement(placement, weights_bytes(model), scheme, len(tokens))
     model = dataclasses.replace(model, attention=attention)
@@ -208,7 +216,8 @@ def resolve(
         copies=copies,
         scheme=scheme,
         prefixes=before,
-        problem=make_problem(model, scheme, chosen, transformation, record=record, margin=float(margin)),
+        context=known,
+        problem=make_problem(model, scheme, chosen, transformation, record=record, margin=float(margin), losses=beside),
         placement=placement,
         ladder=tuple(rungs(sized.slots, placement.rows)),
         chunk=chunk,

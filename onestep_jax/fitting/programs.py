@@ -28,6 +28,7 @@ from onestep_jax.fitting.slots import (
     fresh,
 )
 from onestep_jax.model.decoder import Network
+from onestep_jax.prototokens.auxiliary import Context, auxiliary_loss
 from onestep_jax.prototokens.objective import Score, accuracies, group_accuracy, group_loss, score_group
 from onestep_jax.prototokens.prefixes import Prefixes, pasts_of
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme
@@ -36,13 +37,17 @@ from onestep_jax.prototokens.schemes import Array, Leaves, Scheme
 def step(problem: FitProblem, frozen: Frozen, slot: Slot) -> tuple[Slot, Info]:
     """Score, keep, update: one gradient evaluation of one group; a slot that is not running stays as it is."""
 
-    def loss_of(leaves: Leaves) -> tuple[Array, tuple[Array, Array | None]]:
+    def loss_of(leaves: Leaves) -> tuple[Array, tuple[Array, Array, Array | None]]:
         margin = problem.margin or None
         score = _score(problem.network, problem.scheme, frozen, slot, leaves, problem.temperature, margin)
-        return group_loss(score.nats_G, slot.lengths_G), (score.hits_GT, score.leads_GT)
+        loss = group_loss(score.nats_G, slot.lengths_G)
+        context = Context(slot.context, slot.lengths_G)
+        total = loss + auxiliary_loss(problem.losses, leaves, context) if problem.losses else loss
+        return total, (loss, score.hits_GT, score.leads_GT)
 
-    # Score: Eq. 1 and its gradient, and the hits that Eq. 2 counts, at the vectors as they are.
-    (loss, (hits_GT, leads_GT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
+    # Score: Eq. 1 and its gradient, and the hits that Eq. 2 counts, at the vectors as they are. Of the losses beside
+    # Eq. 1 only the gradient is used.
+    (total, (loss, hits_GT, leads_GT)), gradient = jax.value_and_grad(loss_of, has_aux=True)(slot.leaves)
     accuracy_G = accuracies(hits_GT, slot.lengths_G)
     accuracy = group_accuracy(accuracy_G, slot.lengths_G)
     worth, reached = _worth(problem.margin, slot.lengths_G, accuracy_G, hits_GT, leads_GT)
@@ -54,7 +59,7 @@ def step(problem: FitProblem, frozen: Frozen, slot: Slot) -> tuple[Slot, Info]:
     # Update: the optimiser sees this group alone, because it is vmapped with the rest.
     extras = {}
     if isinstance(problem.optimizer, optax.GradientTransformationExtraArgs):
-        extras = {"value": loss, "grad": gradient, "value_fn": lambda leaves: loss_of(leaves)[0]}
+        extras = {"value": total, "grad": gradient, "value_fn": lambda leaves: loss_of(leaves)[0]}
     updates, opt_state = problem.optimizer.update(gradient, slot.opt_state, slot.leaves, **extras)
     leaves: Any = optax.apply_updates(slot.leaves, updates)
     moved = moved._replace(
@@ -192,7 +197,7 @@ def harvest(problem: FitProblem, frozen: Frozen, slots: Slot, which_K: Array) ->
         return Harvest(slot=slot, accuracy_G=accuracy_G, predicted_GT=score.predicted_GT, margin_G=margin_G)
 
     # A gather clips an index beyond the end and a scatter drops it, so an unneeded place changes no slot.
-    wanted = slots._replace(leaves={}, opt_state=None)
+    wanted = slots._replace(leaves={}, opt_state=None, context={})
     found = jax.vmap(one)(jax.tree.map(lambda array: array.at[which_K].get(mode="clip"), wanted))
     status = slots.status.at[which_K].set(found.slot.status, mode="drop")
     best_accuracy = slots.best_accuracy.at[which_K].set(found.slot.best_accuracy, mode="drop")
@@ -203,14 +208,20 @@ def refill(problem: FitProblem, frozen: Frozen, slots: Slot, offer: Offer) -> tu
     """Begin the offered groups in slots that are not running; returns the slots, and which of them took their group."""
     begin = jax.vmap(functools.partial(fresh, problem))
     new = begin(offer.budget, offer.tokens_GT, offer.lengths_G, offer.ids_G4, offer.start)
-    return restore(problem, frozen, slots, offer.offered, new, offer.prefixes)
+    return restore(problem, frozen, slots, offer.offered, new, offer.prefixes, offer.context)
 
 
 def restore(
-    problem: FitProblem, frozen: Frozen, slots: Slot, offered: Array, saved: Slot, prefixes: Prefixes | None
+    problem: FitProblem,
+    frozen: Frozen,
+    slots: Slot,
+    offered: Array,
+    saved: Slot,
+    prefixes: Prefixes | None,
+    context: dict[str, Array],
 ) -> tuple[Slot, Array]:
-    """As `refill`, with slots that were saved, without their `past`: their groups resume where they were."""
-    saved = saved._replace(past=pasts_of(problem.network, frozen.params, prefixes))
+    """As `refill`, with slots that were saved, without `past` and `context`: their groups resume where they were."""
+    saved = saved._replace(past=pasts_of(problem.network, frozen.params, prefixes), context=context)
     # A slot may still run, though it was offered a group: the host offers before it knows what a harvest refuted.
     taken = offered & (slots.status != RUNNING)
     return jax.vmap(_choose)(taken, saved, slots), taken

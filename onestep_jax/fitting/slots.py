@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import chex
@@ -18,6 +20,7 @@ import optax
 from onestep_jax.errors import UserError
 from onestep_jax.fitting.optimizers import Preset
 from onestep_jax.model.decoder import Model, Network, Params, Past, input_scale
+from onestep_jax.prototokens.auxiliary import Losses
 from onestep_jax.prototokens.prefixes import Prefixes, pasts_of
 from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, bare, draw
 
@@ -57,6 +60,7 @@ class Slot(NamedTuple):
       first_hit_GT: (G, T) int32, gradient evaluation at which a token was first right, counted from 0; −1 for never.
       past: keys and values of each text's own prefix, arrays leading with G; None where they have none of their own.
       milestone: () float32, loss at the last progress; None where progress is a better accuracy.
+      context: name → (G, …) float32, what the losses beside Eq. 1 know of the texts.
     """
 
     status: Array
@@ -74,6 +78,7 @@ class Slot(NamedTuple):
     first_hit_GT: Array
     past: Past | None = None
     milestone: Array | None = None
+    context: dict[str, Array] = {}  # noqa: RUF012, never changed
 
 
 class Info(NamedTuple):
@@ -118,6 +123,7 @@ class Offer(NamedTuple):
       budget, tokens_GT, lengths_G, ids_G4: see `fresh`.
       start: leaf → start vectors, or None to draw them.
       prefixes: of the texts, where each has its own; else None.
+      context: see `Slot`.
     """
 
     offered: Any
@@ -127,6 +133,7 @@ class Offer(NamedTuple):
     ids_G4: Any
     start: Any = None
     prefixes: Prefixes | None = None
+    context: Any = {}  # noqa: RUF012, never changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +155,8 @@ class FitProblem:
         last progress.
       record: whether the host receives the vectors of each chunk's last step.
       margin: logits by which every target must lead the runner-up before a text is solved; 0 where the argmax will do.
+      losses: beside Eq. 1, see `auxiliary`. The updates follow them; when a text is solved, which vectors are kept and
+        what is progress do not.
     """
 
     network: Network
@@ -161,6 +170,7 @@ class FitProblem:
     progress: float | None = None
     record: bool = False
     margin: float = 0.0
+    losses: Losses = ()
 
 
 def start_unit(preset: Preset, model: Model) -> float:
@@ -176,6 +186,7 @@ def make_problem(
     *,
     record: bool = False,
     margin: float = 0.0,
+    losses: Losses = (),
 ) -> FitProblem:
     """What slots need to know of a fit by a preset, which gives all but the optimiser.
 
@@ -195,6 +206,7 @@ def make_problem(
         progress=preset.progress,
         record=record,
         margin=margin,
+        losses=losses,
     )
     try:
         hash(problem)
@@ -253,7 +265,20 @@ def own_past_shapes(problem: FitProblem, params: Any, rows: int) -> Any:
     return jax.eval_shape(functools.partial(pasts_of, problem.network), params, prefixes)
 
 
-def idle(problem: FitProblem, positions: int, lead: tuple[int, ...], past: Any = None) -> Slot:
-    """Empty slots, as host arrays with these leading axes."""
+def idle(
+    problem: FitProblem,
+    positions: int,
+    lead: tuple[int, ...],
+    past: Any = None,
+    context: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> Slot:
+    """Empty slots, as host arrays with these leading axes; `context` is name → shape of a text's row."""
     zeros = jax.tree.map(lambda leaf: np.zeros((*lead, *leaf.shape), leaf.dtype), shapes(problem, positions, past))
-    return zeros._replace(status=np.full(lead, IDLE, np.int32))
+    return zeros._replace(status=np.full(lead, IDLE, np.int32), context=empty_context(problem, lead, context))
+
+
+def empty_context(
+    problem: FitProblem, lead: tuple[int, ...], context: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Zeros for what the losses know of the texts of each slot, as host arrays."""
+    return {name: np.zeros((*lead, problem.scheme.group, *row), np.float32) for name, row in context.items()}

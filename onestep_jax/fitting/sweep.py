@@ -51,6 +51,7 @@ class Sweep:
             seeds=plan.seeds,
             steps=plan.steps,
             redraw=self._redraw,
+            context=plan.context,
         )
         self.texts = GivenTexts(plan.model, plan.tokens, plan.ids, plan.prefix, plan.room)
         self.meter = Meter(len(plan.ids), plan.scheme.group, progress, recorder.recorded)
@@ -113,6 +114,7 @@ class Sweep:
             plan.placement,
             positions=positions,
             prefix_rows=prefix_rows(plan.prefixes),
+            context={name: rows.shape[1:] for name, rows in plan.context.items()},
             slots=width,
             chunk=plan.chunk,
         )

@@ -23,6 +23,7 @@ class Task:
       budget: gradient evaluations that it may spend.
       tokens: token ids of each text.
       prefixes: token ids of each text's own prefix; empty where they have none of their own.
+      context: name → (texts, …) float32, what the losses beside Eq. 1 know of them.
       ids: (texts, 4) uint32, see `schemes.draw`.
       start: leaf → (texts, *shape), or its plain shape where shared, or None to draw.
       saved: the slot to resume from, as host arrays, or None to begin.
@@ -37,6 +38,7 @@ class Task:
     tokens: list[np.ndarray]
     ids: np.ndarray
     prefixes: list[np.ndarray] = dataclasses.field(default_factory=list)
+    context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     start: Mapping[str, np.ndarray] | None = None
     saved: Slot | None = None
     trace: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)

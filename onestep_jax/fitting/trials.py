@@ -28,6 +28,7 @@ class Trials:
       seeds: how many a group may use; None for as many as `steps` lasts for.
       steps: budget, in gradient evaluations.
       redraw: draws the start vectors of a group from its ids, for seeds after the first where start vectors were given.
+      context: name → a row for each text, of what the losses beside Eq. 1 know.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class Trials:
         seeds: int | None,
         steps: int,
         redraw: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None,
+        context: Mapping[str, np.ndarray] | None = None,
     ):
         self._tokens, self._ids, self._scheme, self._prefixes = tokens, ids, scheme, prefixes
         self._first_seed, self._seeds, self._steps, self._redraw = first_seed, seeds, steps, redraw
+        self._context = context or {}
         self._outcomes: dict[Group, list[Outcome]] = {}
 
     def task(self, group: Group, seed: int) -> Task:
@@ -50,8 +53,17 @@ class Trials:
         ids = np.zeros((self._scheme.group, 4), np.uint32)
         ids[: len(group)] = [id_words(self._ids[i], seed) for i in group]
         tokens, prefixes = [self._tokens[i] for i in group], [self._prefixes[i] for i in group if self._prefixes]
-        start, budget = self._start(group, seed, ids), self.budget(group)
-        return Task(texts=group, seed=seed, budget=budget, tokens=tokens, ids=ids, prefixes=prefixes, start=start)
+        context = {name: rows[list(group)] for name, rows in self._context.items()}
+        return Task(
+            texts=group,
+            seed=seed,
+            budget=self.budget(group),
+            tokens=tokens,
+            ids=ids,
+            prefixes=prefixes,
+            context=context,
+            start=self._start(group, seed, ids),
+        )
 
     def _start(self, group: Group, seed: int, ids: np.ndarray) -> Mapping[str, np.ndarray] | None:
         """The start vectors of a seed, None to draw them in the program that begins it."""

@@ -4,8 +4,9 @@ May import `errors`, `tokens`, `devices`, `store`, `model`.
 """
 
 from onestep_jax.prototokens.objective import score_group, score_text
-from onestep_jax.prototokens.reconstruction import Decoded, as_text, decode, regenerate
+from onestep_jax.prototokens.reconstruction import Decoded, decode, regenerate
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Cramming, ManyVectors, OneStep, Projected, Scheme
+from onestep_jax.tokens import as_text
 
 __all__ = [
     "ARRANGEMENTS",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from onestep_jax.prototokens.prefixes import Prefixes, pasts_of, prefix_rows, pr
 from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, Scheme, axes, bare, from_description
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.verify import Decoding
-from onestep_jax.tokens import batches
+from onestep_jax.tokens import as_text, batches
 
 BATCH = 16
 
@@ -209,8 +208,3 @@ def _compare(model: Model, text: TextResult, predicted: np.ndarray, margin: floa
         wrong=tuple(Wrong(position=int(i), expected=int(text.tokens[i]), got=int(predicted[i])) for i in places),
         margin=margin,
     )
-
-
-def as_text(tokenizer: Any, ids: Iterable[int]) -> str:
-    """String of token ids, with special tokens shown and spaces as they are."""
-    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)

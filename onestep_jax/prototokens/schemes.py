@@ -139,6 +139,12 @@ def axes(scheme: Scheme) -> dict[str, int | None]:
     return {name: None if name in scheme.shared else 0 for name in scheme.leaf_shapes(1)}
 
 
+def group_shapes(scheme: Scheme, width: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each leaf of a group: (G, *shape), or its plain shape where shared."""
+    shapes = scheme.leaf_shapes(width)
+    return {name: shape if name in scheme.shared else (scheme.group, *shape) for name, shape in shapes.items()}
+
+
 def draw(scheme: Scheme, ids_G4: Array, width: int, scale: float | Array) -> Leaves:
     """Random start vectors of one group: N(0, scale²), a function of the texts' identities and of nothing else.
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from onestep_jax.analysis import bits, exact_horizon, horizon, reconstructed
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import visible
 from onestep_jax.report.token_strings import token_pieces
 from onestep_jax.store.results import TextResult
+from onestep_jax.tokens import as_text
 
 TEXTS, TOKENS = 500, 60_000  # on the page, over all runs; they bound its size
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from onestep_jax.analysis import bits, reconstructed
-from onestep_jax.prototokens.reconstruction import as_text
 from onestep_jax.report.inputs import FittedRun
+from onestep_jax.tokens import as_text
 
 PLAIN_BITS = 32  # of a token id, if the vocabulary is not known
 

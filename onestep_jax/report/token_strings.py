@@ -11,7 +11,7 @@ import numpy as np
 from onestep_jax.errors import UserError
 from onestep_jax.model.hub import locate
 from onestep_jax.model.tokenizer import load_tokenizer
-from onestep_jax.prototokens.reconstruction import as_text
+from onestep_jax.tokens import as_text
 
 _BROKEN = "\ufffd"  # a tokenizer's string for bytes that are no character
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -55,7 +55,8 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
 
     Returns:
       None if the command line has no such options: for a run of an encoder, given start vectors, an optimiser given
-      as an object, a preset that is not the package's, prefixes from Python, or texts without a common length.
+      as an object, a preset that is not the package's, prefixes or losses from Python, or texts without a common
+      length.
     """
     if "encoder" in identity:
         return None
@@ -65,14 +66,15 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
         return None
     if optimizer.get("schedule") == {"name": "constant", "arguments": {}}:  # on the command line this means no schedule
         return None
-    prefix = _prefix_options(identity, settings, preset.prefix)
-    if prefix is None:
+    prefix, losses = _prefix_options(identity, settings, preset.prefix), _loss_options(identity)
+    if prefix is None or losses is None:
         return None
     words = ["onestep", "fit", "--texts", "SOURCE", "--model", str(settings.get("model")), "--length", str(length)]
     words += _scheme_options(identity["scheme"], preset.arrangement) + prefix
     words += ["--preset", str(name), *_optimizer_options(optimizer, preset)]
     for name in ("steps", "seed", "seeds", "margin", "dtype"):
         words += [f"--{name}", str(identity[name])] if name in identity else []
+    words += losses
     if settings.get("copies", 1) != 1:
         words += ["--copies", str(settings["copies"])]
     words += ["--record"] if identity.get("record") else []
@@ -100,6 +102,14 @@ def _prefix_options(identity: Mapping[str, Any], settings: Mapping[str, Any], us
         return None
     given = given or "none"
     return [] if given == usual else ["--prefix", str(given)]
+
+
+def _loss_options(identity: Mapping[str, Any]) -> list[str] | None:
+    """Options for the losses beside Eq. 1; None if there are none for them."""
+    losses = identity.get("losses") or {}
+    if not all(name in ("anchor", "relational") and loss.get("teacher") for name, loss in losses.items()):
+        return None
+    return [word for name, loss in losses.items() for word in (f"--{name}", f"{loss['teacher']}:{loss['weight']}")]
 
 
 def _optimizer_options(optimizer: Mapping[str, Any], preset: Preset) -> list[str]:

@@ -17,9 +17,10 @@ from onestep_jax.analysis import absorption as absorption_analysis
 from onestep_jax.analysis.prefix_table import read_prefix_table
 from onestep_jax.cli.parser import main
 from onestep_jax.experiment.cards import load_card
-from onestep_jax.prototokens.reconstruction import as_text, decode
+from onestep_jax.prototokens.reconstruction import decode
 from onestep_jax.store.reading import read_config
 from onestep_jax.texts.corpora import contexts, continuations, load_tokens
+from onestep_jax.tokens import as_text
 
 pytestmark = pytest.mark.long
 

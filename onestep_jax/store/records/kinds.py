@@ -68,6 +68,8 @@ class IdentityKind(Struct, frozen=True):
     seeds: Positive | str = 1
     record: bool = False
     margin: float = 0.0
+    losses: dict[str, dict[str, Any]] = {}
+    context: str = ""
 
 
 class PresetKind(Struct, frozen=True):
