@@ -17,6 +17,7 @@ from question_summaries import (
     growth,
     knockout,
     margins,
+    meaning,
     prefix_suffix,
     sink,
     trajectories,
@@ -228,6 +229,11 @@ ITEMS = {
         "(not in the paper; autoregressively ε ≥ 0.5 brings 68–70 % to 90–100 %)",
         margins,
         lambda c: [(len(c.margins) * c.count, c.length), *((2 * c.count, n) for n in c.lengths)],
+    ),
+    "meaning": Item(
+        "(not in the paper; arXiv:2602.18301, autoregressive: an anchor costs accuracy, relations little)",
+        meaning,
+        lambda c: [((4 + len(c.anchors) + len(c.relations)) * c.count * c.continuations, c.length)],
     ),
     "prefix_suffix": Item(
         "(not in the paper; near to its outlook)",

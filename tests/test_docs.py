@@ -19,6 +19,7 @@ RUN = [
     "run-directory",
     "reproducing",
     "encoder",
+    "meaning",
 ]  # pages whose Python blocks run as they stand
 
 

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / "experiments"
 ASKED = """table1_arrangements table2_sharing table3_capacity table4_training_time figure3_information
 figure4_throughput figure5_text_distance figure6_distances figure7_connectivity access attention
 seed_stability failures trajectories control_untrained baseline_cramming absorption sink prefix_suffix
-encoder dynamics knockout vectors growth margins""".split()
+encoder dynamics knockout vectors growth margins meaning""".split()
 
 
 def test_every_item_has_its_card():
