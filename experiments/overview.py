@@ -103,7 +103,7 @@ def commands() -> Iterator[str]:
                 continue
             record = found[0]
             texts = record["settings"].get("count", "–")
-            minutes = f"{record['seconds of the last call'] / 60:.0f} min"
+            minutes = f"{experiment.seconds_of(record) / 60:.0f} min"
             protocol = "; ".join(record.get("protocols", [])) or "–"
             cells = [name, label, f"`{record['command']}`", str(texts), minutes, protocol, f"{hours:,.1f} h"]
             yield f"| {' | '.join(cells)} |"

@@ -161,19 +161,17 @@ def margins(tables: Tables) -> str:
 
 
 def meaning(tables: Tables) -> str:
-    def told(row: dict[str, str]) -> str:
-        nearest = f"same context nearest {float(row['same context nearest']):.0%}"
-        exact = f"{float(row['exact']):.0%} exact in {float(row['evaluations']):.0f} evaluations"
-        return f"correlation {float(row['correlation']):.2f}, {nearest}, {exact}"
-
     rows = tables["meaning"]
-    (alone,), (together,) = pick(rows, way="none"), pick(rows, way="group")
-    said = [f"no loss: {told(alone)}", f"in groups: {told(together)}"]
-    for way in ("anchor", "relational"):
-        own = pick(rows, way=way, teacher="true")
-        best = max(own, key=lambda row: (float(row["exact"]) >= 0.9, float(row["correlation"])))
-        (shuffled,) = pick(rows, way=way, teacher="shuffled")
-        given = float(shuffled["correlation with what was given"])
-        said.append(f"{way} λ = {best['weight']}: {told(best)} (shuffled teacher {given:.2f} with what it was given)")
-    bounds = f"by the teacher {float(alone['by the teacher']):.0%}, by chance {float(alone['by chance']):.0%}"
-    return f"{'; '.join(said)}; {bounds}"
+    said = []
+    for way, begin, column in (("anchor", "none", "correlation"), ("relational", "group", "correlation in groups")):
+        own = [*pick(rows, way=begin), *pick(rows, way=way, teacher="true")]
+        cells = (
+            f"λ = {row['weight']} {float(row[column]):.2f} ({float(row['exact']):.0%} exact, "
+            f"{float(row['evaluations']):.0f} evaluations)"
+            for row in own
+        )
+        said.append(f"{way}, {column}: {', '.join(cells)}")
+    (shuffled,) = pick(rows, way="anchor", teacher="shuffled")
+    given, true = float(shuffled["correlation with what was given"]), float(shuffled["correlation"])
+    said.append(f"a shuffled teacher as anchor: {given:.2f} with what was given, {true:.2f} with the true one")
+    return f"rank correlation of distances with the teacher's; {'; '.join(said)}"

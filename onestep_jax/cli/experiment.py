@@ -83,4 +83,4 @@ def _run_cards(args: argparse.Namespace, loaded: dict[str, ModuleType], chosen: 
         with fitting_bar() as progress:
             study = Study((args.out or Path("runs/experiments")) / name, models[source], progress)
             record = cards.run_card(name, dataclasses.replace(settings, model=source), study, command)
-        print(f"{name}: {record['seconds of the last call']:.0f} s")
+        print(f"{name}: {record['seconds']:.0f} s")

@@ -150,16 +150,24 @@ def run_card(name: str, settings: Any, study: Study, command: str) -> dict[str, 
         "model": study.model.fingerprint,
     }
     path = study.folder / "config.json"
-    _check_same(path, identity, _defaults(settings))
-    record = identity | {"title": title(card), "command": command, **versions()}
+    spent = seconds_of(_check_same(path, identity, _defaults(settings)))
+    record = identity | {"title": title(card), "command": command, **versions(), "seconds": spent}
     _write(path, record)
     began = time.perf_counter()
-    card.run(settings, study)
-    record["seconds of the last call"] = round(time.perf_counter() - began, 1)
-    record["files"] = sorted({file.name for file in study.written})
-    record["protocols"] = _protocols(study.folder)
-    _write(path, record)
+    try:
+        card.run(settings, study)
+        record["files"] = sorted({file.name for file in study.written})
+        record["protocols"] = _protocols(study.folder)
+    finally:
+        record["seconds"] = round(spent + time.perf_counter() - began, 1)
+        _write(path, record)
     return record
+
+
+def seconds_of(record: Mapping[str, Any]) -> float:
+    """Seconds of all calls of an experiment but those that were killed; an older record has those of its last call."""
+    seconds = record.get("seconds", record.get("seconds of the last call"))
+    return seconds if isinstance(seconds, float) else 0.0
 
 
 def _protocols(folder: Path) -> list[str]:
@@ -178,8 +186,6 @@ def _protocol(identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     told += [f"patience {identity['patience']}"] if identity["patience"] else []
     more = ("patience per token", "patience growth", "progress", "margin")
     told += [f"{name} {identity[name]}" for name in more if name in identity]
-    losses = identity.get("losses", {})
-    told += [f"{name} {loss['weight']} by {loss['teacher']}" for name, loss in losses.items() if "teacher" in loss]
     prefix = identity["scheme"].get("prefix", ())
     return ", ".join([*told, f"frozen prefix of {len(prefix)}"] if prefix else told)
 
@@ -195,8 +201,10 @@ def _defaults(settings: Any) -> dict[str, Any]:
     return _plain({field.name: field.default for field in fields if field.default is not dataclasses.MISSING})
 
 
-def _check_same(path: Path, identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def _check_same(path: Path, identity: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Refuse the folder of an experiment with other settings or on another model, once it holds something of it.
+
+    Returns its record, empty where there is none, or one of nothing.
 
     A setting that a record does not name was added to the card later, and its default is what was done before.
     """
@@ -205,17 +213,18 @@ def _check_same(path: Path, identity: Mapping[str, Any], defaults: Mapping[str, 
             path, dict[str, Any], "description", "delete it, and the same onestep experiment writes it again"
         )
     except FileNotFoundError:
-        return
+        return {}
     kept = ("*.csv", "*.png", "runs/**/results/*.parquet", "runs/**/state/*.json")
     made = any(next(path.parent.glob(pattern), None) for pattern in kept)
     if not made and there.get("experiment") == identity["experiment"]:
-        return
+        return {}
     if isinstance(there.get("settings"), dict):
         there["settings"] = {**defaults, **there["settings"]}
     for key, value in identity.items():
         if there.get(key) != value:
             values = f"{key}: {there.get(key)!r} there, {value!r} here"
             raise UserError(f"{path.parent}: holds this experiment with other settings ({values}); give another --out")
+    return there
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:

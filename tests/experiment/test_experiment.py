@@ -155,6 +155,34 @@ def test_a_card_goes_on_and_other_settings_are_refused(tiny, card, tmp_path):
         experiment.run_card("mine", card.config(True), study, "")
 
 
+def test_seconds_are_of_all_calls(tiny, card, tmp_path, monkeypatch):
+    """Also of one that was interrupted, and of an older record, which has those of its last call."""
+    clock = iter(range(0, 10_000, 7))
+    monkeypatch.setattr(experiment.time, "perf_counter", lambda: next(clock))
+    study = Study(tmp_path / "out", tiny, None, lambda _: None)
+
+    def run() -> float:
+        return experiment.run_card("mine", card.config(False), study, "")["seconds"]
+
+    first = run()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(study, "table", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    path = tmp_path / "out" / "config.json"
+    second = json.loads(path.read_text())["seconds"]
+    third = run()
+    assert 0 < first < second < third
+    record = json.loads(path.read_text())
+    del record["seconds"]
+    path.write_text(json.dumps(record | {"seconds of the last call": 500.5}))
+    assert run() > 500.5
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_setting_that_came_later_had_its_default(tiny, card, tmp_path):
     study = Study(tmp_path / "out", tiny, None, lambda _: None)
     experiment.run_card("mine", card.config(False), study, "")
