@@ -42,13 +42,12 @@ Losses: TypeAlias = tuple[tuple[str, AuxiliaryLoss], ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Anchor:
-    """λ · (1 − cos(e, a)), the mean over the texts of a group, with a point a for each text; see `anchor_points`.
+class _ByTeacher:
+    """What the losses here have in common.
 
     Attributes:
       weight: λ.
-      teacher: where the points come from, as the record of a run shall name it.
-      of: name of the points among the rows of the context, each of as many numbers as the e of a text.
+      teacher: where its embeddings come from, as the record of a run shall name it.
 
     Raises:
       UserError: for a weight that is none.
@@ -56,10 +55,21 @@ class Anchor:
 
     weight: float
     teacher: str = ""
-    of: str = ANCHOR
 
     def __post_init__(self) -> None:
-        WEIGHT.check("Anchor: weight", self.weight)
+        WEIGHT.check(f"{type(self).__name__}: weight", self.weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor(_ByTeacher):
+    """λ · (1 − cos(e, a)), the mean over the texts of a group, with a point a for each text; see `anchor_points`.
+
+    Attributes:
+      weight, teacher: see `_ByTeacher`.
+      of: name of the points among the rows of the context, each of as many numbers as the e of a text.
+    """
+
+    of: str = ANCHOR
 
     def __call__(self, leaves: Leaves, context: Context) -> Array:
         points_GD = context.rows[self.of]
@@ -69,24 +79,15 @@ class Anchor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Relational:
+class Relational(_ByTeacher):
     """λ · (cos(e_i, e_j) − cos(s_i, s_j))², the mean over the pairs of texts of a group, with a teacher's s.
 
     Attributes:
-      weight: λ.
-      teacher: where the s come from, as the record of a run shall name it.
+      weight, teacher: see `_ByTeacher`.
       of: name of the s among the rows of the context; they may have any number of dimensions.
-
-    Raises:
-      UserError: for a weight that is none.
     """
 
-    weight: float
-    teacher: str = ""
     of: str = TEACHER
-
-    def __post_init__(self) -> None:
-        WEIGHT.check("Relational: weight", self.weight)
 
     def __call__(self, leaves: Leaves, context: Context) -> Array:
         teacher_GF = context.rows[self.of]
