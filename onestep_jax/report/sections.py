@@ -12,7 +12,7 @@ from onestep_jax.report.data import text_strings
 from onestep_jax.report.headline import Headline, Sizes, headline, sizes
 from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import Markup, join, one_line, tag, visible
-from onestep_jax.report.wording import accuracy, duration, notation, number, size
+from onestep_jax.report.wording import accuracy, asked, duration, notation, number, size
 from onestep_jax.store.results import TextResult
 
 CURVED_RUNS = 12  # runs whose curves are drawn
@@ -98,6 +98,7 @@ def _facts(run: FittedRun, one: Headline) -> Markup:
         ("Model", f"{visible(run.results.source)}, {identity.get('dtype', 'dtype not recorded')}, frozen"),
         ("Input", notation(run.results.scheme)),
         ("Protocol", protocol(identity, settings)),
+        *asked(identity),
         ("Texts", f"{one.texts} of {span} tokens"),
         ("Budget", budget),
         ("H_LM", _first_term(settings.get("h_lm of the first token"))),

@@ -11,6 +11,7 @@ from typing import Any
 from onestep_jax.fitting.optimizers import Preset, recorded_preset
 from onestep_jax.prototokens.projection import MAP
 from onestep_jax.prototokens.schemes import from_description
+from onestep_jax.report.markup import visible
 
 
 def notation(description: Mapping[str, Any]) -> str:
@@ -48,6 +49,17 @@ def size(count: int) -> str:
         if count >= max(unit, 10_000):
             return f"{count / unit:,.1f} {name}"
     return f"{count:,} bytes"
+
+
+def asked(identity: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a run asked of its vectors beside exact tokens, as pairs of a word and a sentence."""
+    told = [("Margin", f"{identity['margin']:g} logits before a text is solved")] if identity.get("margin") else []
+    losses = []
+    for name, loss in (identity.get("losses") or {}).items():
+        more = f", λ = {loss['weight']:g}" if "weight" in loss else ""
+        more += f", teacher {loss['teacher']}" if loss.get("teacher") else ""
+        losses.append(visible(f"{name}{more}"))
+    return [*told, ("Beside the loss", "; ".join(losses))] if losses else told
 
 
 def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:

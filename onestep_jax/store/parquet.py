@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,8 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Threads of Arrow let go of the file a moment after it was read. Were that an object of Python's and the
-    # interpreter just ending, the process would abort with status 134. So the content is handed over as Arrow's own.
-    held = pa.BufferOutputStream()
     with path.open("rb") as file:
-        held.write(file.read())
-    content = held.getvalue()
+        content = _of_arrow(file.read())
     count = pq.read_metadata(pa.BufferReader(content)).num_rows
     if not 0 <= count <= MOST_ROWS:
         raise ValueError(f"expected at most {MOST_ROWS:,} rows, got {count:,}")
@@ -50,16 +47,40 @@ def read_rows(path: Path, columns: list[str] | None = None) -> list[dict[str, An
 
 
 def count_rows(path: Path) -> int:
+    """Number of rows, of which none is read."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
-        return pq.read_metadata(file).num_rows
+    return pq.read_metadata(pa.BufferReader(_footer(path))).num_rows
 
 
 def read_about(path: Path) -> dict[str, str]:
     """What `write_rows` was given as `about`."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("rb") as file:
-        stored = pq.read_schema(file).metadata or {}
+    stored = pq.read_schema(pa.BufferReader(_footer(path))).metadata or {}
     return {key.decode(): value.decode() for key, value in stored.items()}
+
+
+def _footer(path: Path) -> Any:
+    """The end of a Parquet file, which describes it: the description, its length in four bytes, and "PAR1"."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, size - 8 - length))
+        return _of_arrow(b"PAR1" + file.read())
+
+
+def _of_arrow(content: bytes) -> Any:
+    """Bytes in a buffer that Arrow allocates.
+
+    Threads of Arrow let go of what they read a moment after it was read. Were that an object of Python's and the
+    interpreter just ending, the process would abort with status 134.
+    """
+    import pyarrow as pa
+
+    held = pa.BufferOutputStream()
+    held.write(content)
+    return held.getvalue()

@@ -53,6 +53,8 @@ def test_both_losses_and_a_file(tiny_folder, home):
     assert "--group 2" in command
     assert "--share" not in command
     assert main(["report", str(home / "both")]) == 0
+    page = (home / "both" / "report" / "report.html").read_text()
+    assert f"anchor, λ = 0.5, teacher {rows}; relational, λ = 2, teacher {rows}" in page
     assert main(["verify", str(home / "both")]) == 0
 
 
@@ -76,6 +78,14 @@ def test_bad_options_are_one_line(tiny_folder, home, capsys, more, message):
     assert message in told.replace("\n", " ")
     assert len([line for line in told.splitlines() if line.startswith("onestep: error")]) == 1
     assert not (home / "bad").exists()
+
+
+def test_a_record_of_losses_that_is_damaged(tiny_folder, home, capsys):
+    assert main(words(tiny_folder, home, "damaged", "--anchor", "model:1")) == 0
+    path = home / "damaged" / "config.json"
+    path.write_text(path.read_text().replace('"weight": 1.0', '"weight": "much"'))
+    assert main(["report", str(home / "damaged")]) == 2
+    assert "losses" in capsys.readouterr().err
 
 
 def test_json_says_nothing_else(tiny_folder, home, capsys):

@@ -1,5 +1,6 @@
 """Readers beside processes that replace what they read."""
 
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +17,7 @@ from onestep_jax.store import reading as records
 from onestep_jax.store import saved_states as states
 from onestep_jax.store.names import part_name
 from onestep_jax.store.orbax_arrays import Arrays
-from onestep_jax.store.parquet import read_rows, write_rows
+from onestep_jax.store.parquet import count_rows, read_about, read_rows, write_rows
 from onestep_jax.store.parts import part_files, read_part, remove_part, write_part
 from onestep_jax.store.reading import part_names, read_summary
 from onestep_jax.store.saved_states import read_state, remove_state, write_state
@@ -204,15 +205,28 @@ def test_looks_succeed_while_another_process_merges_and_removes_slowly(tmp_path,
 
 
 def test_arrow_is_given_no_file_of_pythons(tmp_path, monkeypatch):
-    """Its threads let go of one a moment after the rows were read, and abort the process if that is its end."""
-    given, read = [], pq.read_table
+    """Its threads let go of one a moment after it was read, and abort the process if that is its end."""
+    given = []
 
-    def watched(source, **how):
+    def watched(read, source, **how):
         given.append(source)
         return read(source, **how)
 
-    monkeypatch.setattr(pq, "read_table", watched)
-    write_rows(tmp_path / "a.parquet", [{"a": 1}])
-    assert read_rows(tmp_path / "a.parquet") == [{"a": 1}]
-    (source,) = given
-    assert isinstance(source, pa.BufferReader)
+    for name in ("read_table", "read_metadata", "read_schema"):
+        monkeypatch.setattr(pq, name, functools.partial(watched, getattr(pq, name)))
+    path = tmp_path / "a.parquet"
+    write_rows(path, [{"a": 1}] * 3, about={"run": "x"})
+    assert read_rows(path) == [{"a": 1}] * 3
+    assert count_rows(path) == 3
+    assert read_about(path) == {"run": "x"}
+    assert len(given) == 4
+    assert all(isinstance(source, pa.BufferReader) for source in given)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\xff" * 4 + b"PAR1", b"no table at all"])
+def test_a_footer_that_is_damaged(tmp_path, content):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(content)
+    for read in (count_rows, read_about):
+        with pytest.raises((OSError, ValueError)):
+            read(path)

@@ -68,8 +68,15 @@ class IdentityKind(Struct, frozen=True):
     seeds: Positive | str = 1
     record: bool = False
     margin: float = 0.0
-    losses: dict[str, dict[str, Any]] = {}
+    losses: dict[str, LossKind] = {}
     context: str = ""
+
+
+class LossKind(Struct, frozen=True):
+    """A loss beside Eq. 1; what else it has are the fields of its class."""
+
+    weight: float = 0.0
+    teacher: str = ""
 
 
 class PresetKind(Struct, frozen=True):
