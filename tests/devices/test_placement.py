@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from onestep_jax import Interrupted, Model, OneStep, UserError, fit
+from onestep_jax import Interrupted, Model, OneStep, Relational, UserError, fit
 from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together, Wanted
 from onestep_jax.fitting import programs, sizing, slots
 from onestep_jax.fitting.optimizers import PRESETS
@@ -318,3 +318,19 @@ def test_a_group_is_solved_over_all_devices(tiny, token_lists):
     alone = fit(tiny, texts, steps=2000, scheme=scheme, placement=Pmap(jax.local_devices()[:1]))
     spread = fit(tiny, texts, steps=2000, scheme=scheme, placement="mesh")
     assert alone.solved == spread.solved == 8
+
+
+@pytest.mark.parametrize("name", ["mesh", "together"])
+def test_losses_beside_the_reconstruction_are_those_of_one_device(tiny, token_lists, one_device, name):
+    """Relations hold between texts that lie on different devices."""
+    teacher = np.random.default_rng(0).normal(size=(8, 5))
+    placement = Mesh(model_axis=2) if name == "mesh" else Together(8, jax.local_devices(), 2)
+    group = 2 if name == "mesh" else 8
+    how = {"scheme": OneStep(share="m", group=group), "steps": 12, "preset": "paper"}
+    how |= {"losses": {"relational": Relational(20.0)}, "context": {"teacher": teacher}}
+    found = fit(tiny, token_lists[:8], placement=placement, slots=4, **how)
+    expected = fit(tiny, token_lists[:8], placement=one_device, slots=4, **how)
+    for leaf in ("e", "m"):
+        assert distance(found.vectors[leaf], expected.vectors[leaf]) <= 1e-4
+    alone = fit(tiny, token_lists[:8], placement=one_device, slots=4, **{**how, "losses": None, "context": None})
+    assert distance(alone.vectors["e"], expected.vectors["e"]) > 1e-3
