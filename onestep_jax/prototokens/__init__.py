@@ -1,4 +1,4 @@
-"""Proto-tokens: arrangements (Table 1), loss and accuracy of a text (Eq. 1 and 2), reconstruction.
+"""Proto-tokens: arrangements (Table 1), loss and accuracy of a text (Eq. 1 and 2), losses beside them, reconstruction.
 
 May import `errors`, `tokens`, `devices`, `store`, `model`.
 """

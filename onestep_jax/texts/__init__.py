@@ -1,4 +1,4 @@
-"""Where texts come from: files, the hub, the paper's sources.
+"""Where texts come from: files, the hub, the paper's sources; their embeddings by a teacher.
 
 May import `errors`, `tokens`, `model`.
 """
