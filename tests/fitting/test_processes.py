@@ -63,6 +63,19 @@ def test_every_process_records_and_all_texts_are_solved(tiny_folder, lines, tmp_
 
 
 @pytest.mark.long
+def test_two_that_record_and_merge_all_the_time(tiny_folder, tmp_path):
+    """Each reads what the other has recorded while that one merges its parts and removes them."""
+    rows = np.random.default_rng(8).integers(60, size=(200, 8))
+    (tmp_path / "lines.txt").write_text("\n".join(" ".join(f"w{i}" for i in row) for row in rows) + "\n")
+    more = "--preset paper --steps 40 --chunk 1 --save-every 0.05".split()
+    succeed(Job(arguments(tiny_folder, tmp_path / "lines.txt", tmp_path / "run", *more), 2, 1))
+    assert len({text.text_id for text in read_results(tmp_path / "run")}) == 200
+    merged = {path.name.split("-")[1] for path in (tmp_path / "run" / "results").iterdir()}
+    assert merged == {"0000", "0001"}
+    assert main(["verify", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.long
 def test_a_group_is_shared_by_all_processes(tiny_folder, lines, tmp_path, one_device):
     """Sixteen texts and one `m`, over 2 × 4 devices in lockstep."""
     more = ["--share", "m", "--group", "all", "--preset", "paper", "--steps", "50", "--chunk", "5"]
