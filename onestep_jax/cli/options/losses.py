@@ -21,7 +21,6 @@ from onestep_jax.prototokens.auxiliary import (
 from onestep_jax.prototokens.prefixes import own_prefixes, resolve_prefix
 from onestep_jax.prototokens.schemes import Scheme
 from onestep_jax.prototokens.targets import prepare
-from onestep_jax.texts.embeddings import text_embeddings
 
 _KINDS: dict[str, tuple[Callable[..., AuxiliaryLoss], str]] = {
     "anchor": (Anchor, ANCHOR),
@@ -61,6 +60,8 @@ def losses_of(
     asked = {name: _parse(name, value) for name in _KINDS if (value := getattr(args, name)) is not None}
     if not asked:
         return Losses({}, {})
+    from onestep_jax.texts.embeddings import text_embeddings
+
     usual = preset_of(args.preset, args.run).prefix
     before = own_prefixes(model, scheme, prefixes, len(texts))
     tokens = prepare(model, texts, args.length, resolve_prefix(scheme, model, None if before else usual), before)
