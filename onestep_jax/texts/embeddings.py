@@ -38,6 +38,8 @@ def text_embeddings(model: Model, tokens: Sequence[np.ndarray], source: str) -> 
         return hidden_embeddings(model, tokens)
     if source.endswith(ROWS):
         return _rows(Path(source), len(tokens))
+    if source != MINILM and not Path(source).is_dir():
+        raise UserError(f"{source}: no such folder; a teacher is {MINILM}, {MODEL}, a folder or FILE{ROWS}")
     if model.tokenizer is None:
         raise UserError(f"model {model.source!r} has no tokenizer to make the strings that a sentence encoder reads")
     strings = [as_text(model.tokenizer, ids) for ids in tokens]

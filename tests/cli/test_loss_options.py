@@ -67,9 +67,9 @@ def test_both_losses_and_a_file(tiny_folder, home):
         (["--anchor", ":1"], "--anchor :1: expected TEACHER:LAMBDA"),
         (["--relational", "model:1"], "give groups of at least 2 texts (--group)"),
         (["--anchor", "absent.npy:1"], "absent.npy: cannot be read"),
-        (["--anchor", "rows.txt:1"], "rows.txt"),
+        (["--anchor", "rows.txt:1"], "rows.txt: no such folder; a teacher is minilm, model, a folder or FILE.npy"),
         (["--anchor", "model:1", "--share", "e", "--group", "2"], "expected an e of each text's own"),
-        (["--group", "2"], "--group 2 needs --share e or --share m, --projection shared, or --relational"),
+        (["--group", "2"], "--group 2 needs --share e or --share m, or --projection shared, or --relational"),
     ],
 )
 def test_bad_options_are_one_line(tiny_folder, home, capsys, more, message):

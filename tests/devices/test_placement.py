@@ -320,7 +320,7 @@ def test_a_group_is_solved_over_all_devices(tiny, token_lists):
     assert alone.solved == spread.solved == 8
 
 
-@pytest.mark.parametrize("name", ["mesh", "together"])
+@pytest.mark.parametrize("name", [pytest.param("mesh", marks=pytest.mark.long), "together"])
 def test_losses_beside_the_reconstruction_are_those_of_one_device(tiny, token_lists, one_device, name):
     """Relations hold between texts that lie on different devices."""
     teacher = np.random.default_rng(0).normal(size=(8, 5))

@@ -58,7 +58,7 @@ def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
             raise UserError(f"--{name.replace('_', '-')} goes with --arrangement {arrangement}")
     shares_map = args.projection == SHARED
     if args.group != 1 and args.share is None and not shares_map and args.relational is None:
-        raise UserError(f"--group {args.group} needs --share e or --share m, --projection {SHARED}, or --relational")
+        raise UserError(f"--group {args.group} needs --share e or --share m, or --projection {SHARED}, or --relational")
     group = rows if args.group == "all" else args.group
     return _projected(args, _arranged(args, 1 if shares_map else group), group)
 
