@@ -90,6 +90,7 @@ class Way(NamedTuple):
 
 
 def ways(config: Config) -> Iterator[Way]:
+    """All fits: without a loss, with each λ, and the controls."""
     yield Way("none")
     yield Way("group")
     for name, weights in (("anchor", config.anchors), ("relational", config.relations)):

@@ -128,8 +128,16 @@ def anchor_points(teacher_NF: Any, size: int, seed: int = 0) -> np.ndarray:
 
     Returns:
       (N, size) float32.
+
+    Raises:
+      UserError: for embeddings that are no matrix of numbers.
     """
-    teacher_NF = np.asarray(teacher_NF, np.float32)
+    try:
+        teacher_NF = np.asarray(teacher_NF, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a teacher's embeddings: expected numbers ({one_line(error)})") from error
+    if teacher_NF.ndim != 2:
+        raise UserError(f"a teacher's embeddings have shape {teacher_NF.shape}; expected (texts, features)")
     features = teacher_NF.shape[1]
     small, large = sorted((features, size))
     map_sl = fixed_map(seed, small, large)

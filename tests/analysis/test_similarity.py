@@ -12,7 +12,16 @@ import pytest
 
 from onestep_jax import UserError
 from onestep_jax.analysis.distances import Relations
-from onestep_jax.analysis.similarity import binned, gap, semantic_distances, sentence_embeddings, token_distances
+from onestep_jax.analysis.similarity import (
+    agreement,
+    binned,
+    chance,
+    gap,
+    retrieval,
+    semantic_distances,
+    token_distances,
+)
+from onestep_jax.texts.embeddings import sentence_embeddings
 
 ALL = np.array(list(itertools.combinations(range(4), 2)))
 
@@ -182,3 +191,24 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path: Path):
     (tmp_path / "model.onnx").write_bytes(b"nothing of the kind")
     with pytest.raises(UserError, match="cannot be loaded"):
         sentence_embeddings(["a text"], folder=tmp_path)
+
+
+def test_agreement_is_of_ranks():
+    angles = np.array([0.0, 0.1, 0.4, 1.0])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    pairs = np.stack(np.triu_indices(4, k=1), axis=-1)
+    assert agreement(3 * vectors, vectors, pairs) == pytest.approx(1)
+    order = np.array([0, 2, 1, 3])
+    assert agreement(vectors[order], vectors, pairs) < 0.9
+    assert np.isnan(agreement(vectors, np.ones((4, 2)), pairs))
+
+
+def test_retrieval_counts_rows_that_have_something_to_find():
+    vectors = np.array([[1, 0], [1, 0.1], [0, 1], [0.9, 0.2], [-1, 0]])
+    # Rows 0 and 1 find each other, row 2 finds row 3, and row 3 finds row 1. The last has a label of its own.
+    assert retrieval(vectors, ["a", "a", "b", "b", "c"]) == 0.75
+    assert retrieval(vectors[:2], ["a", "a"]) == 1
+    assert np.isnan(retrieval(vectors[:2], ["a", "b"]))
+    assert chance(["a", "a", "b", "b", "c"]) == 0.25
+    assert chance(["a", "a", "a", "b"]) == pytest.approx(2 / 3)
+    assert np.isnan(chance(["a", "b"]))

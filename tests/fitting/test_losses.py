@@ -68,6 +68,12 @@ def test_a_fixed_map_takes_a_teacher_to_points(features, size):
         assert 0 < np.abs(off).mean() < 0.15
 
 
+@pytest.mark.parametrize("teacher", [np.zeros(3), "words", [[1.0], [1.0, 2.0]]])
+def test_embeddings_that_are_no_matrix(teacher):
+    with pytest.raises(UserError, match="a teacher's embeddings"):
+        anchor_points(teacher, 32)
+
+
 def test_an_update_follows_the_sum_and_what_is_kept_the_reconstruction(tiny, token_lists):
     import optax
 
