@@ -62,6 +62,7 @@ def losses_of(
         return Losses({}, {})
     from onestep_jax.texts.embeddings import text_embeddings
 
+    size = size_of_e(scheme, model.embed_width)  # before anything is downloaded or computed
     usual = preset_of(args.preset, args.run).prefix
     before = own_prefixes(model, scheme, prefixes, len(texts))
     tokens = prepare(model, texts, args.length, resolve_prefix(scheme, model, None if before else usual), before)
@@ -72,7 +73,7 @@ def losses_of(
         found.losses[name] = loss(weight, teacher)
         found.context[rows] = embedded[teacher]
     if ANCHOR in found.context:
-        found.context[ANCHOR] = anchor_points(found.context[ANCHOR], size_of_e(scheme, model.embed_width))
+        found.context[ANCHOR] = anchor_points(found.context[ANCHOR], size)
     return found
 
 
