@@ -45,17 +45,27 @@ def test_both_losses_and_a_file(tiny_folder, home):
     how = ("--anchor", f"{rows}:0.5", "--relational", f"{rows}:2", "--group", 2, "--record")
     assert main(words(tiny_folder, home, "both", *how)) == 0
     config = read_config(home / "both")
-    anchor = {"loss": "Anchor", "weight": 0.5, "teacher": str(rows), "of": "anchor"}
-    relational = {"loss": "Relational", "weight": 2.0, "teacher": str(rows), "of": "teacher"}
+    anchor = {"loss": "Anchor", "weight": 0.5, "teacher": rows.name, "of": "anchor"}
+    relational = {"loss": "Relational", "weight": 2.0, "teacher": rows.name, "of": "teacher"}
     assert config["identity"]["losses"] == {"anchor": anchor, "relational": relational}
     command = fit_command(home / "both", config["identity"], config["settings"])
-    assert f"--anchor {rows}:0.5 --relational {rows}:2.0" in command
+    assert "--anchor rows.npy:0.5 --relational rows.npy:2.0" in command
     assert "--group 2" in command
     assert "--share" not in command
     assert main(["report", str(home / "both")]) == 0
     page = (home / "both" / "report" / "report.html").read_text()
-    assert f"anchor, λ = 0.5, teacher {rows}; relational, λ = 2, teacher {rows}" in page
+    assert "anchor, λ = 0.5, teacher rows.npy; relational, λ = 2, teacher rows.npy" in page
     assert main(["verify", str(home / "both")]) == 0
+
+
+def test_the_folder_of_a_teacher_makes_no_other_run(tiny_folder, home, monkeypatch, capsys):
+    assert main(words(tiny_folder, home, "moved", "--anchor", f"{home}/rows.npy:1")) == 0
+    monkeypatch.chdir(home)
+    assert main(words(tiny_folder, home, "moved", "--anchor", "rows.npy:1")) == 0
+    np.save(home / "rows.npy", np.random.default_rng(1).normal(size=(4, 6)))
+    assert main(words(tiny_folder, home, "moved", "--anchor", "rows.npy:1")) == 2
+    assert "holds another run; context: " in capsys.readouterr().err
+    assert str(home) not in (home / "moved" / "config.json").read_text().split('"settings"')[0]
 
 
 @pytest.mark.parametrize(
