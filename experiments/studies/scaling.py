@@ -32,8 +32,8 @@ from onestep_jax.bench.shapes import PREFIX, SHAPES
 from onestep_jax.fitting import slots
 from onestep_jax.fitting.sizing import MEMORY_SHARE, WEIGHTS_SHARE
 from onestep_jax.model.config import ModelConfig
-from onestep_jax.model.cost import step_flops
-from onestep_jax.model.decoder import Network, parameter_counts
+from onestep_jax.model.cost import parameter_counts, step_flops
+from onestep_jax.model.decoder import Network
 from onestep_jax.model.families import read_config
 from onestep_jax.model.token_losses import LOGITS_BYTES
 

@@ -1,4 +1,7 @@
-"""What compiling costs: the step of a fit against the number of layers, cold and from the disk; programs of a fit."""
+"""What compiling costs: the step of a fit against the number of layers, cold and from the disk; programs of a fit.
+
+Both layouts of the layers take part: each by itself, and as a stack over which the step scans (`model/stacked.py`).
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ from onestep_jax.model.checkpoint import DTYPES, default_dtype
 from onestep_jax.model.decoder import Model, Network
 
 TRACED, COLD, DISK = "s tracing", "s compiling", "s from the disk"
+LAYOUTS = {"by layer": False, "stacked": True}
 SHORT, LONG = 0.3, 0.6  # shares of the length that some of the counted texts have
 
 # Settings under which every program is kept on the disk, whatever it took to compile.
@@ -41,6 +45,7 @@ def bench_compile(
     preset: str = "fast",
     repeats: int = 3,
     dtype: str | None = None,
+    layouts: Sequence[str] = tuple(LAYOUTS),
     limit: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -57,38 +62,43 @@ def bench_compile(
       preset: name of the optimiser's preset.
       repeats: timed compilations of each depth, in another order each round.
       dtype: of the weights; by default float32 on a CPU, else bfloat16.
+      layouts: of `LAYOUTS`.
       limit: seconds after which no further round begins.
       say: receives a line for the user.
 
     Returns:
-      See `timing.record`; one row per depth, ratios to the least depth, and how many programs a fit compiled.
+      See `timing.record`; one row per layout and depth, ratios to the least depth and of the layouts, and how many
+      programs a fit compiled.
     """
     check_known("preset", [preset], PRESETS)
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
+    check_known("layout", layouts, LAYOUTS)
     clock, config = Clock(limit), architecture(source)
-    seconds: dict[int, dict[str, list[float]]] = {depth: {TRACED: [], COLD: [], DISK: []} for depth in layers}
+    cases = [(layout, depth) for layout in layouts for depth in layers]
+    seconds: dict[tuple[str, int], dict[str, list[float]]] = {case: {TRACED: [], COLD: [], DISK: []} for case in cases}
     for number in range(repeats):
         if number and clock.leaves_out(f"round {number + 1}", say):
             break
-        for depth in random.Random(number).sample(list(layers), len(layers)):
-            network = Network(dataclasses.replace(config, layers=depth))
-            for name, took in _compile(network, DTYPES[dtype], slots, length, preset).items():
-                seconds[depth][name].append(took)
-            say(f"{depth} layers: {seconds[depth][COLD][-1]:.3g} {COLD}, {seconds[depth][DISK][-1]:.3g} {DISK}")
-    rows = [{"layers": depth} | _columns(found) for depth, found in seconds.items()]
+        for layout, depth in random.Random(number).sample(cases, len(cases)):
+            network, found = Network(dataclasses.replace(config, layers=depth)), seconds[layout, depth]
+            for name, took in _compile(network, DTYPES[dtype], slots, length, preset, LAYOUTS[layout]).items():
+                found[name].append(took)
+            say(f"{depth} layers, {layout}: {found[COLD][-1]:.3g} {COLD}, {found[DISK][-1]:.3g} {DISK}")
+    rows = [{"layout": layout, "layers": depth} | _columns(seconds[layout, depth]) for layout, depth in cases]
     settings = {"model": source, "length": length, "slots": slots, "preset": preset, "repeats": repeats, "dtype": dtype}
     work = _programs(subject(source, dtype), length, slots, preset)
-    every = {str(depth): found for depth, found in seconds.items()}
+    every = {f"{depth} layers, {layout}": found for (layout, depth), found in seconds.items()}
     return record("compile", settings, rows, work=work, ratios=_ratios(rows), seconds=every)
 
 
-def _compile(network: Network, dtype: Any, slots: int, length: int, preset: str) -> dict[str, float]:
+def _compile(network: Network, dtype: Any, slots: int, length: int, preset: str, stacked: bool) -> dict[str, float]:
     """Seconds to trace, to compile and to read a step, each with nothing kept in memory."""
 
     def lowered() -> Any:
         jax.clear_caches()
-        return lowered_step(network, dtype, slots=slots, length=length, preset=PRESETS[preset])[2]
+        wanted = PRESETS[preset]
+        return lowered_step(network, dtype, slots=slots, length=length, preset=wanted, stacked=stacked)[2]
 
     with _cache(None):
         program, traced = _timed(lowered)
@@ -127,11 +137,19 @@ def _columns(found: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Tracing and compiling at each depth over that at the least one."""
-    least = min(rows, key=lambda row: row["layers"])
-    whole = {row["layers"]: row[f"{TRACED} median"] + row[f"{COLD} median"] for row in rows}
-    names = {depth: f"{depth} layers over {least['layers']}, traced and compiled" for depth in whole}
-    return {names[depth]: took / whole[least["layers"]] for depth, took in whole.items() if depth != least["layers"]}
+    """Tracing and compiling at each depth over that at the least one, and of a stack over that of separate layers."""
+    whole = {(row["layout"], row["layers"]): row[f"{TRACED} median"] + row[f"{COLD} median"] for row in rows}
+    least = min(depth for _, depth in whole)
+    found = {
+        f"{depth} layers over {least}, {layout}, traced and compiled": took / whole[layout, least]
+        for (layout, depth), took in whole.items()
+        if depth != least
+    }
+    for layout, depth in whole:
+        if layout == "stacked" and ("by layer", depth) in whole:
+            name = f"stacked over by layer, {depth} layers, traced and compiled"
+            found[name] = whole["stacked", depth] / whole["by layer", depth]
+    return found
 
 
 def _programs(model: Model, length: int, slots: int, preset: str) -> dict[str, float]:
@@ -163,9 +181,12 @@ def draw_compile(found: dict[str, Any], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
-    panel, rows = figure.subplots(), sorted(found["rows"], key=lambda row: row["layers"])
-    for name in (TRACED, COLD, DISK):
-        draw_spread(panel, [row["layers"] for row in rows], rows, name, label=name.removeprefix("s "))
+    panel = figure.subplots()
+    for layout, style in zip(LAYOUTS, ("-", "--"), strict=True):
+        rows = sorted((row for row in found["rows"] if row["layout"] == layout), key=lambda row: row["layers"])
+        for name in (TRACED, COLD, DISK) if rows else ():
+            label = f"{name.removeprefix('s ')}, {layout}"
+            draw_spread(panel, [row["layers"] for row in rows], rows, name, label=label, linestyle=style)
     panel.set(xlabel="layers", ylabel="seconds")
     panel.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)

@@ -24,6 +24,7 @@ from onestep_jax.fitting.slots import RUNNING, Frozen, Offer, idle
 from onestep_jax.model.cost import step_flops
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.fused_attention import KERNELS
+from onestep_jax.model.stacked import by_layer, stack_layers
 from onestep_jax.prototokens.schemes import OneStep
 
 ENDLESS = 2**30  # steps
@@ -90,6 +91,7 @@ def bench_step(
     torch: bool = True,
     compiled: bool = False,
     fused: bool = False,
+    scan_layers: bool = False,
     limit: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -106,6 +108,7 @@ def bench_step(
       compiled: whether `torch.compile` takes part.
       fused: whether steps with fused attention take part, with `slots` texts; the user is told of kernels that the
         device cannot run.
+      scan_layers: whether steps over stacked layers take part, with `slots` texts.
       limit: seconds after which no further contender begins; compiling takes most of the time.
       say: receives a line for the user.
 
@@ -121,7 +124,7 @@ def bench_step(
     slots, remat = size_fit(model, [np.zeros(length)], OneStep(), one_device, PRESETS["fast"], slots=slots)
     model = dataclasses.replace(model, remat=remat)
     make = functools.partial(_make, model, functools.cache(functools.partial(_reference, source, dtype)), length, chunk)
-    calls = _begun(_wanted(slots, torch, compiled, fused), make, clock, say)
+    calls = _begun(_wanted(slots, torch, compiled, fused, scan_layers), make, clock, say)
     if not any(one.way == "plain" for one in calls):
         raise UserError(f"{source}: the device has no memory for a step of one text of {length} tokens")
     say(f"{len(calls)} contenders, {repeats} rounds of {chunk} steps each")
@@ -155,6 +158,7 @@ def _ratios(contenders: Sequence[_Contender], seconds: Mapping[str, list[float]]
 
 _NAMES = {
     "plain": "onestep_jax",
+    "scan": "onestep_jax, layers scanned",
     **{kernel: f"onestep_jax, {kernel} attention" for kernel in KERNELS},
     "eager": "PyTorch eager",
     "compiled": "PyTorch compiled",
@@ -172,13 +176,15 @@ class _Contender(NamedTuple):
         return f"{_NAMES[self.way]}, {self.texts} at a time"
 
 
-def _wanted(slots: int, torch: bool, compiled: bool, fused: bool) -> list[_Contender]:
+def _wanted(slots: int, torch: bool, compiled: bool, fused: bool, scan_layers: bool) -> list[_Contender]:
     """The contenders in the order in which they begin: where time is short, the last ones are left out."""
     wanted = [_Contender("plain", slots)]
     if torch:
         wanted += [_Contender("eager", 1), _Contender("eager", slots)]
     if torch and compiled:
         wanted += [_Contender("compiled", slots)]
+    if scan_layers:
+        wanted += [_Contender("scan", slots)]
     if fused:
         wanted += [_Contender(kernel, slots) for kernel in KERNELS]
     wanted += [_Contender("plain", 1)]
@@ -220,6 +226,9 @@ def _make(
     """The call of a contender; `reference` gives PyTorch's model by way."""
     if one.way in ("eager", "compiled"):
         return _Loop(reference(one.way), one.texts, length, chunk)
+    if one.way == "scan":
+        stacked = stack_layers(model.config, by_layer(model.config, model.params))
+        return Stepper(dataclasses.replace(model, params=stacked), one.texts, length, chunk)
     model = dataclasses.replace(model, attention=one.way)
     check_attention(model.network, model.dtype, length, jax.local_devices()[0])
     return Stepper(model, one.texts, length, chunk)

@@ -63,6 +63,7 @@ def _step_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--no-torch", dest="torch", action="store_false", help="without PyTorch")
     sub.add_argument("--compiled", action="store_true", help="PyTorch through torch.compile as well")
     sub.add_argument("--fused", action="store_true", help="ours with the device's fused attention as well")
+    sub.add_argument("--scan-layers", action="store_true", help="ours with a scan over its layers as well")
 
 
 def _scale_options(sub: argparse.ArgumentParser) -> None:
@@ -91,6 +92,8 @@ def _compile_options(sub: argparse.ArgumentParser) -> None:
     add_number(sub, "--length", SIZE, default=32, metavar="N", help="tokens of a text (default: 32)")
     add_number(sub, "--slots", SIZE, default=8, metavar="S", help="texts at a time (default: 8)")
     sub.add_argument("--preset", default="fast", metavar="NAME", help="gives the optimiser (default: fast)")
+    layouts = "by layer,stacked"
+    sub.add_argument("--layouts", type=lambda text: text.split(","), metavar="HOW,…", help=f"default: {layouts}")
 
 
 def _peers_options(sub: argparse.ArgumentParser) -> None:

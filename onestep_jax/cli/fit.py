@@ -24,7 +24,8 @@ from onestep_jax.fitting.optimizers import PRESETS, Optimizer, preset_of
 from onestep_jax.fitting.plan import resolve
 from onestep_jax.fitting.sizing import choose_placement
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
-from onestep_jax.model.decoder import Model, parameter_counts
+from onestep_jax.model.cost import parameter_counts
+from onestep_jax.model.decoder import Model
 from onestep_jax.model.hub import locate
 from onestep_jax.model.untrained import PREFIX, Untrained
 from onestep_jax.prototokens.schemes import Scheme
@@ -32,6 +33,7 @@ from onestep_jax.store.results import Results
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
 REMAT = {"auto": "auto", "on": True, "off": False}
+SCAN = {"auto": None, "on": True, "off": False}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -99,6 +101,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "(default: plain)",
     )
     run.add_argument(
+        "--scan-layers",
+        default="auto",
+        metavar="HOW",
+        help="one program for all layers of a kind: on, off or auto, where the device is no CPU (default: auto)",
+    )
+    run.add_argument(
         "--placement",
         default="auto",
         metavar="HOW",
@@ -160,6 +168,7 @@ def run(args: argparse.Namespace) -> int:
     optimizer = optimizer_of(args, preset_of(args.preset, args.run).optimizer)
     optimizer.build()
     check_known("way of --remat", [args.remat], REMAT)
+    check_known("way of --scan-layers", [args.scan_layers], SCAN)
     results, seconds = _fit(args, optimizer)
     tell_results(args.run, results, seconds, as_json=args.json, margin=args.margin)
     return 0
@@ -171,7 +180,8 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
     rows = args.copies * (args.limit if strings is None else len(strings))
     scheme = scheme_of(args, rows)
     placement = placement_of(args, scheme, rows)
-    model = load(args.model, args.dtype, args.revision, mesh=placement.mesh)
+    scan = SCAN[args.scan_layers]
+    model = load(args.model, args.dtype, args.revision, mesh=placement.mesh, scan_layers=scan)
     texts = _named_texts(args, model) if strings is None else strings
     start = start_of(args, model, texts)
     scheme = started_scheme(args, model, scheme, start)

@@ -16,8 +16,8 @@ from onestep_jax.fitting.memory import fit_memory
 from onestep_jax.fitting.optimizers import PRESETS
 from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
 from onestep_jax.model.config import ModelConfig, Rope, stated
-from onestep_jax.model.cost import step_flops
-from onestep_jax.model.decoder import Network, input_scale, parameter_counts
+from onestep_jax.model.cost import parameter_counts, step_flops
+from onestep_jax.model.decoder import Network, input_scale
 from onestep_jax.model.hub import locate
 from onestep_jax.store.records import json_text
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+STACK = "stack"  # first key of the weights that lead with an axis of layers, see `model/stacked.py`
 TEXTS, MODEL = "texts", "model"  # axes of a mesh: over the first texts are spread, over the second weights are split
 
 # Megatron-LM (arXiv:1909.08053, section 3): of two matrices with a function of each feature, or of each head, between
@@ -28,16 +29,18 @@ def weight_sharding(mesh: Mesh, path: str, shape: tuple[int, ...], kv_heads: int
 
     Args:
       mesh: has an axis "model"; along other axes the weight is copied.
-      path: keys of the params, joined by "/".
+      path: keys of the params, joined by "/"; "stack" first where layers are stacked.
       shape: of the whole weight.
       kv_heads: key/value heads of the model (K).
     """
-    *_, module, leaf = path.split("/")
+    keys = path.split("/")
+    module, leaf = keys[-2:]
+    layers = 1 if keys[0] == STACK else 0  # axes before those of the weight of one layer
     # Kernels are (out, in) and tables (vocabulary, width). The bias behind a sum is added once, so it stays whole.
     axis = 0 if module in _BY_OUTPUT else 1 if module in _BY_INPUT and leaf == "kernel" else None
-    if axis is None or _pieces(module, shape[axis], kv_heads) % mesh.shape[MODEL]:
+    if axis is None or _pieces(module, shape[layers + axis], kv_heads) % mesh.shape[MODEL]:
         return NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, MODEL))
+    return NamedSharding(mesh, PartitionSpec(*(None,) * (layers + axis), MODEL))
 
 
 def _pieces(module: str, features: int, kv_heads: int) -> int:

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from onestep_jax.devices.weight_split import STACK
 from onestep_jax.encoder.design import Design, Weights
 from onestep_jax.errors import UserError
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Network, Params
+from onestep_jax.model.stacked import by_layer
 
 QUERIES = 2
 # Standard deviation of what the map adds to the constant at first, where components of the constant are N(0, 1).
@@ -44,7 +46,8 @@ def init_reader(network: Network, design: Design, frozen: Params, key: Array) ->
         weights["channels"] = spread * jax.random.normal(keys[4], (network.config.width, taken), jnp.float32)
     spread = _FIRST_SPREAD / math.sqrt(rows * taken)
     weights["pool"] = spread * jax.random.normal(keys[2], (rows, taken, count * width), jnp.float32)
-    weights["blocks"] = _copied(frozen) if design.reader == "copy" else _adapters(frozen, design.rank, keys[3])
+    layers = by_layer(network.config, frozen)
+    weights["blocks"] = _copied(layers) if design.reader == "copy" else _adapters(layers, design.rank, keys[3])
     return weights
 
 
@@ -73,7 +76,7 @@ def _copied(frozen: Params) -> Weights:
 def _adapters(frozen: Params, rank: int, key: Array) -> Weights:
     """For each matrix of the blocks "down" (rank, in) and "up" (out, rank); up is zero, so that they change nothing."""
     made, leaves = {}, cast(dict[tuple[str, ...], Array], flatten_dict(_trained_part(frozen)))
-    for path, leaf in leaves.items():
+    for path, leaf in sorted(leaves.items()):  # whatever the order in which a checkpoint has them
         if path[-1] == "kernel":
             key, own = jax.random.split(key)
             down = jax.random.normal(own, (rank, leaf.shape[1]), jnp.float32) / math.sqrt(leaf.shape[1])
@@ -91,7 +94,8 @@ def read(network: Network, design: Design, frozen: Params, weights: Weights, tok
     query_QD = weights["query"]
     x_TD = jnp.concatenate([network.embed(frozen, read_T).astype(query_QD.dtype), query_QD])
     if design.reader == "copy":
-        h_TD = network.hidden({**frozen, **weights["blocks"]}, x_TD)
+        others = {name: part for name, part in frozen.items() if name != STACK}
+        h_TD = network.hidden({**others, **weights["blocks"]}, x_TD)
     else:
         h_TD = network.hidden(frozen, x_TD, adapters=weights["blocks"])
     h_TD = h_TD[len(design.prefix) :].astype(jnp.float32)

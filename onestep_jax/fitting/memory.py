@@ -58,6 +58,7 @@ class StepShape(TypedDict):
     scheme: NotRequired[Scheme]
     placement: NotRequired[Placement]
     past: NotRequired[PastShape]
+    stacked: NotRequired[bool]
 
 
 def lowered_step(
@@ -70,6 +71,7 @@ def lowered_step(
     scheme: Scheme | None = None,
     placement: Placement | None = None,
     past: PastShape = NO_PAST,
+    stacked: bool = False,
 ) -> tuple[Frozen, Slot, Any]:
     """Trace and lower the step of a fit without compiling it; no weights are needed.
 
@@ -82,21 +84,22 @@ def lowered_step(
       scheme: the arrangement; the preset's by default.
       placement: the devices; one local device by default.
       past: what stands before the texts.
+      stacked: whether the params have their layers in a stack, see `model/stacked.py`.
 
     Returns:
       What is frozen and the slots, as shapes with shardings, and the lowered program over them.
     """
-    placement, params = placement or Pmap(local_devices()[:1]), abstract_params(network.config, dtype)
+    placement, params = placement or Pmap(local_devices()[:1]), abstract_params(network.config, dtype, stacked)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
     frozen = Frozen(params, _common_past(network, params, placement, 0 if past.own else past.rows))
     problem = _problem(network, scheme or OneStep(preset.arrangement), preset)
 
-    def stacked(leaf: Any) -> Any:
+    def of_slots(leaf: Any) -> Any:
         whole = jax.ShapeDtypeStruct((placement.rows, slots, *leaf.shape), leaf.dtype)
         return _placed(whole, placement.sharding(whole.shape))
 
     own = own_past_shapes(problem, params, past.rows if past.own else 0)
-    state = jax.tree.map(stacked, shapes(problem, length, own))
+    state = jax.tree.map(of_slots, shapes(problem, length, own))
     return frozen, state, placement.lower(programs.chunk, frozen, state, static=(problem, 1), donate=1)
 
 

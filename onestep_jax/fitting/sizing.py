@@ -21,6 +21,7 @@ from onestep_jax.fitting.optimizers import Preset
 from onestep_jax.model.cost import abstract_params
 from onestep_jax.model.decoder import Model, Network, Params
 from onestep_jax.model.fused_attention import KERNELS
+from onestep_jax.model.stacked import is_stacked
 from onestep_jax.prototokens.schemes import Scheme
 
 # Tokens at a time beyond which a CPU gets no faster: a text of 32 tokens costs the same with 8 slots as with 32.
@@ -184,6 +185,7 @@ def size_fit(
         count = _power_of_two(min(MOST_CPU_SLOTS, enough))
         return Sizing(slots=count * placement.rows, remat=remat is True)
     shape: StepShape = {"length": length, "preset": preset, "scheme": scheme, "placement": placement, "past": past}
+    shape["stacked"] = is_stacked(model.params)
     return _size_on_accelerator(model, shape, scheme.group, placement, remat)
 
 

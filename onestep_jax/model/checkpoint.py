@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 from flax.traverse_util import unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.devices.weight_split import weight_sharding
@@ -27,6 +28,7 @@ from onestep_jax.model.families import Family, read_described
 from onestep_jax.model.gguf import gguf_config, is_gguf
 from onestep_jax.model.hub import DEFAULT, locate, read_object
 from onestep_jax.model.safetensors_files import read_in_turn
+from onestep_jax.model.stacked import place_of, rows
 from onestep_jax.model.tokenizer import load_tokenizer
 from onestep_jax.model.weight_files import (
     all_finite,
@@ -45,6 +47,11 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
 
 
+def default_scan() -> bool:
+    """Whether layers are stacked where nobody says: not on a CPU, where a step over a stack takes longer."""
+    return local_devices()[0].platform != "cpu"
+
+
 def default_dtype() -> str:
     """float32 on a CPU, bfloat16 on an accelerator."""
     return "float32" if local_devices()[0].platform == "cpu" else "bfloat16"
@@ -57,6 +64,7 @@ def load_model(
     revision: str | None = None,
     tokenizer: bool = True,
     mesh: Mesh | None = None,
+    scan_layers: bool | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Load a checkpoint as frozen params.
@@ -67,6 +75,8 @@ def load_model(
       revision: branch, tag or commit on the hub.
       tokenizer: load the tokenizer too, where the checkpoint has one.
       mesh: split the weights over its axis "model": each device gets its part and no more (`weight_split`).
+      scan_layers: keep the weights of layers of one kind as one array, over which programs scan (`stacked`): they
+        compile in a time that does not grow with the depth. None: where the device is no CPU.
       progress: called as the weights are read.
 
     Raises:
@@ -75,9 +85,11 @@ def load_model(
     check_kind("a folder, a GGUF file, a hub id or 'default'", (str, os.PathLike), source=source)
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
+    check_kind("True, False or None", (bool, type(None)), scan_layers=scan_layers)
+    scan = default_scan() if scan_layers is None else scan_layers
     folder = locate(source, revision)
     described, family, config = describe(folder)
-    params, settled, fingerprint = load_params(folder, family, config, DTYPES[dtype], mesh, progress)
+    params, settled, fingerprint = load_params(folder, family, config, DTYPES[dtype], mesh, scan, progress)
     if settled != config:
         described["tie_word_embeddings"] = settled.tied
     loaded = load_tokenizer(folder) if tokenizer else None
@@ -112,6 +124,7 @@ def load_params(
     config: ModelConfig,
     dtype: Any,
     mesh: Mesh | None = None,
+    scan_layers: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Params, ModelConfig, str]:
     """Params of a checkpoint, tensor by tensor in the wanted dtype and place.
@@ -125,7 +138,7 @@ def load_params(
     found, config = settle_head(decoder_tensors(folder, family), family, config)
     table = weight_rows(family, config)
     stored = match_tensors(folder, found, config, table)
-    params: dict[str, jax.Array] = {}
+    placed = _Placed(config, dtype, mesh, scan_layers)
     digest = hashlib.sha256(_statement(config).encode())
     checksums: dict[str, str] = {}
     done, total = 0, sum(tensor.nbytes for tensor in stored.values())
@@ -139,13 +152,13 @@ def load_params(
         if not all_finite(host, dtype):
             raise UserError(not_finite(tensor, dtype))
         for row in table[name]:
-            params[row.path] = _place(take_part(host, row), dtype, mesh, row.path, config.kv_heads)
+            placed.put(row.path, take_part(host, row))
         done += tensor.nbytes
         if progress is not None:
             progress(done, total)
     for name, tensor in stored.items():
         digest.update(f"{name} {tensor.dtype} {checksums[name]}\n".encode())
-    return unflatten_dict(params, sep="/"), config, digest.hexdigest()[:16]
+    return unflatten_dict(placed.params, sep="/"), config, digest.hexdigest()[:16]
 
 
 def _statement(config: ModelConfig) -> str:
@@ -159,13 +172,50 @@ def _statement(config: ModelConfig) -> str:
     return json.dumps(plain(config), sort_keys=True)
 
 
-def _place(host: np.ndarray, dtype: Any, mesh: Mesh | None, path: str, kv_heads: int) -> jax.Array:
-    if mesh is None:
-        placed = jax.device_put(host)
-    else:
-        sharding = weight_sharding(mesh, path, host.shape, kv_heads)
-        placed = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-    return placed if placed.dtype == dtype else placed.astype(dtype)
+class _Placed:
+    """Params, put where they are used one after another; a weight of a stack goes straight into its row.
+
+    Attributes:
+      params: path → weight, in the wanted layout.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh | None, scan_layers: bool):
+        self._config, self._dtype, self._mesh, self._scan = config, dtype, mesh, scan_layers
+        self.params: dict[str, jax.Array] = {}
+
+    def put(self, path: str, host: np.ndarray) -> None:
+        """Place the weight of a layer-wise path."""
+        weight = self._place(path, host)
+        where, row = place_of(self._config, path) if self._scan else (path, None)
+        if row is None:
+            self.params[path] = weight
+            return
+        shape = (rows(self._config), *host.shape)
+        sharding = self._sharding(where, shape)
+        if where not in self.params:
+            self.params[where] = jnp.zeros(shape, self._dtype, device=sharding)
+        self.params[where] = _row_writer(sharding)(self.params[where], weight, row)
+
+    def _place(self, path: str, host: np.ndarray) -> jax.Array:
+        sharding = self._sharding(path, host.shape)
+        if sharding is None:
+            weight = jax.device_put(host)
+        else:
+            weight = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return weight if weight.dtype == self._dtype else weight.astype(self._dtype)
+
+    def _sharding(self, path: str, shape: tuple[int, ...]) -> NamedSharding | None:
+        return None if self._mesh is None else weight_sharding(self._mesh, path, shape, self._config.kv_heads)
+
+
+@functools.cache
+def _row_writer(sharding: NamedSharding | None) -> Callable[..., jax.Array]:
+    """A program that writes a weight into a row of a stack in the stack's own memory."""
+
+    def write(stack: jax.Array, weight: jax.Array, row: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, weight, row, 0)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 
 
 def save_model(model: Model, folder: str | Path) -> None:

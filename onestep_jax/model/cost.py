@@ -10,12 +10,24 @@ from flax.traverse_util import unflatten_dict
 
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Params, parameter_shapes
+from onestep_jax.model.stacked import stack_layers
 
 
-def abstract_params(config: ModelConfig, dtype: Any) -> Params:
-    """The params of a model as shapes and dtypes; no array is made."""
+def abstract_params(config: ModelConfig, dtype: Any, stacked: bool = False) -> Params:
+    """The params of a model, by layer or stacked, as shapes and dtypes; no array is made."""
     shapes = parameter_shapes(config).items()
-    return unflatten_dict({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes}, sep="/")
+    params = unflatten_dict({path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes}, sep="/")
+    return jax.eval_shape(lambda params: stack_layers(config, params), params) if stacked else params
+
+
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """Numbers of weights: "total", and "touched" by one optimisation step.
+
+    The embedding table is touched only where it is also the output head: input vectors are trained, not looked up.
+    """
+    sizes = {path: math.prod(shape) for path, shape in parameter_shapes(config).items()}
+    total = sum(sizes.values())
+    return {"total": total, "touched": total if config.tied else total - sizes["embed/embedding"]}
 
 
 def step_flops(config: ModelConfig, length: int) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,9 +23,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from onestep_jax.devices.arithmetic import pinned
-from onestep_jax.devices.weight_split import settle
+from onestep_jax.devices.weight_split import STACK, settle
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.layers import INIT, Array, Block, DotGeneral, Linear, Norm, matmul_transposed, soft_cap
+from onestep_jax.model.stacked import by_layer, is_stacked, scan_layers, stack_layers, stacked_layers
 
 Params: TypeAlias = dict[str, Any]
 
@@ -51,7 +51,7 @@ class Past(NamedTuple):
     They do not depend on what follows, so they are computed once and not with every input.
 
     Attributes:
-      cache: block → attention → "k", "v": (K, P, C).
+      cache: block → attention → "k", "v": (K, P, C); in the layout of the params, see `stacked`.
       length: () int32, tokens of the prefix, at most P; the rows behind them have no meaning. None where all P are
         tokens.
     """
@@ -66,7 +66,9 @@ class Past(NamedTuple):
 
     def with_room(self, positions: int) -> Any:
         """The cache with zero rows for `positions` inputs behind its own."""
-        return jax.tree.map(lambda rows: jnp.pad(rows, ((0, 0), (0, positions), (0, 0))), self.cache)
+        return jax.tree.map(
+            lambda kept: jnp.pad(kept, [(0, 0)] * (kept.ndim - 2) + [(0, positions), (0, 0)]), self.cache
+        )
 
 
 # Layers of one kind are traced once and not once each: tracing 30 of them takes longer than compiling them.
@@ -75,6 +77,8 @@ _BLOCK, _REMAT_BLOCK = nn.jit(Block), nn.jit(nn.remat(Block))
 
 class Decoder(nn.Module):
     """A causal decoder over input vectors; token ids enter only through `embed`.
+
+    Its params, and the other collections, are by layer or stacked (see `stacked`): with a stack it scans over it.
 
     With `remat` a backward pass computes the activations inside each block again instead of keeping them. `attention`
     is "plain" or a key of `fused_attention.KERNELS`.
@@ -93,9 +97,12 @@ class Decoder(nn.Module):
         if c.embed_width is not None:
             self.project_in = Linear(c.width, dot_general=self.dot_general)
             self.project_out = Linear(c.embed_width, dot_general=self.dot_general)
+        first = stacked_layers(c) if self.has_variable("params", STACK) else 0
+        if first:
+            self.stack = scan_layers(c, self.dot_general, self.remat, self.attention)
         self.blocks = [
             block(c, c.layer(i), dot_general=self.dot_general, kernel=self.attention, name=f"block_{i}")
-            for i in range(c.layers)
+            for i in range(first, c.layers)
         ]
         if c.final_norm:
             self.norm = Norm(c.norm, c.norm_eps)
@@ -112,6 +119,8 @@ class Decoder(nn.Module):
             x_TD = self.project_in(x_TD)
         if c.position_rows is not None:
             x_TD = x_TD + self.positions(start + c.position_offset + jnp.arange(x_TD.shape[0]))
+        if len(self.blocks) < c.layers:
+            x_TD, _ = self.stack(x_TD, start)
         for block in self.blocks:
             self.sow("intermediates", "hidden", x_TD)
             x_TD = block(x_TD, start)
@@ -131,10 +140,14 @@ class Decoder(nn.Module):
         return self.head(self.hidden(x_TD))
 
 
-def empty_cache(config: ModelConfig, positions: int, dtype: Any) -> Any:
-    """Zero keys and values of every block for one text: block → attention → "k", "v", each (K, positions, C)."""
+def empty_cache(config: ModelConfig, params: Params, positions: int, dtype: Any) -> Any:
+    """Zero keys and values of every block for one text: block → attention → "k", "v", each (K, positions, C).
+
+    The layout is that of the params, see `stacked`.
+    """
     zeros = jnp.zeros((config.kv_heads, positions, config.head_dim), dtype)
-    return {f"block_{i}": {"attention": {"k": zeros, "v": zeros}} for i in range(config.layers)}
+    cache = {f"block_{i}": {"attention": {"k": zeros, "v": zeros}} for i in range(config.layers)}
+    return stack_layers(config, cache) if is_stacked(params) else cache
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -183,8 +196,10 @@ class Network:
         `layers.Attention`: block → "attention" → "seen" (T, S), S the rows of the past and of the inputs.
         """
         decoder = Decoder(self.config, remat=self.remat, attention=self.attention)
-        given = {"adapters": adapters, "masks": masks}
-        variables = {"params": params} | {name: tree for name, tree in given.items() if tree is not None}
+        given = {name: tree for name, tree in (("adapters", adapters), ("masks", masks)) if tree is not None}
+        if is_stacked(params):
+            given = {name: stack_layers(self.config, tree) for name, tree in given.items()}
+        variables = {"params": params} | given
         if past is None:
             return decoder.apply(variables, x_TD, method="hidden")  # pyright: ignore[reportReturnType]
         # The inputs take the rows from the prefix's end on. What rows of the padding are left lie behind every query.
@@ -195,7 +210,7 @@ class Network:
     def past(self, params: Params, tokens_P: Array, length: Array | None = None) -> Past:
         """Keys and values of a prefix of `length` tokens, padded to P; of P tokens without a length."""
         decoder, x_PD = Decoder(self.config), self.embed(params, tokens_P)
-        variables = {"params": params, "cache": empty_cache(self.config, len(x_PD), x_PD.dtype)}
+        variables = {"params": params, "cache": empty_cache(self.config, params, len(x_PD), x_PD.dtype)}
         _, made = decoder.apply(variables, x_PD, 0, method="hidden", mutable=["cache"])
         return Past(made["cache"], length)
 
@@ -211,8 +226,12 @@ class Network:
         """Hidden states and attention weights of one forward pass over (T, D) input vectors."""
         last_TD, sown = Decoder(self.config).apply({"params": params}, x_TD, method="hidden", mutable=["intermediates"])
         record: Any = sown["intermediates"]
+        hidden, stack = list(record.get("hidden", ())), record.get(STACK)
+        if stack is not None:  # "hidden": an array (R, T, D) for each block of the period
+            hidden = [*jnp.stack(stack.pop("hidden"), axis=1).reshape(-1, *x_TD.shape[:1], last_TD.shape[-1]), *hidden]
+        record = by_layer(self.config, record)
         blocks = [record[f"block_{i}"]["attention"]["attention"][0] for i in range(self.config.layers)]
-        return HiddenStates(hidden_LTD=jnp.stack([*record["hidden"], last_TD]), attention_LHTS=jnp.stack(blocks))
+        return HiddenStates(hidden_LTD=jnp.stack([*hidden, last_TD]), attention_LHTS=jnp.stack(blocks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +240,7 @@ class Model(Network):
 
     Attributes:
       config: the architecture.
-      params: frozen weights, a nested dict of arrays.
+      params: frozen weights, a nested dict of arrays, by layer or stacked (see `stacked`).
       tokenizer: a transformers tokenizer, or None if the checkpoint has none (token ids still work).
       source: where it was loaded from: a folder, a GGUF file, a hub id or "default".
       fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
@@ -255,16 +274,6 @@ def weights_dtype(params: Params) -> Any:
 def weights_bytes(model: Model) -> int:
     """Bytes of all weights, each counted once."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-
-
-def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Numbers of weights: "total", and "touched" by one optimisation step.
-
-    The embedding table is touched only where it is also the output head: input vectors are trained, not looked up.
-    """
-    sizes = {path: math.prod(shape) for path, shape in parameter_shapes(config).items()}
-    total = sum(sizes.values())
-    return {"total": total, "touched": total if config.tied else total - sizes["embed/embedding"]}
 
 
 @pinned

@@ -53,7 +53,7 @@ class _Loop(NamedTuple):
       tokens_GN: (G, count) int32, the new ids, zero beyond `step`.
       last_G: (G,) int32, the newest ids.
       done_G: (G,) whether a stop token has come.
-      cache: block → attention → "k", "v": (G, K, S, C).
+      cache: as of `decoder.empty_cache`, each array with the leading axis G.
     """
 
     step: Array
@@ -171,7 +171,7 @@ def _continue(
     room = T + count if config.boundary is None or config.boundary < T else min(T + count, config.boundary)
 
     def first(x_TD: Array, length: Array, text: Array) -> tuple[Array, Any]:
-        hidden_TD, cache = _forward(config, params, empty_cache(config, room, x_TD.dtype), x_TD, 0)
+        hidden_TD, cache = _forward(config, params, empty_cache(config, params, room, x_TD.dtype), x_TD, 0)
         return _choose(config, params, hidden_TD[length - 1], draw, text, length), cache
 
     def following(cache: Any, last: Array, position: Array, text: Array) -> tuple[Array, Any]:

@@ -17,6 +17,7 @@ from onestep_jax.errors import UserError, check_known, check_least, check_list
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Decoder, Model, parameter_shapes
+from onestep_jax.model.stacked import by_layer, is_stacked, stack_layers
 
 KINDS = ("init", "matched", "permuted")
 PREFIX = "untrained:"
@@ -108,6 +109,7 @@ def untrained(
     name = f"{PREFIX}{kind}{'+norms' if keep_norms else ''}{'@' if chosen else ''}{'+'.join(chosen)}:{seed}:"
     fingerprint = hashlib.sha256(f"{name}{model.fingerprint}".encode()).hexdigest()[:16]
     source, model = name + model.source, _untied(model, chosen)
+    stacked, model = is_stacked(model.params), dataclasses.replace(model, params=by_layer(model.config, model.params))
     trained: dict[str, Any] = flatten_dict(model.params, sep="/")
     replaced = set(trained) if not chosen else {path for one in chosen for path in paths_of(model.config, one)}
     initial: dict[str, Any] = _initial(model, seed) if kind == "init" else {}
@@ -123,7 +125,9 @@ def untrained(
             draw = _matched if kind == "matched" else _permuted
             drawn = draw(jax.random.fold_in(jax.random.key(seed), word), weight)
             weights[path] = jax.device_put(drawn, weight.sharding)
-    return dataclasses.replace(model, params=unflatten_dict(weights, sep="/"), source=source, fingerprint=fingerprint)
+    params = unflatten_dict(weights, sep="/")
+    params = stack_layers(model.config, params) if stacked else params
+    return dataclasses.replace(model, params=params, source=source, fingerprint=fingerprint)
 
 
 def load_untrained(source: str, **options: Any) -> Model:

@@ -30,7 +30,7 @@ from onestep_jax.bench.timing import Clock, interleaved, machine, spread
 from onestep_jax.cli.bench import BENCHMARKS
 from onestep_jax.cli.parser import build_parser, main
 from onestep_jax.model.checkpoint import load_model
-from onestep_jax.model.decoder import parameter_counts
+from onestep_jax.model.cost import parameter_counts
 from onestep_jax.texts.corpora import load_tokens
 
 pytestmark = pytest.mark.eight_devices
@@ -73,10 +73,12 @@ def test_shapes_are_the_published_ones():
 
 
 def test_step(tiny_folder: Path):
-    found = bench_step(str(tiny_folder), length=8, slots=2, chunk=2, repeats=3, torch=False, say=silent)
-    one, two = found["rows"]
-    assert (one["texts"], two["texts"]) == (1, 2)
-    for row in (one, two):
+    sizes = {"length": 8, "slots": 2, "chunk": 2, "repeats": 3}
+    found = bench_step(str(tiny_folder), **sizes, torch=False, scan_layers=True, say=silent)
+    one, two, scanned = found["rows"]
+    assert (one["texts"], two["texts"], scanned["texts"]) == (1, 2, 2)
+    assert scanned["contender"] == "onestep_jax, layers scanned, 2 at a time"
+    for row in found["rows"]:
         assert row["ms a text-step least"] <= row["ms a text-step median"] <= row["ms a text-step most"]
         assert row["memory bytes"] > 0
         flops = row["GFLOP/s"] * row["ms a text-step median"] / 1e3
@@ -86,7 +88,10 @@ def test_step(tiny_folder: Path):
     name = "onestep_jax, 2 at a time"
     medians = {key: np.median(values) for key, values in found["seconds"].items()}
     expected = medians["onestep_jax, 1 at a time"] / (medians[name] / 2)
-    assert found["ratios"] == {f"onestep_jax, 1 at a time over {name}": pytest.approx(expected)}
+    assert found["ratios"] == {
+        f"onestep_jax, 1 at a time over {name}": pytest.approx(expected),
+        f"{scanned['contender']} over {name}": pytest.approx(medians[scanned["contender"]] / medians[name]),
+    }
     assert all(len(values) == 3 for values in found["seconds"].values())
 
 
@@ -177,11 +182,18 @@ def test_compile(tiny_folder: Path, tmp_path: Path):
     cache = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")}
     sizes = {"layers": (1, 3), "length": 8, "slots": 1, "preset": "paper", "repeats": 1}
     found = bench_compile(str(tiny_folder), **sizes, say=silent)
-    one, three = found["rows"]
-    assert (one["layers"], three["layers"]) == (1, 3)
+    cases = [("by layer", 1), ("by layer", 3), ("stacked", 1), ("stacked", 3)]
+    assert [(row["layout"], row["layers"]) for row in found["rows"]] == cases
     assert all(row["s tracing median"] > 0 and row["s from the disk median"] > 0 for row in found["rows"])
-    whole = [row["s tracing median"] + row["s compiling median"] for row in found["rows"]]
-    assert found["ratios"] == {"3 layers over 1, traced and compiled": whole[1] / whole[0]}
+    apart, more_apart, together, more_together = (
+        row["s tracing median"] + row["s compiling median"] for row in found["rows"]
+    )
+    assert found["ratios"] == {
+        "3 layers over 1, by layer, traced and compiled": more_apart / apart,
+        "3 layers over 1, stacked, traced and compiled": more_together / together,
+        "stacked over by layer, 1 layers, traced and compiled": together / apart,
+        "stacked over by layer, 3 layers, traced and compiled": more_together / more_apart,
+    }
     assert found["work"]["programs of a fit"] >= 3  # of each length one
     assert found["work"]["programs of a second fit"] == 0
     assert {name: getattr(jax.config, name) for name in cache} == cache

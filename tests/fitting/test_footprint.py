@@ -14,8 +14,8 @@ import pytest
 from onestep_jax import PRESETS, Model, OneStep, load_model
 from onestep_jax.bench.shapes import SHAPES
 from onestep_jax.fitting.memory import compiled_step, fit_memory, fitting_slots
-from onestep_jax.model.cost import abstract_params, step_flops
-from onestep_jax.model.decoder import Network, parameter_counts
+from onestep_jax.model.cost import abstract_params, parameter_counts, step_flops
+from onestep_jax.model.decoder import Network
 from onestep_jax.model.families import read_config
 
 FAST = PRESETS["fast"]

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.config import Layer, Rope
-from onestep_jax.model.decoder import Model, input_scale, parameter_counts
+from onestep_jax.model.cost import parameter_counts
+from onestep_jax.model.decoder import Model, input_scale
 from onestep_jax.model.families import FAMILIES
 from onestep_jax.model.rotary import rope_frequencies
 

@@ -86,14 +86,28 @@ def add_revision_and_dtype(parser: argparse.ArgumentParser, default: str = "floa
 
 
 def load(
-    source: str, dtype: str | None, revision: str | None, *, mesh: Mesh | None = None, tokenizer: bool = True
+    source: str,
+    dtype: str | None,
+    revision: str | None,
+    *,
+    mesh: Mesh | None = None,
+    scan_layers: bool | None = None,
+    tokenizer: bool = True,
 ) -> Model:
     """A model, trained or untrained ("untrained:KIND:SEED:SOURCE"), with a bar while it is read; see `load_model`."""
     use_cache()
     local_devices()
     read = load_untrained if source.startswith(PREFIX) else load_model
     with loading_bar() as progress:
-        return read(source, dtype=dtype, revision=revision, mesh=mesh, tokenizer=tokenizer, progress=progress)
+        return read(
+            source,
+            dtype=dtype,
+            revision=revision,
+            mesh=mesh,
+            scan_layers=scan_layers,
+            tokenizer=tokenizer,
+            progress=progress,
+        )
 
 
 def load_of_run(args: argparse.Namespace, config: Mapping[str, Any]) -> Model:
