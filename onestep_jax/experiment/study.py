@@ -14,6 +14,7 @@ from onestep_jax.fitting.fitting import fit
 from onestep_jax.fitting.progress import Progress
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import OneStep
+from onestep_jax.store.records import no_formula
 from onestep_jax.store.results import Results
 from onestep_jax.store.storage import writing
 from onestep_jax.texts.corpora import load_tokens
@@ -105,7 +106,7 @@ class Study:
 
 
 def _plain(value: Any) -> Any:
-    """A floating-point number with six significant digits; any other value as it is."""
+    """A floating-point number with six significant digits, a string that no spreadsheet computes, or what it is."""
     if isinstance(value, (float, np.floating)):
         return f"{float(value):.6g}"
-    return value
+    return no_formula(value)

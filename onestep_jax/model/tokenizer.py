@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from onestep_jax.errors import UserError
 from onestep_jax.model.gguf import gguf_tokenizer, is_gguf
 
+_T = TypeVar("_T")
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 # Times that replacement rules may lengthen a text, all of them together; the rules of real tokenizers lengthen none, or
 # a space to the three bytes of "▁".
@@ -33,7 +34,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not gguf:
-        _check_growth(folder / "tokenizer.json")
+        for path in _rule_files(folder):
+            _check_growth(path)
     try:
         return gguf_tokenizer(folder) if gguf else AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UserError:
@@ -44,6 +46,34 @@ def load_tokenizer(folder: Path) -> Any:
             cure = "take auto_map out and name one of transformers' own classes as tokenizer_class"
             raise UserError(f"{folder}: {reason}; {cure}") from error
         raise UserError(f"{folder}: the tokenizer cannot be read ({error})") from error
+
+
+class _Named(msgspec.Struct):
+    """What tokenizer_config.json says of other files: transformers takes the newest of these that it knows."""
+
+    fast_tokenizer_files: list[str] = []
+
+
+def _rule_files(folder: Path) -> list[Path]:
+    """The files that a tokenizer may be read from, all in the folder itself.
+
+    Raises:
+      UserError: if tokenizer_config.json is damaged, or names a file anywhere else.
+    """
+    path = folder / "tokenizer_config.json"
+    named = _decoded(path, _Named).fast_tokenizer_files if path.exists() else []
+    for name in named:
+        if Path(name).name != name or "\\" in name:
+            told = f"fast_tokenizer_files names {name!r}, which is not in the folder itself"
+            raise UserError(f"{path}: {told}; get it from where the model is from")
+    return [folder / name for name in dict.fromkeys(["tokenizer.json", *named])]
+
+
+def _decoded(path: Path, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are of ValueError
+        raise UserError(f"{path}: the tokenizer cannot be read ({error}); download it again") from error
 
 
 class _Rules(msgspec.Struct):
@@ -58,10 +88,7 @@ def _check_growth(path: Path) -> None:
     """Refuse rules which one after the other could turn a short text into gigabytes."""
     if not path.exists():
         return
-    try:
-        rules = msgspec.json.decode(path.read_bytes(), type=_Rules)
-    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are of ValueError
-        raise UserError(f"{path}: the tokenizer cannot be read ({error}); download it again") from error
+    rules = _decoded(path, _Rules)
     # Text passes the normalizer and the pre-tokenizer on its way in, and the decoder on its way out.
     for parts in ((rules.normalizer, rules.pre_tokenizer), (rules.decoder,)):
         growth = math.prod(_growth(rule) for part in parts for rule in _replacements(part))

@@ -13,6 +13,7 @@ from onestep_jax.analysis import bits, exact_horizon, horizon, reconstructed
 from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import visible
 from onestep_jax.report.token_strings import token_pieces
+from onestep_jax.store.records import no_formula
 from onestep_jax.store.results import TextResult
 from onestep_jax.tokens import as_text
 
@@ -124,8 +125,4 @@ def write_table(path: Path, runs: Sequence[FittedRun]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, list[str](COLUMNS))
         writer.writeheader()
-        writer.writerows({name: _no_formula(cell) for name, cell in row.items()} for row in table_rows(runs))
-
-
-def _no_formula(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+        writer.writerows({name: no_formula(cell) for name, cell in row.items()} for row in table_rows(runs))

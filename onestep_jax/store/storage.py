@@ -22,13 +22,17 @@ def run_path(address: str | Path) -> Path:
     """Where a run directory is: a local path, or for an address with "://" a `upath.UPath`, which has its methods.
 
     Raises:
-      UserError: if it is no path, or no installed library knows such addresses.
+      UserError: if it is no path, an address that storages take for a pattern, or one that no installed library knows.
     """
     if isinstance(address, str | os.PathLike) and "://" not in str(address):
+        if not str(address):
+            raise UserError("'': expected a run directory; give . for the working folder")
         return Path(address)
     if hasattr(address, "fs"):
         return cast(Path, address)  # of `upath` already
     check_kind("a path or an address", str, run=address)
+    if set(address) & set("*?["):  # what is read, copied and deleted would be what matches it: other runs
+        raise UserError(f"{address}: *, ? and [ in an address are patterns to object stores; give a name without them")
     # Else gcsfs asks by gRPC what kind of bucket it is, and waits a minute where it is not allowed to.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
@@ -50,11 +54,7 @@ def is_local(path: Path) -> bool:
 
 
 def local_folder(address: str) -> Path:
-    """A path that must be local.
-
-    Raises:
-      UserError: for an address with "://".
-    """
+    """A path that must be local, or a UserError for an address with "://"."""
     if "://" in address:
         raise UserError(f"{address}: expected a local folder; give one with --out or --run")
     return Path(address)

@@ -155,6 +155,12 @@ def test_a_card_goes_on_and_other_settings_are_refused(tiny, card, tmp_path):
         experiment.run_card("mine", card.config(True), study, "")
 
 
+def test_a_spreadsheet_computes_no_cell_of_a_table(tiny, tmp_path):
+    study = Study(tmp_path, tiny, None, lambda _: None)
+    study.table("texts", [{"token": "=1+1", "value": -2.0, "other": "a-b"}])
+    assert (tmp_path / "texts.csv").read_text().splitlines() == ["token,value,other", "'=1+1,-2,a-b"]
+
+
 def test_seconds_are_of_all_calls(tiny, card, tmp_path, monkeypatch):
     """Also of one that was interrupted, and of an older record, which has those of its last call."""
     clock = iter(range(0, 10_000, 7))

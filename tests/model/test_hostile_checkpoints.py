@@ -104,6 +104,31 @@ def test_rules_that_make_a_text_explode(folder: Path):
     assert_says(refusal(folder), folder / "tokenizer.json", "replacement rules", "6.87e+10 times as long")
 
 
+@pytest.mark.parametrize("name", ["../other/tokenizer.4.0.0.json", "/tmp/tokenizer.4.0.0.json", "a/../x.json", "..\\x"])
+def test_a_tokenizer_is_read_from_its_folder_alone(folder: Path, name: str):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"fast_tokenizer_files": [name]}))
+    assert_says(refusal(folder), folder / "tokenizer_config.json", repr(name), "not in the folder itself")
+
+
+def test_rules_of_a_newer_file_are_looked_at(folder: Path):
+    """transformers reads the file of its own version where tokenizer_config.json names it."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.0.json"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    tokenizer.normalizer = normalizers.Replace("b", "a")
+    tokenizer.save(str(folder / "tokenizer.4.0.0.json"))
+    assert load_model(folder).tokenizer("b", add_special_tokens=False)["input_ids"] == [1]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(a, 16 * b) for a, b in pairwise("abcd")])
+    tokenizer.save(str(folder / "tokenizer.4.0.0.json"))
+    assert_says(refusal(folder), folder / "tokenizer.4.0.0.json", "replacement rules")
+
+
+def test_a_damaged_list_of_files_is_named(folder: Path):
+    (folder / "tokenizer_config.json").write_text('{"fast_tokenizer_files": [3]}')
+    assert_says(refusal(folder), folder / "tokenizer_config.json", "fast_tokenizer_files")
+
+
 def test_usual_rules_are_taken(folder: Path):
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

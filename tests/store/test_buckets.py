@@ -284,11 +284,20 @@ def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypa
         (["status", "nosuch://bucket/run"], "nosuch://bucket/run: cannot open such an address"),
         (["report", "gs://bucket/run"], "gs://bucket/run: expected a local folder"),
         (["demo", "--run", "gs://bucket/run"], "gs://bucket/run: expected a local folder"),
+        (["status", "gs://bucket/run[1]"], "gs://bucket/run[1]: *, ? and [ in an address are patterns"),
+        (["fit", "--texts", "demo", "--length", "4", "--run", "gs://bucket/ru?/*"], "gs://bucket/ru?/*: *, ? and ["),
+        (["fit", "--texts", "demo", "--length", "4", "--run", ""], "'': expected a run directory"),
     ],
 )
 def test_addresses_that_cannot_be(capsys, words, said):
     assert main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_address_is_no_pattern():
+    """The library of the storage would read, copy and delete what matches it."""
+    with pytest.raises(UserError, match="give a name without"):
+        run_path("memory://runs/run[1]")
 
 
 def test_without_the_library_the_cure_is_named():

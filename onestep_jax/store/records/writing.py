@@ -1,4 +1,4 @@
-"""Values as JSON that every parser takes: what a command prints with --json, and records that other tools read."""
+"""Values for other programs: JSON that every parser takes, and cells of a CSV that no spreadsheet computes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def json_text(value: Any, indent: int | None = None) -> str:
     """
     plain = msgspec.to_builtins(value, enc_hook=_number)
     return json.dumps(_finite(plain), indent=indent, allow_nan=False)
+
+
+def no_formula(cell: Any) -> Any:
+    """A string that a spreadsheet would take for a formula, with an apostrophe in front, which shows it as text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _number(value: Any) -> Any:
