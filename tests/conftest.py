@@ -72,6 +72,20 @@ TINY = {
 }
 
 
+def memory_held() -> float:
+    """Bytes of memory that this process holds; infinite where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float("inf")
+
+
+def memory_share() -> float:
+    """Half of the machine's memory, divided by the workers, at most 2.5 GB: beyond it looking through objects costs."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(2.5e9, whole / 2 / int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that run whole commands come first: at the end one worker would be at them, with nothing for the others."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
@@ -89,8 +103,10 @@ def machine(request: pytest.FixtureRequest):
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Compiled programs of a module go with it; else a worker holds gigabytes of them at the end."""
+    """Compiled programs of a module go with it where a worker holds more than a share of the memory."""
     yield
+    if memory_held() < memory_share():
+        return
     for kept in (placement._pmapped, placement._row_by_row, placement._as_one):
         kept.cache_clear()
     jax.clear_caches()

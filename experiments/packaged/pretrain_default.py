@@ -49,6 +49,7 @@ from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Decoder, Model
 from onestep_jax.model.families import read_config
 from onestep_jax.store.records import json_text
+from onestep_jax.texts.files import read_source
 
 END = "<|endoftext|>"
 Array: TypeAlias = jax.Array
@@ -111,12 +112,8 @@ class Recipe:
 
 def read_texts(source: Path) -> list[str]:
     """Texts of a folder of .txt files, or the `text` column of a .jsonl file (compressed or not)."""
-    import datasets
-
-    if source.is_dir():
-        files = sorted(str(path) for path in source.glob("**/*.txt"))
-        return list(datasets.load_dataset("text", data_files=files, sample_by="document", split="train")["text"])
-    return list(datasets.load_dataset("json", data_files=str(source), split="train")["text"])
+    files = sorted(source.glob("**/*.txt")) if source.is_dir() else [source]
+    return [text for path in files for text in read_source(str(path))]
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, out: Path) -> Any:

@@ -249,7 +249,7 @@ def test_some_bad_command_lines(no_work, capsys, words):
 
 
 @pytest.mark.long
-@settings(max_examples=800, deadline=None, suppress_health_check=QUIET, database=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=QUIET, database=None)
 @given(words=command_lines())
 def test_many_bad_command_lines(no_work, capsys, words):
     check(words, capsys)

@@ -238,6 +238,7 @@ def test_control_untrained(tmp_path: Path, packaged: Model):
     kinds = ("trained", "permuted", "init")
     assert list(rows) == [(kind, length) for kind in kinds for length in (4, 8)]
     assert all((row["models"], row["fits"]) == (1, 2) for row in rows.values())
+    assert all("part" not in row for table in tables.values() for row in table)
     # no training is needed for a short text
     for kind in ("trained", "permuted"):
         assert rows[kind, 4]["exact"] == 1
