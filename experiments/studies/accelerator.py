@@ -7,7 +7,8 @@ ended when its time and what earlier ones left of theirs is over, so that one th
 nothing. A benchmark begins no further contender after a share `BEGINNING` of its time, so that those begun by then are
 timed and recorded; most of the time goes into compiling, and the contenders that matter most come first.
 
-    Llama-3.2-1B  N = 256 and 64   step, slots auto, beside PyTorch at batch 1 and at our batch, eager and compiled
+    Llama-3.2-1B  N = 256 and 64   step, slots auto, beside PyTorch at batch 1 and at our batch, eager and compiled; at
+                                   256 also a scan over the layers
     Llama-3.1-8B  N = 512          step, slots auto, without PyTorch; here and at N = 256 with cuDNN's attention as well
     Pythia-160M   N = 128          step, slots auto, beside eager PyTorch
     Llama-3.2-1B                   scale: slots, lengths and vocabularies
@@ -30,8 +31,11 @@ ONE_B, EIGHT_B, PYTHIA = "shape:llama-3.2-1b", "shape:llama-3.1-8b", "shape:pyth
 BEGINNING = 0.6  # the rest is for start-up, for the last one's compiling and for the rounds
 # name → words of `onestep bench`, and its seconds
 PLAN: dict[str, tuple[str, int]] = {
-    "step-1b-256": (f"step --model {ONE_B} --length 256 --slots auto --repeats 5 --chunk 5 --compiled --fused", 165),
-    "step-1b-64": (f"step --model {ONE_B} --length 64 --slots auto --repeats 5 --chunk 5", 85),
+    "step-1b-256": (
+        f"step --model {ONE_B} --length 256 --slots auto --repeats 5 --chunk 5 --compiled --fused --scan-layers",
+        180,
+    ),
+    "step-1b-64": (f"step --model {ONE_B} --length 64 --slots auto --repeats 5 --chunk 5", 70),
     "step-8b-512": (f"step --model {EIGHT_B} --length 512 --slots auto --repeats 3 --chunk 2 --no-torch --fused", 135),
     "step-160m-128": (f"step --model {PYTHIA} --length 128 --slots auto --repeats 5 --chunk 5", 50),
     "decode-1b": (f"decode --model {ONE_B} --lengths 64,256 --batches 1,16 --repeats 5", 50),

@@ -11,13 +11,14 @@ from flax.traverse_util import unflatten_dict
 from onestep_jax.bench.shapes import PREFIX, SHAPES
 from onestep_jax.errors import check_known
 from onestep_jax.model import pytorch
-from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe, load_model
+from onestep_jax.model.checkpoint import DTYPES, default_dtype, default_scan, describe, load_model
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, parameter_shapes
 from onestep_jax.model.families import read_config
 from onestep_jax.model.gguf import is_gguf
 from onestep_jax.model.hub import locate
 from onestep_jax.model.pytorch import frozen, load_torch
+from onestep_jax.model.stacked import stack_layers
 
 STD = 0.02
 
@@ -42,9 +43,10 @@ def subject(source: str, dtype: str | None = None) -> Model:
         path: STD * jax.random.normal(jax.random.fold_in(jax.random.key(0), i), shape, DTYPES[dtype])
         for i, (path, shape) in enumerate(parameter_shapes(config).items())
     }
+    params = unflatten_dict(weights, sep="/")
     return Model(
         config,
-        params=unflatten_dict(weights, sep="/"),
+        params=stack_layers(config, params) if default_scan() else params,
         tokenizer=None,
         source=source,
         fingerprint=source,

@@ -108,7 +108,7 @@ def bench_step(
       compiled: whether `torch.compile` takes part.
       fused: whether steps with fused attention take part, with `slots` texts; the user is told of kernels that the
         device cannot run.
-      scan_layers: whether steps over stacked layers take part, with `slots` texts.
+      scan_layers: whether steps over stacked layers take part, with `slots` texts; the others have separate layers.
       limit: seconds after which no further contender begins; compiling takes most of the time.
       say: receives a line for the user.
 
@@ -226,10 +226,11 @@ def _make(
     """The call of a contender; `reference` gives PyTorch's model by way."""
     if one.way in ("eager", "compiled"):
         return _Loop(reference(one.way), one.texts, length, chunk)
+    apart = by_layer(model.config, model.params)
     if one.way == "scan":
-        stacked = stack_layers(model.config, by_layer(model.config, model.params))
+        stacked = stack_layers(model.config, apart)
         return Stepper(dataclasses.replace(model, params=stacked), one.texts, length, chunk)
-    model = dataclasses.replace(model, attention=one.way)
+    model = dataclasses.replace(model, params=apart, attention=one.way)
     check_attention(model.network, model.dtype, length, jax.local_devices()[0])
     return Stepper(model, one.texts, length, chunk)
 

@@ -1,5 +1,6 @@
 """Values on the command line: each is checked before work begins, with one line and status 2, and leaves nothing."""
 
+import argparse
 import string
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 
 from onestep_jax import Cramming, OneStep, Optimizer, UserError, decode, fit
 from onestep_jax.bench import step
+from onestep_jax.cli import bench, demo, encode, encoder, experiment, export, info, pull, push, report, status, verify
 from onestep_jax.cli import decode as decode_command
-from onestep_jax.cli import demo, encode, export, info, report, status, verify
 from onestep_jax.cli import fit as fit_command
 from onestep_jax.cli.parser import build_parser, main
 from onestep_jax.errors import Real, Whole
@@ -206,12 +207,15 @@ WORDS = st.one_of(
 @st.composite
 def command_lines(draw) -> list[str]:
     """A command with some of its options, mostly with values that do not fit."""
-    (commands,) = [action.choices for action in build_parser()._actions if action.dest == "command"]
-    name = draw(st.sampled_from([name for name in commands if name not in ("bench", "experiment", "encoder")]))
-    flags = [flag for flag in commands[name]._option_string_actions if flag not in ("-h", "--help", "--distributed")]
-    words = [name]
+    words, parser = [], build_parser()
+    while nested := [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]:
+        words.append(draw(st.sampled_from(list(nested[0].choices))))
+        parser = nested[0].choices[words[-1]]
+    flags = [flag for flag in parser._option_string_actions if flag not in ("-h", "--help", "--distributed")]
+    if words[0] == "experiment":
+        flags += ["--count", "--lengths", "--preset", "--steps", "--seed"]
     if draw(st.booleans()):
-        words += ["fit", *FIT[1:], "--run", "run"][1:] if name == "fit" else ["run"]
+        words += {"fit": [*FIT[1:], "--run", "run"], "experiment": ["figure3_information"]}.get(words[0], ["run"])
     for flag in draw(st.lists(st.sampled_from(flags), max_size=4)):
         words.append(flag)
         words += draw(st.lists(WORDS, max_size=1))
@@ -234,8 +238,9 @@ def check(words, capsys):
 @pytest.fixture
 def no_work(monkeypatch):
     """The commands only read their options."""
-    for module in (decode_command, demo, encode, export, info, report, status, verify):
+    for module in (bench, decode_command, demo, encode, encoder, export, info, pull, push, report, status, verify):
         monkeypatch.setattr(module, "run", lambda args: 0)
+    monkeypatch.setattr(experiment, "_run_cards", lambda args, loaded, chosen: None)
     monkeypatch.setattr(fit_command, "_fit", lambda args, optimizer: (_ for _ in ()).throw(UserError("not here")))
 
 
