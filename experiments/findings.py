@@ -130,8 +130,13 @@ def _slightly_nearer(tables: Tables) -> Verdict:
 
 
 def _same_text(tables: Tables) -> Verdict:
-    means = [float(row["mean"]) for row in pick(tables["figure6"], way="m shared by all")]
-    return means[0] < min(means[1:]), f"{means[0]:.2f} against {means[1]:.2f} and {means[2]:.2f}"
+    own, *others = pick(tables["figure6"], way="m shared by all")
+    errors = min(_difference([own], [other], "mean", "std")[1] for other in others)
+    means = [f"{float(row['mean']):.2f}" for row in (own, *others)]
+    said = (
+        f"{means[0]} against {means[1]} and {means[2]} ({errors:.1f} standard errors, {own['pairs']} pairs of a text)"
+    )
+    return errors > 2, said
 
 
 def _same_context(tables: Tables) -> Verdict:

@@ -211,3 +211,18 @@ def test_settings_that_fail_at_once_bind_nobody(tiny, card, tmp_path):
     (tmp_path / "out" / "config.json").write_text("[" * 1000)
     with pytest.raises(UserError, match=r"out/config.json: damaged description: .*nested 1000 deep.*; delete it"):
         experiment.run_card("mine", card.config(True), study, "")
+
+
+@pytest.mark.parametrize(("own", "holds"), [((0.7, 0.1, 40), True), ((0.7, 0.1, 2), True), ((0.93, 0.1, 3), False)])
+def test_vectors_of_a_text_are_nearest_only_beyond_chance(monkeypatch, own, holds):
+    monkeypatch.syspath_prepend(FOLDER)
+    import findings
+
+    rows = [own, (0.95, 0.1, 100), (0.96, 0.1, 100)]
+    table = [
+        {"way": "m shared by all", "mean": str(mean), "std": str(std), "pairs": str(pairs)} for mean, std, pairs in rows
+    ]
+    judged, said = findings._same_text({"figure6": table})
+    assert judged == holds
+    assert f"{own[0]:.2f} against 0.95 and 0.96" in said
+    assert f"{own[2]} pairs of a text" in said
