@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from onestep_jax.errors import UserError
 from onestep_jax.fitting.engine import Engine
@@ -21,6 +24,7 @@ from onestep_jax.fitting.tasks import Outcome, Task
 from onestep_jax.fitting.trials import Trials
 from onestep_jax.fitting.work_queue import WorkBlock, WorkQueue, claim_order, cut
 from onestep_jax.model.cost import step_flops
+from onestep_jax.model.decoder import Network
 from onestep_jax.prototokens.prefixes import prefix_of, prefix_rows
 from onestep_jax.prototokens.schemes import draw
 from onestep_jax.tokens import padded_lengths
@@ -102,8 +106,7 @@ class Sweep:
         prefix = prefix_of(plan.scheme)
         if not len(prefix):
             return Frozen(params)
-        layout = plan.placement.whole
-        return Frozen(params, jax.jit(model.network.past, out_shardings=layout)(params, prefix))
+        return Frozen(params, _past_program(model.network, plan.placement.whole)(params, prefix))
 
     def _run_engine(self, frozen: Frozen, positions: int) -> None:
         """Run an engine until it ends, or until fewer slots serve better; tasks in flight then wait again."""
@@ -194,3 +197,9 @@ class Sweep:
         """Record what is ready, then the slots in flight and the seeds already tried of unfinished groups."""
         self._flush()
         self.recorder.save([*tasks, *self.queue.resumable], self.trials.outcomes)
+
+
+@functools.cache
+def _past_program(network: Network, layout: NamedSharding) -> Callable[..., Any]:
+    """The program of `Network.past`, one for equal networks: jit takes the method of each for another function."""
+    return jax.jit(network.past, out_shardings=layout)

@@ -61,6 +61,22 @@ def test_a_prefix_for_each_text(tiny, texts):
     assert "prefix" not in results.scheme
 
 
+def test_a_second_fit_compiles_nothing(tiny, texts, one_device):
+    options = {"scheme": OneStep(prefix=PREFIX), "steps": 3, "seeds": 1, "slots": 2, "placement": one_device}
+    fit(tiny, texts[:2], **options)
+    took = []
+
+    def note(event, duration_secs, **_):
+        took.extend([event] if event == "/jax/core/compile/backend_compile_duration" else [])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        fit(tiny, texts[2:4], **options)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert took == []
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("own", [False, True])
 def test_every_placement_gives_the_same_vectors(tiny, token_lists, own):
