@@ -22,13 +22,10 @@ embeddings alone change nothing but the nats of the text, and what "fast" measur
 before e. The tables then have a column "part", and "prefix" is the number of frozen tokens that were put before e.
 
 What differs between kinds besides the weights. The presets `paper` and `fast` draw e and m from N(0, 1) for all kinds;
-`fast` was chosen on two trained models and one of permuted weights. The recorded results of the packaged model are of
-an older `fast`: AdamW, with start vectors at 0.2 of the standard deviation of the model's own input embeddings. For
-"permuted" (exactly) and "matched" (nearly) this standard deviation is that of the trained model; for "init" it is 0.02.
-The learning rate was absolute, so on "init" a step was longer beside the start vectors. control_untrained_models.csv
-gives both standard deviations. H_LM (Eq. 3) is under the model that emits. An untrained model finds ln V nats or more
-in every token, so equal tokens are not equal nats. The nats of the same tokens under the trained model are given beside
-them.
+`fast` was chosen on two trained models and one of permuted weights. control_untrained_models.csv gives the standard
+deviations of the input embeddings and of the start vectors. H_LM (Eq. 3) is under the model that emits. An untrained
+model finds ln V nats or more in every token, so equal tokens are not equal nats. The nats of the same tokens under the
+trained model are given beside them.
 
 The paper has no such control: its capacity of Llama-3.2-1B on PG-19, m not shared (Table 3), is 362 tokens.
 
