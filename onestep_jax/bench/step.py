@@ -118,6 +118,8 @@ def bench_step(
     if torch:
         import_torch()
     clock, model = Clock(limit), subject(source, dtype)
+    # Separate layers, whatever the device's own layout: only one contender has a stack.
+    model = dataclasses.replace(model, params=by_layer(model.config, model.params))
     dtype = str(model.dtype)
     within_context(model, [length], say)
     one_device = Pmap(jax.local_devices()[:1])
@@ -226,11 +228,10 @@ def _make(
     """The call of a contender; `reference` gives PyTorch's model by way."""
     if one.way in ("eager", "compiled"):
         return _Loop(reference(one.way), one.texts, length, chunk)
-    apart = by_layer(model.config, model.params)
     if one.way == "scan":
-        stacked = stack_layers(model.config, apart)
+        stacked = stack_layers(model.config, model.params)
         return Stepper(dataclasses.replace(model, params=stacked), one.texts, length, chunk)
-    model = dataclasses.replace(model, params=apart, attention=one.way)
+    model = dataclasses.replace(model, attention=one.way)
     check_attention(model.network, model.dtype, length, jax.local_devices()[0])
     return Stepper(model, one.texts, length, chunk)
 

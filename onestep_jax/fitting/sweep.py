@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from onestep_jax.devices.placement import PROGRAMS
 from onestep_jax.errors import UserError
 from onestep_jax.fitting.engine import Engine
 from onestep_jax.fitting.group_results import GivenTexts, text_results
@@ -199,7 +200,7 @@ class Sweep:
         self.recorder.save([*tasks, *self.queue.resumable], self.trials.outcomes)
 
 
-@functools.cache
+@functools.lru_cache(PROGRAMS)
 def _past_program(network: Network, layout: NamedSharding) -> Callable[..., Any]:
     """The program of `Network.past`, one for equal networks: jit takes the method of each for another function."""
     return jax.jit(network.past, out_shardings=layout)

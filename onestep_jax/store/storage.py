@@ -28,11 +28,12 @@ def run_path(address: str | Path) -> Path:
         if not str(address):
             raise UserError("'': expected a run directory; give . for the working folder")
         return Path(address)
-    if hasattr(address, "fs"):
-        return cast(Path, address)  # of `upath` already
-    check_kind("a path or an address", str, run=address)
+    if not hasattr(address, "fs"):
+        check_kind("a path or an address", str, run=address)
     if set(str(address)) & set("*?["):  # what is read, copied and deleted would be what matches it: other runs
         raise UserError(f"{address}: *, ? and [ in an address are patterns to object stores; give a name without them")
+    if hasattr(address, "fs"):
+        return cast(Path, address)  # of `upath` already
     # Else gcsfs asks by gRPC what kind of bucket it is, and waits a minute where it is not allowed to.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:

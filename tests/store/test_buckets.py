@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from buckets import emulated
 from store_runs import opened, results, same
+from upath import UPath
 
 from onestep_jax import UserError, load_model, read_results
 from onestep_jax.cli.parser import main
@@ -296,8 +297,9 @@ def test_addresses_that_cannot_be(capsys, words, said):
 
 def test_an_address_is_no_pattern():
     """The library of the storage would read, copy and delete what matches it."""
-    with pytest.raises(UserError, match="give a name without"):
-        run_path("memory://runs/run[1]")
+    for address in ("memory://runs/run[1]", UPath("memory://runs/run[1]")):
+        with pytest.raises(UserError, match="give a name without"):
+            run_path(address)
 
 
 def test_without_the_library_the_cure_is_named():
