@@ -26,11 +26,6 @@ SIZES = "--vocab-size 300 --width 32 --layers 3 --heads 4 --kv-heads 2 --ffn 48 
 RECIPE = f"{SIZES} --steps 6 --warmup 2 --long-fraction 0".split()
 
 
-@pytest.fixture(scope="module")
-def packaged() -> Model:
-    return load_model("default")
-
-
 @pytest.fixture
 def summaries(monkeypatch: pytest.MonkeyPatch):
     """What makes a line of a card's tables for the page of results."""
@@ -49,20 +44,21 @@ def as_stored(folder: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def test_parts_of_a_model(tmp_path: Path, packaged: Model, summaries):
-    words = "--kinds trained,permuted --parts embeddings,mlp,layers:0-1+head --lengths 4 --steps 60".split()
+def test_parts_of_a_model(tmp_path: Path, two_layers: Model, summaries):
+    words = "--kinds trained,permuted --parts embeddings,mlp,layers:1-1+head --lengths 4 --steps 60".split()
+    words += ["--model", two_layers.source]
     assert main(["experiment", "control_untrained", "--smoke", *words, "--out", str(tmp_path)]) == 0
     folder = tmp_path / "control_untrained"
     rows = {row["part"]: row for row in read_csv(folder / "control_untrained.csv")}
     models = {row["part"]: row for row in read_csv(folder / "control_untrained_models.csv")}
-    parts = ["embeddings", "mlp", "layers:0-1+head"]
+    parts = ["embeddings", "mlp", "layers:1-1+head"]
     assert list(rows) == list(models) == ["none", "all", *parts]
     assert {part: row["weights"] for part, row in rows.items()} == {"none": "trained"} | dict.fromkeys(
         ["all", *parts], "permuted"
     )
-    runs = ["permuted-embeddings-0", "permuted-mlp-0", "permuted-layers-0-1+head-0"]
+    runs = ["permuted-embeddings-0", "permuted-mlp-0", "permuted-layers-1-1+head-0"]
     for part, run in zip(parts, runs, strict=True):
-        model = untrained(packaged, 0, parts=part.split("+"))
+        model = untrained(two_layers, 0, parts=part.split("+"))
         assert models[part]["fingerprint"] == model.fingerprint
         results = read_results(folder / "runs" / run)
         made = [text.accuracy for text in decode(model, results)]
@@ -76,7 +72,7 @@ def test_parts_of_a_model(tmp_path: Path, packaged: Model, summaries):
     assert (folder / "control_untrained_parts.png").stat().st_size > 10_000
     said = summaries["control_untrained"].ours(as_stored(folder))
     assert "trained 1.00" in said
-    assert "permuted layers:0-1+head" in said
+    assert "permuted layers:1-1+head" in said
 
 
 @pytest.mark.parametrize(
@@ -180,11 +176,12 @@ def test_dynamics_of_a_pretraining(tmp_path: Path, pretraining: Path, summaries)
     assert summaries["dynamics"].ours(as_stored(tmp_path / "dynamics")).startswith("capacity by checkpoint: step 0 ")
 
 
-def test_dynamics_of_fresh_and_trained_weights(tmp_path: Path):
-    tables = smoke("dynamics", tmp_path)
+def test_dynamics_of_fresh_and_trained_weights(tmp_path: Path, two_layers: Model):
+    ends = f"untrained:init:0:{two_layers.source},{two_layers.source}"
+    tables = smoke("dynamics", tmp_path, two_layers, "--models", ends)
     fresh, trained = tables["dynamics"]
     assert (fresh["step"], trained["step"]) == ("", "")
-    assert fresh["nats per token"] > trained["nats per token"] + 3
+    assert fresh["nats per token"] > trained["nats per token"] + 2
     assert trained["c_tokens mean"] >= fresh["c_tokens mean"] > 0
 
 
@@ -206,25 +203,25 @@ def test_checkpoints_that_do_not_fit_together(tmp_path: Path, pretraining: Path,
     assert message is None or re.search(message, capsys.readouterr().err)
 
 
-def test_revisions_are_those_of_the_hub(monkeypatch: pytest.MonkeyPatch, packaged: Model):
+def test_revisions_are_those_of_the_hub(monkeypatch: pytest.MonkeyPatch, two_layers: Model):
     card, asked = load_card("dynamics"), []
 
     def loaded(source, **options):
         asked.append((source, options))
-        return packaged
+        return two_layers
 
     monkeypatch.setattr(card, "load_model", loaded)
     settings = card.Config(revisions=("step0", "step1000"))
-    assert [name for name, _ in card._checkpoints(settings, packaged)] == ["step0", "step1000"]
+    assert [name for name, _ in card._checkpoints(settings, two_layers)] == ["step0", "step1000"]
     assert asked == [(settings.model, {"revision": step, "dtype": "float32"}) for step in ("step0", "step1000")]
     with pytest.raises(UserError, match="no checkpoints: give --models"):
-        list(card._checkpoints(card.Config(revisions=()), packaged))
+        list(card._checkpoints(card.Config(revisions=()), two_layers))
     names = {"step143000": 143000, "runs/step-3/step-000010/": 10, "org/model-step 5": 5, "step-7/last": None}
     assert {name: card.step_of(name) for name in names} == names
 
 
-def test_knockout(tmp_path: Path, packaged: Model, summaries):
-    tables = smoke("knockout", tmp_path)
+def test_knockout(tmp_path: Path, summaries):
+    packaged, tables = load_model("default"), smoke("knockout", tmp_path)
     layers = packaged.config.layers
     rows = {(row["hidden"], row["way"], row["first"], row["last"]): row for row in tables["knockout"]}
     assert len(rows) == len(tables["knockout"]) == 1 + 2 * (3 * layers + layers - 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from smoke import read_csv, smoke
 
-from onestep_jax import load_model, text_nats
+from onestep_jax import text_nats
 from onestep_jax.analysis import similarity
 from onestep_jax.cli.parser import main
 from onestep_jax.errors import UserError
@@ -14,19 +14,18 @@ from onestep_jax.texts.corpora import load_tokens
 pytestmark = pytest.mark.long
 
 
-def test_figure3(tmp_path):
-    tables = smoke("figure3_information", tmp_path)
+def test_figure3(tmp_path, two_layers):
+    tables = smoke("figure3_information", tmp_path, two_layers)
     rows = tables["figure3"]
     assert [(row["vectors"], row["text"]) for row in rows] == [(k, i) for k in (1, 2) for i in range(4)]
-    # Both arrangements hold 8 tokens of the packaged model; its [mem] holds fewer in as many steps.
+    # Both arrangements hold 8 tokens of the model; its [mem] holds fewer in as many steps.
     assert all(row["tokens"] == 8 for row in rows if row["vectors"] == 2)
     assert all(row["autoregressive tokens"] in (0, 2, 8) for row in rows)
     assert any(row["autoregressive tokens"] == 2 for row in rows)
-    model = load_model("default")
-    texts = load_tokens(model, "demo", count=4, length=8)
+    texts = load_tokens(two_layers, "demo", count=4, length=8)
     for row in rows:
         ends = [int(row["tokens"]), int(row["autoregressive tokens"])]
-        expected = [text_nats(model, [texts[int(row["text"])][:end]])[0].total if end else 0.0 for end in ends]
+        expected = [text_nats(two_layers, [texts[int(row["text"])][:end]])[0].total if end else 0.0 for end in ends]
         np.testing.assert_allclose([row["nats"], row["autoregressive nats"]], expected, rtol=1e-4)
         if ends[1]:
             assert row["ratio"] == pytest.approx(row["nats"] / row["autoregressive nats"], rel=1e-4)
@@ -42,8 +41,8 @@ def test_figure3(tmp_path):
         assert (m == m[:1]).all()
 
 
-def test_figure4(tmp_path):
-    tables = smoke("figure4_throughput", tmp_path)
+def test_figure4(tmp_path, two_layers):
+    tables = smoke("figure4_throughput", tmp_path, two_layers)
     rows = {(row["length"], row["batch"]): row for row in tables["figure4"]}
     assert set(rows) == {(length, batch) for length in (2, 8) for batch in (1, 4)}
     for (length, batch), row in rows.items():
@@ -72,8 +71,8 @@ def test_figure4(tmp_path):
     assert tables["figure4_longest"][1]["paper ratio"] == ""
 
 
-def test_figure5(tmp_path, capsys, monkeypatch):
-    tables = smoke("figure5_text_distance", tmp_path)
+def test_figure5(tmp_path, two_layers, capsys, monkeypatch):
+    tables = smoke("figure5_text_distance", tmp_path, two_layers)
     assert "semantic distances left out" in capsys.readouterr().out
     rows = tables["figure5"]
     assert {row["measure"] for row in rows} == {"token"}
@@ -89,7 +88,8 @@ def test_figure5(tmp_path, capsys, monkeypatch):
 
     def again(name, *settings):
         out = tmp_path / name
-        command = ["experiment", "figure5_text_distance", "--smoke", "--out", str(out), "--runs", str(run), *settings]
+        command = ["experiment", "figure5_text_distance", "--smoke", "--model", two_layers.source, "--out", str(out)]
+        command += ["--runs", str(run), *settings]
         return main(command), out / "figure5_text_distance"
 
     # Fits read from a run directory give the same numbers; those of other texts, or shared otherwise, are refused.
@@ -148,8 +148,8 @@ def test_figure6(tmp_path):
     assert len(np.unique(read_results(runs / "share-none").vectors["m"], axis=0)) == 16
 
 
-def test_figure7(tmp_path):
-    tables = smoke("figure7_connectivity", tmp_path)
+def test_figure7(tmp_path, two_layers):
+    tables = smoke("figure7_connectivity", tmp_path, two_layers)
     line, curve = tables["figure7"]
     assert (line["way"], curve["way"]) == ("straight line", "Bézier curve")
     assert line["pairs"] == curve["pairs"] == len(tables["figure7_pairs"]) == 2

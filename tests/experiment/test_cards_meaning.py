@@ -7,16 +7,15 @@ import pytest
 from scipy.stats import spearmanr
 from smoke import smoke
 
-from onestep_jax import load_model, read_results
+from onestep_jax import Model, read_results
 from onestep_jax.prototokens.auxiliary import anchor_points
 from onestep_jax.texts.embeddings import text_embeddings
 
 pytestmark = pytest.mark.long
 
 
-def test_meaning(tmp_path: Path):
-    packaged = load_model("default")
-    tables = smoke("meaning", tmp_path)
+def test_meaning(tmp_path: Path, two_layers: Model):
+    tables = smoke("meaning", tmp_path, two_layers)
     rows = {(row["way"], row["teacher"]): row for row in tables["meaning"]}
     assert list(rows) == [("none", "true"), ("group", "true"), *((way, teacher) for way in ("anchor", "relational")
                           for teacher in ("true", "shuffled"))]  # fmt: skip
@@ -27,8 +26,8 @@ def test_meaning(tmp_path: Path):
         assert (rows[key]["texts"], rows[key]["exact"]) == (6, results.solved / 6)
         assert rows[key]["evaluations"] == pytest.approx(results.steps.mean(), rel=1e-5)
     results = read_results(runs / "anchor-3")
-    teacher = text_embeddings(packaged, [text.tokens for text in results], "model")
-    points, e = anchor_points(teacher, packaged.embed_width), results.vectors["e"]
+    teacher = text_embeddings(two_layers, [text.tokens for text in results], "model")
+    points, e = anchor_points(teacher, two_layers.embed_width), results.vectors["e"]
     unit = [array / np.linalg.norm(array, axis=1, keepdims=True) for array in (e.astype(float), teacher, points)]
     assert rows["anchor", "true"]["cosine to the point"] == pytest.approx(
         np.sum(unit[0] * unit[2], axis=1).mean(), rel=1e-4

@@ -27,11 +27,6 @@ pytestmark = pytest.mark.long
 KINDS = ("encoder", "random")
 
 
-@pytest.fixture(scope="module")
-def packaged() -> Model:
-    return load_model("default")
-
-
 def demo(model: Model, count: int = 4) -> list[np.ndarray]:
     """The texts of the smoke runs."""
     return load_tokens(model, "demo", count=count, length=8)
@@ -42,8 +37,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * shared / (len(a) + len(b))
 
 
-def test_access(tmp_path: Path, packaged: Model):
-    tables = smoke("access", tmp_path)
+def test_access(tmp_path: Path, two_layers: Model):
+    tables = smoke("access", tmp_path, two_layers)
     rows = {(row["compared with"], row["start"], row["measure"]): row for row in tables["access"]}
     assert len(rows) == len(tables["access"]) == 4 * 4 + 3 * 2
     assert all(row["texts"] == 4 for row in rows.values())
@@ -66,18 +61,18 @@ def test_access(tmp_path: Path, packaged: Model):
     assert {row["start"] for row in rows.values() if row["paper"] == "nothing related"} == {"e", "e m"}
 
     # fitted are the beginnings of the model's own continuations, the rest is what comes after
-    given = contexts(packaged, "demo", count=4, length=8)
-    whole = np.stack([one for (one,) in continuations(packaged, given, length=16)])
+    given = contexts(two_layers, "demo", count=4, length=8)
+    whole = np.stack([one for (one,) in continuations(two_layers, given, length=16)])
     results = read_results(tmp_path / "access" / "runs" / "continuations")
     np.testing.assert_array_equal(np.stack([text.tokens for text in results]), whole[:, :8])
     prompts = [text.vectors["e"][None] for text in results]
-    out = np.stack([one.tokens for one in generate(packaged, prompts, count=8, stop=())])
+    out = np.stack([one.tokens for one in generate(two_layers, prompts, count=8, stop=())])
     table = np.array([[overlap(one, ids[8:]) for ids in whole] for one in out])
     row = rows["rest", "e", "overlap"]
     assert row["own"] == pytest.approx(np.diag(table).mean(), abs=1e-5)
     assert row["other"] == pytest.approx(table[~np.eye(4, dtype=bool)].mean(), abs=1e-5)
     strings = {(row["text"], row["start"]): row["generated"] for row in tables["access_texts"]}
-    assert [strings[i, "e"] for i in range(4)] == [as_text(packaged.tokenizer, ids) for ids in out]
+    assert [strings[i, "e"] for i in range(4)] == [as_text(two_layers.tokenizer, ids) for ids in out]
     assert len({strings[i, "BOS"] for i in range(4)}) == 1
 
 
@@ -110,8 +105,8 @@ def test_attention(tmp_path: Path):
     assert all(ablations[kind]["accuracy mean"] >= 1 / 8 for kind in ("m=e", "m=0", "m=mean", "m=other"))
 
 
-def test_seed_stability(tmp_path: Path):
-    tables = smoke("seed_stability", tmp_path)
+def test_seed_stability(tmp_path: Path, two_layers: Model):
+    tables = smoke("seed_stability", tmp_path, two_layers)
     leaves = {row["leaf"]: row for row in tables["seed_stability"]}
     results = read_results(tmp_path / "seed_stability" / "runs" / "copies")
     owner = [text.text_id.partition("-")[0] for text in results]
@@ -136,9 +131,9 @@ def test_seed_stability(tmp_path: Path):
     assert 1 / 8 <= exchanged["accuracy mean"] < 0.6
 
 
-def test_failures(tmp_path: Path, packaged: Model):
-    tables = smoke("failures", tmp_path)
-    whole = np.stack(demo(packaged))
+def test_failures(tmp_path: Path, two_layers: Model):
+    tables = smoke("failures", tmp_path, two_layers)
+    whole = np.stack(demo(two_layers))
     results = list(read_results(tmp_path / "failures" / "runs" / "lengths"))
     for row in tables["failures_lengths"]:
         length = int(row["length"])
@@ -169,8 +164,8 @@ def test_failures(tmp_path: Path, packaged: Model):
     assert nats["rank correlation with first hit"] > 0.1  # surprising tokens come late
 
 
-def test_absorption(tmp_path: Path, packaged: Model, monkeypatch: pytest.MonkeyPatch):
-    tables = smoke("absorption", tmp_path)
+def test_absorption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    packaged, tables = load_model("default"), smoke("absorption", tmp_path)
     rows, (summary,) = tables["absorption_tokens"], tables["absorption"]
     assert [(row["text"], row["position"]) for row in rows] == [(i, t) for i in range(4) for t in range(8)]
     assert all(row["solved"] == "True" for row in rows)
@@ -194,8 +189,8 @@ def test_absorption(tmp_path: Path, packaged: Model, monkeypatch: pytest.MonkeyP
     assert read_csv(tmp_path / "absorption" / "absorption_tokens.csv") == rows
 
 
-def test_trajectories(tmp_path: Path):
-    tables = smoke("trajectories", tmp_path)
+def test_trajectories(tmp_path: Path, two_layers: Model):
+    tables = smoke("trajectories", tmp_path, two_layers)
     paths = {(row["text"], row["leaf"], row["copy"]): row for row in tables["trajectories"]}
     assert len(paths) == len(tables["trajectories"]) == 2 * 3 * 3
     for text in range(2):
@@ -232,8 +227,8 @@ def test_random_walks_have_the_start_and_the_steps_of_a_path():
     assert abs(cosines.mean()) < 0.15
 
 
-def test_control_untrained(tmp_path: Path, packaged: Model):
-    tables = smoke("control_untrained", tmp_path)
+def test_control_untrained(tmp_path: Path, two_layers: Model):
+    tables = smoke("control_untrained", tmp_path, two_layers)
     rows = {(row["weights"], row["length"]): row for row in tables["control_untrained"]}
     kinds = ("trained", "permuted", "init")
     assert list(rows) == [(kind, length) for kind in kinds for length in (4, 8)]
@@ -254,7 +249,7 @@ def test_control_untrained(tmp_path: Path, packaged: Model):
     assert rows["trained", 8]["nats per token"] < 6.5
     assert rows["init", 8]["nats per token"] == pytest.approx(np.log(4096), abs=0.2)
     assert rows["permuted", 8]["nats per token"] > 8
-    h_lm = np.mean([one.total for one in text_nats(packaged, demo(packaged, 2))])
+    h_lm = np.mean([one.total for one in text_nats(two_layers, demo(two_layers, 2))])
     assert models["trained"]["h_lm mean"] == pytest.approx(h_lm, rel=1e-4)
     assert models["permuted"]["h_lm under trained mean"] == pytest.approx(h_lm, rel=1e-4)
     assert models["permuted"]["h_lm mean"] > 8 * np.log(4096)
@@ -263,13 +258,13 @@ def test_control_untrained(tmp_path: Path, packaged: Model):
         assert models[kind]["c_tokens mean"] == pytest.approx(least)
 
 
-def test_sink(tmp_path: Path, packaged: Model):
-    tables = smoke("sink", tmp_path)
+def test_sink(tmp_path: Path, two_layers: Model):
+    tables = smoke("sink", tmp_path, two_layers)
     rows = {(row["weights"], row["prefix"], row["layer"]): row for row in tables["sink"]}
-    layers = packaged.config.layers
+    layers = two_layers.config.layers
     assert len(rows) == len(tables["sink"]) == 2 * 2 * (layers + 1)
     # what enters the first block are the embeddings: of BOS at position 0 of every text
-    bos = np.asarray(packaged.embed(packaged.params, np.array([packaged.tokenizer.bos_token_id])))
+    bos = np.asarray(two_layers.embed(two_layers.params, np.array([two_layers.tokenizer.bos_token_id])))
     assert rows["trained", "bos", 0]["norm at 0"] == pytest.approx(np.linalg.norm(bos), rel=1e-5)
     assert all(0 <= row["weight on 0"] <= 1 for key, row in rows.items() if key[2] < layers)
     fits = {(row["weights"], row["e"], row["prefix"]): row for row in tables["sink_fits"]}
@@ -283,8 +278,8 @@ def test_sink(tmp_path: Path, packaged: Model):
         assert row["first token"] == pytest.approx(np.mean([text.predicted[0] == text.tokens[0] for text in results]))
 
 
-def test_growth(tmp_path: Path):
-    tables = smoke("growth", tmp_path)
+def test_growth(tmp_path: Path, two_layers: Model):
+    tables = smoke("growth", tmp_path, two_layers)
     runs = tmp_path / "growth" / "runs"
     folders = {"geometric": "geometric", "geometric, warm": "geometric-warm"}
     folders |= {"every, fresh": "every-fresh", "growth": "growth"}
@@ -336,17 +331,17 @@ def apart(one: TextResult, other: TextResult) -> float:
     return float(np.sqrt(sum(np.sum((one.vectors[leaf] - other.vectors[leaf]) ** 2) for leaf in ("e", "m"))))
 
 
-def test_prefix_suffix(tmp_path: Path, packaged: Model):
-    tables = smoke("prefix_suffix", tmp_path)
+def test_prefix_suffix(tmp_path: Path, two_layers: Model):
+    tables = smoke("prefix_suffix", tmp_path, two_layers)
     rows = {(row["prefix"], row["text"]): row for row in tables["prefix_suffix_texts"]}
-    pieces = load_tokens(packaged, "demo", count=2, length=7)
+    pieces = load_tokens(two_layers, "demo", count=2, length=7)
     own = [ids[:3] for ids in pieces]
     for kind, before in (
         ("true", own),
         ("other", own[::-1]),
-        ("bos", [np.array([packaged.tokenizer.bos_token_id])] * 2),
+        ("bos", [np.array([two_layers.tokenizer.bos_token_id])] * 2),
     ):
-        nats = text_nats(packaged, [ids[3:] for ids in pieces], prefixes=before)
+        nats = text_nats(two_layers, [ids[3:] for ids in pieces], prefixes=before)
         for text in (0, 1):
             row = rows[kind, text]
             assert row["tokens"] in (0, 2, 4)
@@ -355,8 +350,8 @@ def test_prefix_suffix(tmp_path: Path, packaged: Model):
     assert summary["true"]["tokens mean"] == np.mean([rows["true", text]["tokens"] for text in (0, 1)])
 
 
-def test_encoder(tmp_path: Path):
-    tables = smoke("encoder", tmp_path)
+def test_encoder(tmp_path: Path, two_layers: Model):
+    tables = smoke("encoder", tmp_path, two_layers)
     rows = tables["encoder"]
     assert [(row["length"], row["corrections"]) for row in rows] == [(2, 0), (2, 1), (4, 0), (4, 1)]
     # A correction of an untrained encoder changes nothing, and neither does it say anything of the text.
@@ -371,11 +366,11 @@ def test_encoder(tmp_path: Path):
         assert row["evaluations from the encoder"] == runs["encoder"].steps.mean() + 1
 
 
-def test_margins(tmp_path: Path):
-    tables = smoke("margins", tmp_path)
+def test_margins(tmp_path: Path, two_layers: Model):
+    tables = smoke("margins", tmp_path, two_layers)
     rows = {row["margin"]: row for row in tables["margins"]}
     assert list(rows) == [0, 1]
-    half = load_model("default", dtype="bfloat16")
+    half = load_model(two_layers.source, dtype="bfloat16")
     for margin, row in rows.items():
         results = read_results(tmp_path / "margins" / "runs" / f"margin-{margin:g}")
         assert (row["texts"], row["solved"], row["exact"]) == (3, results.status.count("solved"), results.solved)

@@ -8,21 +8,16 @@ import numpy as np
 import pytest
 from smoke import smoke
 
-from onestep_jax import Decoded, Model, Results, TextResult, load_model, read_results, text_nats
+from onestep_jax import Decoded, Model, Results, TextResult, read_results, text_nats
 from onestep_jax.analysis.metrics import compression
 from onestep_jax.experiment.cards import load_card
 from onestep_jax.experiment.study import Study
 from onestep_jax.store.reading import read_config
 from onestep_jax.texts.corpora import load_tokens
 
-pytestmark = [pytest.mark.eight_devices, pytest.mark.long]
+pytestmark = pytest.mark.long
 
 ROUNDING = 1e-4  # in logits, of float32 at different positions
-
-
-@pytest.fixture(scope="module")
-def packaged() -> Model:
-    return load_model("default")
 
 
 def demo(model: Model, length: int) -> list[np.ndarray]:
@@ -30,23 +25,23 @@ def demo(model: Model, length: int) -> list[np.ndarray]:
     return load_tokens(model, "demo", count=4, length=length)
 
 
-def test_gen_gives_as_many_texts_as_asked(tmp_path: Path, packaged: Model):
+def test_gen_gives_as_many_texts_as_asked(tmp_path: Path, two_layers: Model):
     """The demo has eight contexts; more texts are further continuations of these."""
-    study = Study(tmp_path, packaged)
+    study = Study(tmp_path, two_layers)
     ten, three = study.texts("gen", 10, 4), study.texts("gen", 3, 4)
     assert [len(ids) for ids in ten] == [4] * 10
     np.testing.assert_array_equal(ten[:3], three)
-    np.testing.assert_array_equal(ten[:8], load_tokens(packaged, "gen", count=8, length=4))
+    np.testing.assert_array_equal(ten[:8], load_tokens(two_layers, "gen", count=8, length=4))
     assert len({tuple(ids) for ids in ten}) == 10
 
 
-def test_table1_arrangements(tmp_path: Path, packaged: Model):
+def test_table1_arrangements(tmp_path: Path, two_layers: Model):
     """Equal inputs give equal outputs, whatever the vector: a run of one vector at the beginning gives one token.
 
     Or a few that tie: the loss is least where all tokens of the text are equally likely, and rounding then decides.
     """
-    apply = jax.jit(packaged.apply)
-    (rows,) = smoke("table1_arrangements", tmp_path).values()
+    apply = jax.jit(two_layers.apply)
+    (rows,) = smoke("table1_arrangements", tmp_path, two_layers).values()
     accuracy = {(row["arrangement"], row["length"]): row["accuracy mean"] for row in rows}
     assert len(rows) == 10
     assert all(row["texts"] == 4 for row in rows)
@@ -58,7 +53,7 @@ def test_table1_arrangements(tmp_path: Path, packaged: Model):
     parts = [("one-vector", 1), ("halves", 2)]
     for text, part in [(text, part) for name, part in parts for text in read_results(runs / name)]:
         count = len(text.tokens) // part
-        logits_TV = np.asarray(apply(packaged.params, np.tile(text.vectors["e"], (count, 1))))
+        logits_TV = np.asarray(apply(two_layers.params, np.tile(text.vectors["e"], (count, 1))))
         assert np.ptp(logits_TV, axis=0).max() < ROUNDING
         tied = np.flatnonzero(logits_TV[0] > logits_TV[0].max() - ROUNDING)
         assert set(text.predicted[:count]) <= set(tied)
@@ -66,8 +61,8 @@ def test_table1_arrangements(tmp_path: Path, packaged: Model):
     assert all(row["paper mean"] == "" for row in rows if row["length"] == 8)
 
 
-def test_table2_sharing(tmp_path: Path):
-    tables = smoke("table2_sharing", tmp_path)
+def test_table2_sharing(tmp_path: Path, two_layers: Model):
+    tables = smoke("table2_sharing", tmp_path, two_layers)
     rows = {(row["shared"], row["texts a group"]): row for row in tables["table2"]}
     assert set(rows) == {("e", 1), ("e", 4), ("m", 1), ("m", 4)}
     for (leaf, group), row in rows.items():
@@ -94,18 +89,18 @@ def test_table2_sharing(tmp_path: Path):
         assert means == pytest.approx([results.accuracy[:4].mean(), results.accuracy[4:].mean()], abs=1e-5)
 
 
-def test_table3_capacity(tmp_path: Path, packaged: Model):
-    tables = smoke("table3_capacity", tmp_path)
+def test_table3_capacity(tmp_path: Path, two_layers: Model):
+    tables = smoke("table3_capacity", tmp_path, two_layers)
     rows = {(row["m"], row["method"]): row for row in tables["table3"]}
     assert set(rows) == {("own", "grid"), ("own", "search"), ("shared", "grid")}
-    texts = demo(packaged, 8)
+    texts = demo(two_layers, 8)
     for (m, method), row in rows.items():
         own = [of for of in tables["table3_texts"] if (of["m"], of["method"]) == (m, method)]
         assert [of["text"] for of in own] == [0, 1, 2, 3]
         assert row["texts"] == 4
         assert row["C_tokens max"] == max(of["C_tokens"] for of in own)
         nats = [
-            sum(text_nats(packaged, [ids])[0].nats[: int(of["tokens"])]) for ids, of in zip(texts, own, strict=True)
+            sum(text_nats(two_layers, [ids])[0].nats[: int(of["tokens"])]) for ids, of in zip(texts, own, strict=True)
         ]
         np.testing.assert_allclose([of["H_LM, nats"] for of in own], nats, rtol=1e-4)
         assert row["H_LM mean, nats"] == pytest.approx(np.mean(nats), rel=1e-4)
@@ -125,20 +120,20 @@ def test_table3_capacity(tmp_path: Path, packaged: Model):
         assert len(np.unique(m, axis=0)) == 1
 
 
-def test_vectors(tmp_path: Path, packaged: Model):
+def test_vectors(tmp_path: Path, two_layers: Model):
     """Floats are those of the run directories, capacities those of their texts; d beyond the width is left out."""
-    tables = smoke("vectors", tmp_path)
+    tables = smoke("vectors", tmp_path, two_layers)
     rows = {(row["series"], row["number"]): row for row in tables["vectors"]}
     keys = {("plain", 1): "plain-1", ("memory", 1): "memory-1", ("m", 2): "m-2", ("fixed", 4): "fixed-4"}
     keys |= {("shared", 4): "shared-4", ("memory own", 4): "memory-own-4"}
     assert list(rows) == list(keys)
-    D, texts = packaged.embed_width, load_tokens(packaged, "demo", count=2, length=8)
-    h_lm = [one.nats for one in text_nats(packaged, texts)]
+    D, texts = two_layers.embed_width, load_tokens(two_layers, "demo", count=2, length=8)
+    h_lm = [one.nats for one in text_nats(two_layers, texts)]
     for key, row in rows.items():
         runs = [read_results(folder) for folder in sorted((tmp_path / "vectors" / "runs" / keys[key]).glob("round-*"))]
         first = {leaf: np.stack([text.vectors[leaf] for text in runs[0].texts[:2]]) for leaf in runs[0].vectors}
         stored = sum(np.unique(leaf, axis=0).size / 2 for leaf in first.values())
-        assert row["floats"] == stored == compression(packaged, runs[0][0], runs[0].scheme).floats
+        assert row["floats"] == stored == compression(two_layers, runs[0][0], runs[0].scheme).floats
         longest = [0, 0]
         for text in (text for run in runs for text in run):
             owner = [list(ids[: len(text.tokens)]) for ids in texts].index(list(text.tokens))
@@ -160,8 +155,8 @@ def test_vectors(tmp_path: Path, packaged: Model):
     assert rows["fixed", 4]["tokens mean"] < 8  # four numbers say too little
 
 
-def test_table4_training_time(tmp_path: Path):
-    (rows,) = smoke("table4_training_time", tmp_path).values()
+def test_table4_training_time(tmp_path: Path, two_layers: Model):
+    (rows,) = smoke("table4_training_time", tmp_path, two_layers).values()
     assert [(row["fitted"], row["length"]) for row in rows] == [("one at a time", 8), ("batched", 8)]
     for row in rows:
         assert row["texts"] == row["solved"] == row["reconstructed"] == 4
@@ -175,9 +170,9 @@ def test_table4_training_time(tmp_path: Path):
     assert batched["slots"] >= 4
 
 
-def test_baseline_cramming(tmp_path: Path):
+def test_baseline_cramming(tmp_path: Path, two_layers: Model):
     """Up to the first error, generation and prediction from the true text see the same tokens; after it they part."""
-    tables = smoke("baseline_cramming", tmp_path)
+    tables = smoke("baseline_cramming", tmp_path, two_layers)
     short, long = tables["cramming"]
     assert (short["length"], long["length"]) == (4, 16)
     for row in (short, long):

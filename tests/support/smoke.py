@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+from onestep_jax import Model
 from onestep_jax.cli.parser import main
 
 
@@ -20,13 +21,17 @@ def read_csv(path: Path) -> list[dict]:
         return [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def smoke(name: str, out: Path) -> dict[str, list[dict]]:
-    """Rows of every CSV of the card, by its name; checks what must hold of any card."""
-    assert main(["experiment", name, "--smoke", "--out", str(out)]) == 0
+def smoke(name: str, out: Path, model: Model | None = None, *words: str) -> dict[str, list[dict]]:
+    """Rows of every CSV of the card, by its name; checks what must hold of any card.
+
+    On the packaged model, or on another that was loaded from a folder; with these words of the command line.
+    """
+    source = "default" if model is None else model.source
+    assert main(["experiment", name, "--smoke", "--model", source, "--out", str(out), *words]) == 0
     folder = out / name
     config = json.loads((folder / "config.json").read_text())
     assert config["experiment"] == name
-    assert config["settings"]["model"] == "default"
+    assert config["settings"]["model"] == source
     tables = {path.stem: read_csv(path) for path in sorted(folder.glob("*.csv"))}
     figures = sorted(folder.glob("*.png"))
     assert tables
