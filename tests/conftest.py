@@ -4,6 +4,7 @@ A test, and a process that it starts, sees one device, the machine of a newcomer
 eight, with which compiling and running take longer.
 """
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -43,7 +44,7 @@ import numpy as np
 import pytest
 from hub_server import WRITER, Hub, serving, turn_to
 
-from onestep_jax import Model
+from onestep_jax import Model, load_model
 from onestep_jax.devices import placement
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.model.checkpoint import save_model
@@ -163,3 +164,23 @@ def logged_in(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     hub.data_sets.clear()
     hub.faults.clear()
     turn_to(hub, tmp_path / "home", monkeypatch, WRITER)
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The first and the last layer of the packaged model, a quarter of its work.
+
+    It hardly knows a language any more, but emits short texts as well.
+    """
+    whole = load_model("default")
+    blocks = [name for name in whole.params if name.startswith("block_")]
+    kept = {"block_0": whole.params[blocks[0]], "block_1": whole.params[blocks[-1]]}
+    cut = dataclasses.replace(
+        whole,
+        config=dataclasses.replace(whole.config, layers=2),
+        params={name: value for name, value in whole.params.items() if name not in blocks} | kept,
+        described={**whole.described, "num_hidden_layers": 2},
+    )
+    folder = tmp_path_factory.mktemp("two-layers")
+    save_model(cut, folder)
+    return load_model(folder)

@@ -73,21 +73,23 @@ def test_the_pages_have_commands():
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", RUN)
-def test_python_runs(name, tmp_path, monkeypatch, capsys):
+def test_python_runs(name, tmp_path, monkeypatch, capsys, two_layers):
+    """On a smaller model than the page names."""
     monkeypatch.chdir(tmp_path)
     for block in blocks(ROOT / "docs" / f"{name}.md", "python"):
+        block = block.replace('load_model("default")', f"load_model({two_layers.source!r})")
         exec(compile(block, f"{name}.md", "exec"), {"__name__": name})
     assert capsys.readouterr().out
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["optimizers", "schemes"])
-def test_commands_run(name, tmp_path, monkeypatch):
+def test_commands_run(name, tmp_path, monkeypatch, two_layers):
     from onestep_jax.cli.parser import main
 
     monkeypatch.chdir(tmp_path)
     for words in commands(ROOT / "docs" / f"{name}.md"):
-        assert main([*words, "--steps", "20"]) == 0
+        assert main([*words, "--model", two_layers.source, "--steps", "20"]) == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
