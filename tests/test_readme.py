@@ -27,13 +27,17 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_commands(folder, capsys):
+def test_commands(folder, capsys, two_layers):
+    """The first fit as it stands there, the further ones on a smaller model."""
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("onestep ")]
     assert len(commands) >= 12
     for command in commands:
         if command.startswith("onestep experiment"):
             continue  # tests/experiment/test_cards_*.py run every card; tests/test_docs.py checks the words
-        assert main(shlex.split(command)[1:]) == 0, command
+        words = shlex.split(command)[1:]
+        if words[0] == "fit" and "runs/first" not in words:
+            words += ["--model", two_layers.source]
+        assert main(words) == 0, command
     out = capsys.readouterr().out
     assert "The lamp in the harbour office burned until morning" in out
     assert "8 of 8 texts exact" in out
