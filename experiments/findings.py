@@ -6,12 +6,13 @@ A claim is judged from the tables of one card and says by how much. Cards withou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 Rows = list[dict[str, str]]
 Tables = Mapping[str, Rows]
-Verdict = tuple[bool, str]
+Verdict = tuple[bool | None, str]
+"""Whether a claim holds, None where the tables cannot tell, and by how much."""
 
 
 class Claim(NamedTuple):
@@ -188,19 +189,23 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def section(tables_of: Callable[[str, str], Tables], models: Mapping[str, str]) -> str:
-    """The claims as a table in Markdown.
+WORDS = {True: "yes", False: "**no**", None: "cannot be told"}
+
+
+def section(claims: Sequence[Claim], tables_of: Callable[[str, str], Tables], models: Mapping[str, str]) -> str:
+    """Claims as a table in Markdown.
 
     Args:
+      claims: the sentences, a row each.
       tables_of: folder of a model, and name of a card → its recorded tables, empty where there are none.
       models: folder → name of a model.
     """
     lines = [f"| finding | {' | '.join(models.values())} |", "|---" * (1 + len(models)) + "|"]
-    for claim in CLAIMS:
+    for claim in claims:
         cells = []
         for model in models:
             tables = tables_of(model, claim.card)
             holds, said = claim.judge(tables) if tables else (None, "not yet recorded")
-            cells.append(said if holds is None else f"{'yes' if holds else '**no**'}: {said}")
+            cells.append(f"{WORDS[holds]}: {said}" if tables else said)
         lines.append(f"| {claim.says} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

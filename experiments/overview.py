@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from findings import Tables, section
+from findings import CLAIMS, Tables, section
+from question_findings import QUESTIONS
 from summaries import ITEMS, paper_hours
 
 from onestep_jax.experiment import cards as experiment
@@ -47,6 +48,12 @@ VERDICTS = """## What holds
 
 [`findings.py`](findings.py) judges sentences of the paper from the same tables. What does not hold on these models may
 hold on larger ones, and what holds here may not.
+"""
+
+QUESTION_VERDICTS = """## What the field asked
+
+[`question_findings.py`](question_findings.py) judges sentences of the paper's successors, most of them about the
+autoregressive case, and guesses that lie near. Few texts were fitted for each, so a *yes* is a hint.
 """
 
 COMMANDS = """## Commands
@@ -131,9 +138,13 @@ def page() -> str:
     """The whole page."""
     names = list(MODELS.values())
     found = [f"| card | paper | {' | '.join(names)} |", "|---|---|" + "---|" * len(names), *map(row, ITEMS)]
-    verdicts = section(lambda model, name: read_tables(HERE / "results" / model / name), MODELS)
+
+    def tables_of(model: str, name: str) -> Tables:
+        return read_tables(HERE / "results" / model / name)
+
+    verdicts, answers = (section(claims, tables_of, MODELS) for claims in (CLAIMS, QUESTIONS))
     run = ["| card | model | command | texts | took | protocol | paper's size |", "|---" * 7 + "|", *commands()]
-    return "\n".join([HEAD, *found, "", VERDICTS, verdicts, COMMANDS, *run, ""])
+    return "\n".join([HEAD, *found, "", VERDICTS, verdicts, QUESTION_VERDICTS, answers, COMMANDS, *run, ""])
 
 
 def main() -> None:

@@ -226,3 +226,25 @@ def test_vectors_of_a_text_are_nearest_only_beyond_chance(monkeypatch, own, hold
     assert judged == holds
     assert f"{own[0]:.2f} against 0.95 and 0.96" in said
     assert f"{own[2]} pairs of a text" in said
+
+
+@pytest.mark.parametrize(("trained", "fresh", "holds"), [("32", "32", None), ("32", "20.5", True), ("16", "16", False)])
+def test_what_all_reach_is_no_verdict(monkeypatch, trained, fresh, holds):
+    monkeypatch.syspath_prepend(FOLDER)
+    import findings
+    import question_findings
+
+    tables = {
+        "control_untrained_models": [
+            {"weights": "trained", "part": "none", "c_tokens mean": trained},
+            {"weights": "init", "part": "all", "c_tokens mean": fresh},
+            {"weights": "init", "part": "mlp", "c_tokens mean": "0"},
+        ],
+        "control_untrained": [{"length": "16"}, {"length": "32"}],
+    }
+    claim = findings.Claim("control_untrained", "Fresh weights hold less", question_findings._holds_less("init"))
+    judged, _ = claim.judge(tables)
+    assert judged is holds
+    page = findings.section([claim], lambda model, card: tables, {"one": "One"})
+    assert f"| {findings.WORDS[holds]}: " in page
+    assert "| not yet recorded |" in findings.section([claim], lambda model, card: {}, {"one": "One"})
