@@ -71,10 +71,13 @@ def _relations_are_cheap(tables: Tables) -> Verdict:
     return accuracy >= float(none["accuracy mean"]) - 0.01 and times <= DEARER, said
 
 
-def _holds_less(kind: str) -> Callable[[Tables], Verdict]:
+def _holds_less(kind: str, part: str = "all") -> Callable[[Tables], Verdict]:
+    """Whether these weights, of the whole model or of a part alone, cost capacity."""
+
     def judge(tables: Tables) -> Verdict:
-        rows = [row for row in tables["control_untrained_models"] if row.get("part", "all") in ("all", "none")]
-        trained, other = (number(rows, "c_tokens mean", weights=weights) for weights in ("trained", kind))
+        rows = [{"part": "all"} | row for row in tables["control_untrained_models"]]
+        trained = number(rows, "c_tokens mean", weights="trained")
+        other = number(rows, "c_tokens mean", weights=kind, part=part)
         longest = max(int(row["length"]) for row in tables["control_untrained"])
         if trained == other == longest:
             return None, f"all reach the longest length, {longest} tokens"
@@ -133,6 +136,9 @@ QUESTIONS = (
     Claim("meaning", "arXiv:2602.18301: relations cost little", _relations_are_cheap),
     Claim("control_untrained", "Trained weights in random order hold less than trained ones", _holds_less("permuted")),
     Claim("control_untrained", "Fresh weights hold less than trained ones", _holds_less("init")),
+    Claim("control_untrained", "Fresh weights in the head alone cost capacity", _holds_less("init", "head")),
+    Claim("control_untrained", "Fresh weights in the attention alone cost capacity", _holds_less("init", "attention")),
+    Claim("control_untrained", "Fresh weights in the MLPs alone cost capacity", _holds_less("init", "mlp")),
     Claim("dynamics", "Capacity grows with training", _of_training),
     Claim("knockout", "Some layers do without seeing `e`", _some_layers_need_no_e),
     Claim("prefix_suffix", "More tokens fit behind the text's own beginning", _own_prefix_helps),
