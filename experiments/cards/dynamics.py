@@ -177,4 +177,9 @@ def _draw(study: Study, config: Config, rows: list[dict[str, Any]], by_length: l
                 axis.set_xlim(-0.3, 1.6 * at.max() + 0.3)
                 axis.set(xlabel="training step")
             else:
-                axis.set_xticks(range(len(rows)), [row["checkpoint"][-24:] for row in rows], rotation=20, ha="right")
+                axis.set_xticks(range(len(rows)), [_short(row) for row in rows], rotation=20, ha="right")
+
+
+def _short(row: dict[str, Any]) -> str:
+    """A checkpoint for an axis: its step, or the last part of its name."""
+    return str(row["checkpoint"]).rstrip("/").rpartition("/")[2][-24:] if row["step"] is None else f"step {row['step']}"
