@@ -103,10 +103,11 @@ def _some_layers_need_no_e(tables: Tables) -> Verdict:
 def _own_prefix_helps(tables: Tables) -> Verdict:
     rows = {row["prefix"]: row for row in tables["prefix_suffix"]}
     tokens = {name: float(row["tokens mean"]) for name, row in rows.items()}
-    if all(row["texts at the longest length"] == row["texts"] for row in rows.values()):
-        return None, f"all reach the longest length, {max(tokens.values()):.0f} tokens"
-    said = ", ".join(f"{name} {value:.1f}" for name, value in tokens.items())
-    return tokens["true"] > max(tokens["other"], tokens["bos"]), f"mean tokens behind {said}"
+    best = max(("other", "bos"), key=lambda name: tokens[name])
+    said = "mean tokens behind " + ", ".join(f"{name} {value:.1f}" for name, value in tokens.items())
+    if all(rows[name]["texts at the longest length"] == rows[name]["texts"] for name in ("true", best)):
+        return None, f"{said}, the longest length tried"
+    return tokens["true"] > tokens[best], said
 
 
 def _surprise_costs(tables: Tables) -> Verdict:

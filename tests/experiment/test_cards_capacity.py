@@ -181,7 +181,7 @@ def test_dynamics_of_fresh_and_trained_weights(tmp_path: Path, two_layers: Model
     tables = smoke("dynamics", tmp_path, two_layers, "--models", ends)
     fresh, trained = tables["dynamics"]
     assert (fresh["step"], trained["step"]) == ("", "")
-    assert fresh["nats per token"] > trained["nats per token"] + 2
+    assert fresh["nats per token"] > trained["nats per token"] + 3
     assert trained["c_tokens mean"] >= fresh["c_tokens mean"] > 0
 
 

@@ -248,3 +248,15 @@ def test_what_all_reach_is_no_verdict(monkeypatch, trained, fresh, holds):
     page = findings.section([claim], lambda model, card: tables, {"one": "One"})
     assert f"| {findings.WORDS[holds]}: " in page
     assert "| not yet recorded |" in findings.section([claim], lambda model, card: {}, {"one": "One"})
+
+
+@pytest.mark.parametrize(("own", "other", "holds"), [("32", "32", None), ("32", "16", True), ("16", "32", False)])
+def test_prefixes_are_told_apart_below_the_longest_length(monkeypatch, own, other, holds):
+    monkeypatch.syspath_prepend(FOLDER)
+    import question_findings
+
+    rows = [
+        {"prefix": name, "texts": "3", "tokens mean": tokens, "texts at the longest length": str(3 * (tokens == "32"))}
+        for name, tokens in (("true", own), ("other", other), ("bos", "16"))
+    ]
+    assert question_findings._own_prefix_helps({"prefix_suffix": rows})[0] is holds
