@@ -6,7 +6,7 @@ A claim is judged from the tables of one card and says by how much. Cards withou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 Rows = list[dict[str, str]]
@@ -64,28 +64,49 @@ def _sharing(leaf: str) -> Callable[[Tables], Verdict]:
     return judge
 
 
-def _own(tables: Tables, column: str, m: str = "own") -> dict[str, float]:
-    """A column of Table 3 by kind of text, as the grid found it."""
-    rows = pick(tables["table3"], method="grid", m=m)
-    return {row["texts from"].split(":")[0]: float(row[column]) for row in rows}
+def of_table3(tables: Tables, m: str) -> dict[str, dict[str, str]]:
+    """Row of Table 3 by kind of text; that of the grid, or of the search where there was no grid."""
+    rows = sorted(pick(tables["table3"], m=m), key=lambda row: row["method"], reverse=True)
+    return {row["texts from"].split(":")[0]: row for row in rows}
+
+
+def _below(row: dict[str, str], other: dict[str, str], column: str) -> bool | None:
+    """Whether a number of one row of Table 3 is less than that of another.
+
+    None where the one that would have to grow to change the answer can: it has texts that held the longest length
+    tried, so its number is a lower bound.
+    """
+    below = float(row[column]) < float(other[column])
+    could_grow = row if below else other
+    return None if float(could_grow["at the longest length"]) else below
+
+
+def _all(holds: Iterable[bool | None]) -> bool | None:
+    """Whether all hold; None where none fails and some cannot be told."""
+    found = list(holds)
+    return False if False in found else None if None in found else True
 
 
 def _own_above_shared(tables: Tables) -> Verdict:
-    own, shared = (_own(tables, "C_tokens mean", m) for m in ("own", "shared"))
-    said = ", ".join(f"{kind} {own[kind]:.1f} and {shared[kind]:.1f}" for kind in own)
-    return all(own[kind] > shared[kind] for kind in own), f"mean tokens own and shared: {said}"
+    own, shared = (of_table3(tables, m) for m in ("own", "shared"))
+    column = "C_tokens mean"
+    said = ", ".join(f"{kind} {float(own[kind][column]):.1f} and {float(shared[kind][column]):.1f}" for kind in own)
+    holds = _all(_below(shared[kind], own[kind], column) for kind in own)
+    return holds, f"mean tokens own and shared: {said}"
 
 
 def _random_below(tables: Tables) -> Verdict:
-    own = _own(tables, "C_tokens mean")
-    natural = [tokens for kind, tokens in own.items() if kind != "random"]
-    return own["random"] < min(natural), "mean " + ", ".join(f"{kind} {value:.1f}" for kind, value in own.items())
+    column, own = "C_tokens mean", of_table3(tables, "own")
+    said = ", ".join(f"{kind} {float(row[column]):.1f}" for kind, row in own.items())
+    random = own.pop("random")
+    return _all(_below(random, row, column) for row in own.values()), f"mean {said}"
 
 
 def _random_above(tables: Tables) -> Verdict:
-    own = _own(tables, "H_LM mean, nats")
-    natural = [nats for kind, nats in own.items() if kind != "random"]
-    return own["random"] > max(natural), "mean " + ", ".join(f"{kind} {value:.0f} nats" for kind, value in own.items())
+    column, own = "H_LM mean, nats", of_table3(tables, "own")
+    said = ", ".join(f"{kind} {float(row[column]):.0f} nats" for kind, row in own.items())
+    random = own.pop("random")
+    return _all(_below(row, random, column) for row in own.values()), f"mean {said}"
 
 
 def _less(tables: Tables) -> Verdict:

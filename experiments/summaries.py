@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from findings import Tables, number, pick
+from findings import Tables, number, of_table3, pick
 from question_summaries import (
     absorption,
     control,
@@ -68,8 +69,10 @@ def table2(tables: Tables) -> str:
 
 def table3(tables: Tables) -> str:
     said = []
-    for row in pick(tables["table3"], method="grid"):
-        said.append(f"{row['texts from'].split(':')[0]}, m {row['m']}: {row['C_tokens max']} tokens (mean "
+    of_m = {m: of_table3(tables, m) for m in ("own", "shared")}
+    for kind, m in itertools.product(of_m["own"], of_m):
+        row = of_m[m][kind]
+        said.append(f"{kind}, m {m}: {row['C_tokens max']} tokens (mean "
                     f"{float(row['C_tokens mean']):.0f}), {float(row['H_LM mean, nats']):.0f} nats")  # fmt: skip
     for row in tables.get("table3_search", []):
         said.append(

@@ -260,3 +260,34 @@ def test_prefixes_are_told_apart_below_the_longest_length(monkeypatch, own, othe
         for name, tokens in (("true", own), ("other", other), ("bos", "16"))
     ]
     assert question_findings._own_prefix_helps({"prefix_suffix": rows})[0] is holds
+
+
+CAPACITIES = ("C_tokens mean", "H_LM mean, nats", "at the longest length")
+
+
+@pytest.mark.parametrize(
+    ("random", "own", "shared", "holds"),
+    [
+        ((22, 142, 0), (24, 106, 0), (13, 60, 0), [True, True, True]),
+        ((32, 297, 0), (64, 280, 2), (48, 223, 1), [None, True, None]),
+        ((64, 297, 2), (48, 280, 0), (48, 223, 0), [False, False, True]),
+        ((32, 297, 0), (64, 300, 0), (70, 223, 0), [False, True, False]),
+    ],
+)
+def test_capacities_at_the_longest_length_are_lower_bounds(monkeypatch, random, own, shared, holds):
+    monkeypatch.syspath_prepend(FOLDER)
+    import findings
+
+    def row(texts: str, m: str, method: str, values: tuple[float, ...]) -> dict[str, str]:
+        numbers = dict(zip(CAPACITIES, map(str, values), strict=True))
+        return {"texts from": texts, "m": m, "method": method, **numbers}
+
+    rows = [
+        row("random", "own", "search", random),
+        row("random", "shared", "grid", (16, 90, 0)),
+        row("excerpts:books", "own", "search", (1, 1, 0)),
+        row("excerpts:books", "own", "grid", own),
+        row("excerpts:books", "shared", "grid", shared),
+    ]
+    judges = (findings._own_above_shared, findings._random_below, findings._random_above)
+    assert [judge({"table3": rows})[0] for judge in judges] == holds
