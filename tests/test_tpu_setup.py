@@ -155,6 +155,7 @@ def test_wheels_mean_no_network(host: Host):
     assert "--no-index --find-links wheels" in line
 
 
+@pytest.mark.long
 def test_failing_pip_fails(host: Host):
     (host.folder / "wheels").mkdir()
     done = host.run("--python", sys.executable, "--wheels", "wheels", PATH=os.environ["PATH"])

@@ -276,6 +276,7 @@ def test_every_way_of_a_sweep(tiny_folder: Path, token_lists, way):
     assert found["steps mean"] == np.mean(found["steps"])
 
 
+@pytest.mark.long
 def test_a_process_counts_its_own_start_and_memory(tiny_folder: Path, token_lists):
     task = {"model": str(tiny_folder), "dtype": "float32", "steps": 1, "slots": 2, "preset": "paper"}
     found = in_a_process(sweep.solve, task | {"way": "lockstep", "tokens": token_lists[:2]})

@@ -16,7 +16,9 @@ def command(words, **how):
 
 
 # Where nothing is buffered, argparse overlooks that its --help was not taken.
-FULL = [("--help", "")] + [(words, buffer) for words in ("status", "status --json", "decode") for buffer in ("", "1")]
+FULL = [("--help", ""), ("status", "1"), ("status --json", "")]
+# It loads all libraries in a process of its own.
+FULL += [pytest.param("decode", buffer, marks=pytest.mark.long) for buffer in ("", "1")]
 
 
 @pytest.mark.parametrize(("words", "unbuffered"), FULL)

@@ -73,6 +73,7 @@ def test_a_training_begins_there_and_says_so(worded, tmp_path):
             train_encoder(worded, TEXTS, tmp_path / "longer", design=start.design, start=other, **how)
 
 
+@pytest.mark.long
 def test_the_prefix_is_that_of_the_encoder(worded, tmp_path, monkeypatch):
     """An empty one too, on a model where one would be put in front; another one is refused."""
     monkeypatch.setattr(train, "resolve_prefix", lambda scheme, *_: given(scheme, [5]))

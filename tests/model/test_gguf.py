@@ -168,6 +168,7 @@ print(model.fingerprint, model.tokenizer("abc").input_ids)
 """
 
 
+@pytest.mark.long
 def test_torch_is_not_needed(llama: Model, path: Path):
     write_gguf(path, llama, MIXED)
     run = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, path], capture_output=True, text=True, check=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from onestep_jax import load_model, read_results
+from onestep_jax.cli.parser import main
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.reading import read_config, read_texts
@@ -19,10 +20,17 @@ from onestep_jax.store.status import read_status
 from onestep_jax.store.verify import verify
 
 
-def command(folder, texts, run):
+COUNT = 24
+
+
+def words(folder, texts, run):
     options = ["--model", folder, "--texts", texts, "--split", "lines", "--length", "8", "--run", run]
     options += ["--preset", "paper", "--steps", "1500", "--slots", "8", "--save-every", "0.2", "--seeds", "2"]
-    return [sys.executable, "-m", "onestep_jax.cli", "fit", *map(str, options)]
+    return ["fit", *map(str, options)]
+
+
+def command(folder, texts, run):
+    return [sys.executable, "-m", "onestep_jax.cli", *words(folder, texts, run)]
 
 
 def environment():
@@ -61,14 +69,14 @@ def wait_for(condition, process, seconds=120):
 def texts(tmp_path_factory):
     rng = np.random.default_rng(7)
     path = tmp_path_factory.mktemp("texts") / "lines.txt"
-    path.write_text("\n".join(" ".join(f"w{i}" for i in row) for row in rng.integers(60, size=(40, 8))) + "\n")
+    path.write_text("\n".join(" ".join(f"w{i}" for i in row) for row in rng.integers(60, size=(COUNT, 8))) + "\n")
     return path
 
 
 @pytest.fixture(scope="module")
 def untouched(tiny_folder, texts, tmp_path_factory):
     run = tmp_path_factory.mktemp("untouched") / "run"
-    subprocess.run(command(tiny_folder, texts, run), check=True, env=environment(), capture_output=True)
+    assert main(words(tiny_folder, texts, run)) == 0
     return read_results(run)
 
 
@@ -88,19 +96,19 @@ def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched,
     else:
         assert process.returncode == -signal.SIGKILL
     before = read_results(run)
-    assert 0 < len(before) < 40
+    assert 0 < len(before) < COUNT
     continued = in_flight(run)
     assert continued
     status = read_status(run)
-    assert (len(status.recorded), status.left, status.owner) == (len(before), 40 - len(before), None)
+    assert (len(status.recorded), status.left, status.owner) == (len(before), COUNT - len(before), None)
     assert {flight.index: flight.steps for flight in status.in_flight} == {
         index: task["trace"][-1][0] if task["trace"] else 0 for index, task in saved_tasks(run).items()
     }
 
     subprocess.run(command(tiny_folder, texts, run), check=True, env=environment(), capture_output=True)
     after = read_results(run)
-    assert [text.index for text in after] == list(range(40))
-    assert len({text.text_id for text in after}) == 40
+    assert [text.index for text in after] == list(range(COUNT))
+    assert len({text.text_id for text in after}) == COUNT
     for text in before:
         assert text.steps == after[text.index].steps
         for name, vector in text.vectors.items():
@@ -115,12 +123,12 @@ def test_interrupted_runs_end_like_untouched_ones(tiny_folder, texts, untouched,
 
 
 @pytest.mark.long
-def test_a_finished_run_is_left_alone(tiny_folder, texts, tmp_path):
+def test_a_finished_run_is_left_alone(tiny_folder, texts, tmp_path, capsys):
     run = tmp_path / "run"
-    arguments = [*command(tiny_folder, texts, run), "--limit", "3", "--json"]
-    first = subprocess.run(arguments, check=True, env=environment(), capture_output=True, text=True)
+    arguments = [*words(tiny_folder, texts, run), "--limit", "3", "--json"]
+    assert main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
     files = {path: path.stat().st_mtime_ns for path in (run / "results").iterdir()}
-    again = subprocess.run(arguments, check=True, env=environment(), capture_output=True, text=True)
+    assert main(arguments) == 0
     assert {path: path.stat().st_mtime_ns for path in (run / "results").iterdir()} == files
-    summaries = [json.loads(done.stdout) for done in (first, again)]
-    assert [summary["solved"] for summary in summaries] == [summaries[0]["solved"]] * 2
+    assert json.loads(capsys.readouterr().out)["solved"] == first["solved"]
