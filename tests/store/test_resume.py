@@ -19,7 +19,6 @@ from onestep_jax.store.saved_states import origin, own_states
 from onestep_jax.store.status import read_status
 from onestep_jax.store.verify import verify
 
-
 COUNT = 24
 
 
