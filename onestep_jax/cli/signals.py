@@ -6,7 +6,7 @@ main thread is in compiled code, such as XLA's compiler, Python runs no handler;
 signals from a pipe and ends the process by itself.
 
 A fit into a run directory puts a handler of its own in the place of this one, to save first. It is left alone at the
-first signal. A second signal ends the process whatever handler is there. Once Python takes the interpreter down, when
+first signal, and so is what the command has to say once it has saved. A second signal ends the process whatever handler is there. Once Python takes the interpreter down, when
 all work is done and told, it has no handlers: a signal kills the process without a line, and a shell shows the same
 status.
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -57,9 +58,15 @@ def _listen(heard: int) -> NoReturn:
     asked = False
     while True:
         for number in os.read(heard, 64):
-            if number in ENDING and (asked or signal.getsignal(number) is _end):
+            if number in ENDING and (asked or (signal.getsignal(number) is _end and not _heeded())):
                 _end(number)
             asked = asked or number in ENDING
+
+
+def _heeded() -> bool:
+    """Whether a fit was asked to save; this thread may wake only when it has done so and put `_end` back."""
+    heeded = getattr(sys.modules.get("onestep_jax.devices.stop_signals"), "HEEDED", None)  # importing it imports JAX
+    return heeded is not None and heeded.is_set()
 
 
 def _end(number: int, _frame: Any = None) -> NoReturn:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+HEEDED = threading.Event()  # set at the first signal that was taken as a request, and for good
+
 
 @contextmanager
 def signals_caught() -> Iterator[threading.Event]:
@@ -26,6 +28,7 @@ def signals_caught() -> Iterator[threading.Event]:
         if asked.is_set():
             signal.signal(number, before[number])
             signal.raise_signal(number)
+        HEEDED.set()
         asked.set()
 
     heeded = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]

@@ -153,6 +153,34 @@ def test_a_fit_saves_at_the_first_signal_and_ends_at_the_second(number):
     check_end(process, number)
 
 
+LISTENING_LATE = """
+import os, time, onestep_jax.cli.parser as parser
+from onestep_jax.devices.stop_signals import signals_caught
+read = os.read
+def late(pipe, size):
+    heard = read(pipe, size)
+    time.sleep(1.0)
+    return heard
+os.read = late
+
+def main(argv):
+    with signals_caught() as asked:
+        os.write(1, b"busy\\n")
+        asked.wait()
+    time.sleep(2.0)
+    return 75
+parser.main = main
+"""
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_fit_that_has_saved_before_the_signal_is_looked_at_ends_as_it_meant_to(number):
+    process = busy(LISTENING_LATE)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (75, "")
+
+
 def test_a_signal_that_is_ignored_stays_so():
     process = busy(f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n{SWALLOWING}")
     process.send_signal(signal.SIGINT)
