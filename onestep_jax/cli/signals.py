@@ -6,9 +6,9 @@ main thread is in compiled code, such as XLA's compiler, Python runs no handler;
 signals from a pipe and ends the process by itself.
 
 A fit into a run directory puts a handler of its own in the place of this one, to save first. It is left alone at the
-first signal, and so is what the command has to say once it has saved. A second signal ends the process whatever handler is there. Once Python takes the interpreter down, when
-all work is done and told, it has no handlers: a signal kills the process without a line, and a shell shows the same
-status.
+first signal, and so is what the command has to say once it has saved. A second signal ends the process whatever handler
+is there. Once Python takes the interpreter down, when all work is done and told, it has no handlers: a signal kills the
+process without a line, and a shell shows the same status.
 
 This file is imported before all others, so it imports only what starts in milliseconds. A signal that comes earlier,
 while the interpreter starts and this file is imported (a hundredth of a second each), is the interpreter's own affair:
