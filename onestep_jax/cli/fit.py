@@ -222,7 +222,7 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
 def _join(args: argparse.Namespace) -> None:
     """Join the job of several processes, before anything else asks JAX for its devices."""
     if args.distributed:
-        join_job(coordinator=args.coordinator, processes=args.processes, process=args.process)
+        join_job(coordinator=args.coordinator, processes=args.processes, process=args.process, say=say_line)
         return
     for name in ("coordinator", "processes", "process"):
         if getattr(args, name) is not None:

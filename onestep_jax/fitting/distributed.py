@@ -25,6 +25,7 @@ from onestep_jax.store.run import Run
 # first exit.
 SHUTDOWN_SECONDS = 24 * 3600
 JOIN_SECONDS = 300.0
+TELL_SECONDS = 10.0  # a process that waits so long for the others says so
 # How often a process that waits reads what the others have recorded: at most every two seconds, and for at most a tenth
 # of the time, because a large run in an object store takes a while to read.
 LOOK_SECONDS = 2.0
@@ -37,6 +38,7 @@ def join_job(
     process: int | None = None,
     *,
     seconds: float = JOIN_SECONDS,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Join a job of several processes; to be called before any other use of JAX.
 
@@ -47,6 +49,7 @@ def join_job(
       processes: how many.
       process: which one this is, from 0.
       seconds: to wait for the other processes.
+      say: receives a line where they are not there at once.
 
     Raises:
       UserError: if one of the arguments is missing or wrong, or JAX cannot start.
@@ -63,7 +66,7 @@ def join_job(
         if process == 0:
             _check_port_is_free(coordinator)
     before = signal.getsignal(signal.SIGTERM)
-    _initialize(coordinator, processes, process, seconds)
+    _initialize(coordinator, processes, process, seconds, say)
     # JAX has installed a handler of its own. It would swallow a SIGTERM that comes before a fit has something to save.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
@@ -88,7 +91,13 @@ def _check_port_is_free(coordinator: str) -> None:
         raise UserError(f"--coordinator {coordinator}: cannot listen there ({reason}); {_cure(coordinator)}") from error
 
 
-def _initialize(coordinator: str | None, processes: int | None, process: int | None, seconds: float) -> None:
+def _initialize(
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    seconds: float,
+    say: Callable[[str], None] | None,
+) -> None:
     """Start `jax.distributed` in a thread: where others do not come it aborts the process instead of raising."""
     errors: list[Exception] = []
 
@@ -106,7 +115,11 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
 
     thread = threading.Thread(target=start, name="onestep-join", daemon=True)
     thread.start()
-    thread.join(seconds)
+    told = min(TELL_SECONDS, seconds / 2)
+    thread.join(told)
+    if thread.is_alive() and say is not None:
+        say(f"onestep: waiting for the other processes of the job, {seconds - told:g} s more at most")
+    thread.join(seconds - told)
     if thread.is_alive():
         missing = f"not all of {processes} processes came" if process == 0 else f"no answer from {coordinator}"
         cure = f"start processes 0 to {(processes or 1) - 1}, each with the same --coordinator"

@@ -96,6 +96,7 @@ def test_a_peer_that_never_comes(process, said):
         port = free.getsockname()[1]
     code, lines, seconds = joined(port, 2, process)
     assert code == 2
+    assert "onestep: waiting for the other processes of the job, 2 s more at most" in lines
     assert said in lines[-1]
     assert "start processes 0 to 1" in lines[-1]
     assert not any("Traceback" in line or "Check failed" in line for line in lines)

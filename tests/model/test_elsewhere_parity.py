@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,30 +24,38 @@ WORDS = ["The tide went out at noon and left", "Ein Boot fuhr an das andere Ufer
 SCHEMES = [OneStep(prefix="bos"), OneStep("unguided-e"), ManyVectors(2, 2), Projected(ManyVectors(2), 8, "own")]
 
 
-def printed(folder: Path, model: str) -> str:
+@pytest.fixture
+def printed(tmp_path: Path, monkeypatch, capsys) -> Callable[[str], str]:
+    """What the script prints for a model and the inputs in `tmp_path`; here, where PyTorch is already imported."""
     (script,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    (folder / "script.py").write_text(script, encoding="utf-8")
-    command = [sys.executable, "script.py", str(locate(model)), "inputs.safetensors"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=True).stdout
+
+    def run(model: str) -> str:
+        words = ["script.py", str(locate(model)), str(tmp_path / "inputs.safetensors")]
+        monkeypatch.setattr(sys, "argv", words)
+        capsys.readouterr()
+        exec(compile(script, str(PAGE), "exec"), {"__name__": "__main__"})
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_the_script_prints_the_texts_of_a_fit(tmp_path, two_layers: Model, scheme):
+def test_the_script_prints_the_texts_of_a_fit(tmp_path, two_layers: Model, printed, scheme):
     results = fit(two_layers, WORDS, scheme=scheme, steps=400)
     assert results.accuracy.min() == 1
     write_vectors(results, tmp_path / "inputs.safetensors", inputs=input_rows(two_layers, results))
-    assert printed(tmp_path, two_layers.source) == "".join(f"{text}\n" for text in WORDS)
+    assert printed(two_layers.source) == "".join(f"{text}\n" for text in WORDS)
 
 
-def test_the_script_prints_what_is_predicted_after_the_text_itself(tmp_path, two_layers: Model):
+def test_the_script_prints_what_is_predicted_after_the_text_itself(tmp_path, two_layers: Model, printed):
     results = fit(two_layers, WORDS, scheme=Cramming(2), steps=40)
     write_vectors(results, tmp_path / "inputs.safetensors", inputs=input_rows(two_layers, results))
     printed_here = "".join(f"{text.text}\n" for text in decode(two_layers, results))
-    assert printed(tmp_path, two_layers.source) == printed_here
+    assert printed(two_layers.source) == printed_here
 
 
-def test_the_script_prints_what_an_encoder_gives(tmp_path):
+def test_the_script_prints_what_an_encoder_gives(tmp_path, printed):
     model = load_model("default", dtype="float32")
     results = encode(model, load_encoder("default", model), WORDS, length=8)
     write_vectors(results, tmp_path / "inputs.safetensors", inputs=input_rows(model, results))
-    assert printed(tmp_path, model.source) == "".join(f"{text.text}\n" for text in decode(model, results))
+    assert printed(model.source) == "".join(f"{text.text}\n" for text in decode(model, results))
