@@ -103,6 +103,12 @@ def line_length(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
     return float(np.linalg.norm(_flat(second) - _flat(first)))
 
 
+def rms_distance(first: Leaves, second: Leaves) -> Array:
+    """Root mean square of the differences of all numbers of two points."""
+    squares = [jnp.square(p1 - p2) for p1, p2 in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)]
+    return jnp.sqrt(sum(map(jnp.sum, squares), jnp.float32(0)) / sum(square.size for square in squares))
+
+
 def _flat(point: Mapping[str, Any]) -> np.ndarray:
     return np.concatenate([np.ravel(np.asarray(point[name], np.float64)) for name in sorted(point)])
 
@@ -162,7 +168,12 @@ def start(method: Method, params: Params, pair: PaddedPair) -> CurveState:
 
 
 def train(method: Method, params: Params, pair: PaddedPair, state: CurveState, count: Array, seed: Array) -> CurveState:
-    """Make `count` updates of the control point, and keep it if its loss is the least so far."""
+    """Make `count` updates of the control point, and keep it if its loss is the least so far.
+
+    An update is in units of the distance of the two ends: solutions of one optimiser lie four times as far apart as
+    those of another, and the way that the control point has to go grows with this distance.
+    """
+    unit = rms_distance(pair.first, pair.second)
     key = jax.random.key(seed)
     for word in pair.words:
         key = jax.random.fold_in(key, word)
@@ -174,6 +185,7 @@ def train(method: Method, params: Params, pair: PaddedPair, state: CurveState, c
         taus = (jnp.arange(method.samples) + shift) / method.samples
         gradient = jax.grad(expected_loss)(control, method, params, pair, taus)
         change, adam = method.optimizer.update(gradient, adam, control)
+        change = jax.tree.map(lambda leaf: unit * leaf, change)
         return optax.apply_updates(control, change), adam, step + 1  # pyright: ignore[reportReturnType]
 
     control, adam, step = jax.lax.fori_loop(0, count, update, (state.control, state.optimizer, state.step))

@@ -153,6 +153,14 @@ def test_only_the_control_point_is_trained(tiny: Model, solutions: list[TextResu
     assert all(np.abs(found.control[name] - middle[name]).max() > 0.01 for name in ("e", "m"))
 
 
+def test_an_update_is_in_units_of_the_distance_of_the_ends(tiny: Model, pair: Pair):
+    (found,) = connect(tiny, ONE, [pair], **SETTINGS | {"steps": 1, "learning_rate": 0.01})
+    middle, distances = segment(pair.first, pair.second, 0.5), [pair.second[name] - pair.first[name] for name in "em"]
+    unit = np.sqrt(np.mean(np.square(np.concatenate([leaf.ravel() for leaf in distances]))))
+    for name in "em":  # the first update of Adam has the size of the rate in each component
+        np.testing.assert_allclose(np.abs(found.control[name] - middle[name]), 0.01 * unit, rtol=1e-2)
+
+
 def test_the_best_control_point_is_kept(tiny: Model, pair: Pair):
     losses: list[float] = []
     settings = SETTINGS | {"learning_rate": lambda step: jnp.where(step < 60, 0.03, 30.0), "steps": 100}
