@@ -154,7 +154,7 @@ def _cost(trained: Mapping[str, Any], design: Design) -> int:
     reading = 0.0 if design.reader == "none" else recipe.get("reading", 0.0)
     mean = 1 + (1 - reading) * design.corrections
     before: dict[str, Any] = dict(trained.get("start", {}))
-    earlier = _cost(before.get("trained", {}), design) if before else 0
+    earlier = _cost(before["trained"], Design.from_description(before["design"])) if before else 0
     return round(trained.get("updates", 0) * recipe.get("batch", 0) * mean) + earlier
 
 

@@ -119,7 +119,8 @@ def train_encoder(
         state = _run(trainer, snapshots, save_every, validate_every, progress)
         trained = _trained(trainer, state, data, (len(train), len(held)), pools[0])
         if start is not None:
-            trained |= {"start": {"fingerprint": start.fingerprint, "trained": dict(start.trained)}}
+            before = {"design": start.design.describe(), "trained": dict(start.trained)}
+            trained |= {"start": {"fingerprint": start.fingerprint, **before}}
         encoder = make_encoder(model, design, state.weights, trained)
         save_encoder(encoder, folder, dtype)
     return encoder
