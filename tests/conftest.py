@@ -102,6 +102,14 @@ def machine(request: pytest.FixtureRequest):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def signals_left_alone():
+    """What ends a process at its second signal stays for good, so a test calls `cli.parser.main`, not `cli.main`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onestep_jax.cli.end_by_signal", lambda: pytest.fail("call onestep_jax.cli.parser.main"))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Compiled programs of a module go with it where a worker holds more than a share of the memory."""

@@ -9,7 +9,7 @@ import pytest
 from encoders import DESIGN, SMALL, random_encoder, word_texts
 
 from onestep_jax import Design, UserError, encode, load_encoder, load_model, train_encoder
-from onestep_jax.cli import main
+from onestep_jax.cli.parser import main
 from onestep_jax.encoder import train
 from onestep_jax.encoder.folder import make_encoder
 from onestep_jax.encoder.growing import grown_design, grown_weights

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from onestep_jax import Model, OneStep, UserError, fit, generate, load_model, save_model
 from onestep_jax.analysis.knockout import masks
-from onestep_jax.cli import main
+from onestep_jax.cli.parser import main
 from onestep_jax.devices.placement import Mesh
 from onestep_jax.encoder.design import Design
 from onestep_jax.encoder.reading import init_reader, read
