@@ -62,13 +62,13 @@ def test_a_job_that_cannot_be_by_options(words, said, capsys, tmp_path, monkeypa
 JOIN = """
 import functools, sys
 from onestep_jax.cli import fit, parser
-fit.join_job = functools.partial(fit.join_job, seconds=4.0)
+fit.join_job = functools.partial(fit.join_job, seconds=2.0)
 sys.exit(parser.main(sys.argv[1:]))
 """
 
 
 def joined(port, processes, process):
-    """A fit that waits four seconds for the others: exit status, lines on standard error, seconds."""
+    """A fit that waits two seconds for the others: exit status, lines on standard error, seconds."""
     job = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", processes, "--process", process]
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", JOIN, *FIT, *map(str, job)], capture_output=True, text=True)
@@ -88,7 +88,7 @@ def test_a_port_that_is_taken():
 
 @pytest.mark.parametrize(
     ("process", "said"),
-    [(0, "not all of 2 processes came within 4 s"), pytest.param(1, "no answer from", marks=pytest.mark.long)],
+    [(0, "not all of 2 processes came within 2 s"), pytest.param(1, "no answer from", marks=pytest.mark.long)],
 )
 def test_a_peer_that_never_comes(process, said):
     with socket.socket() as free:
@@ -96,7 +96,7 @@ def test_a_peer_that_never_comes(process, said):
         port = free.getsockname()[1]
     code, lines, seconds = joined(port, 2, process)
     assert code == 2
-    assert "onestep: waiting for the other processes of the job, 2 s more at most" in lines
+    assert "onestep: waiting for the other processes of the job, 1 s more at most" in lines
     assert said in lines[-1]
     assert "start processes 0 to 1" in lines[-1]
     assert not any("Traceback" in line or "Check failed" in line for line in lines)

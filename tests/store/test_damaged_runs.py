@@ -29,7 +29,7 @@ from onestep_jax.store.names import committed
 from onestep_jax.store.parts import part_files
 
 # Examples of the quick test, and of the long one: `ONESTEP_EXAMPLES=2000 pytest -m long` tries so many.
-SHORT, LONG = 8, int(os.environ.get("ONESTEP_EXAMPLES", "24"))
+SHORT, LONG = 4, int(os.environ.get("ONESTEP_EXAMPLES", "24"))
 TEXTS = 6
 
 

@@ -172,6 +172,7 @@ def remove_slowly(path):
     time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_looks_succeed_while_another_process_merges_and_removes_slowly(tmp_path, monkeypatch):
     """Status, verify and what a report reads, over and over, from the first part to the last removal."""
     for module in (names, upkeep):

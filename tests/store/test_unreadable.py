@@ -260,6 +260,7 @@ assert verify(run).problems == []
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_another_user_who_may_not_read():
     folder = Path(tempfile.mkdtemp(dir="/tmp"))  # which others may enter, unlike pytest's own
