@@ -13,8 +13,8 @@ each, all pairs.
 
 How long the texts are and how π is trained, our notes on the paper do not say; 128 tokens, 1,000 updates with a
 learning rate that decays to zero as a cosine, from a thirtieth of the distance of the two solutions (root mean square
-of their components), and four τ in each are taken here. A point is e and m together,
-both of the text's own. Solutions that are not exact are left out, and counted.
+of their components), and four τ in each are taken here. A point is e and m together, both of the text's own. Solutions
+that are not exact are left out, and counted.
 
 Writes figure7.csv (a row a way), figure7_pairs.csv (a row a pair), figure7_tau.csv (a row a point between the ends) and
 figure7.png.

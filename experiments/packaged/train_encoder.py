@@ -6,8 +6,8 @@ The texts are whole books; one of twenty is left out for validation. The first t
 whole derivative. The second begins with its weights, rounded to bfloat16, and adds four corrections; it takes the
 gradients inside them as constants. The same command goes on where it was stopped or killed. What `--work` holds, saved
 states and token ids, is needed for that alone. At the end the weights are written to `--out`, in bfloat16, with a model
-card that has the recipe, the hours and the figures. `onestep encode`,
-`onestep encoder eval` and `onestep demo --encode` take them from there.
+card that has the recipe, the hours and the figures. `onestep encode`, `onestep encoder eval` and `onestep demo
+--encode` take them from there.
 """
 
 from __future__ import annotations
