@@ -6,7 +6,8 @@ The paper ends with the wish for an encoder that makes the vectors without optim
 that its training has not seen, of several kinds and lengths: tokens and texts exact after K = 0, 1, 2, … corrections,
 and the horizon, the mean number of tokens before the first wrong one. Three floors stand beside it: its constant, from
 which every text begins; the vectors of another text; and the same encoder before its training. Then each text is fitted
-to the end by the same preset, from the encoder's vectors and from random ones. Its corrections count as evaluations.
+to the end by the same preset, from the encoder's vectors and from random ones. The corrections that a text took until
+it was exact count as evaluations.
 
 The cost of the training is counted in gradient evaluations of texts: 1 + K for each window. What it saves in each text
 says after how many texts it has paid for itself.
@@ -129,7 +130,7 @@ def _started(study: Study, config: Config, encoder: Encoder, name: str, texts: S
     scheme = OneStep(design.arrangement, prefix=design.prefix)
     start = study.fit(f"{name}-encoder", texts, scheme=scheme, start=encoded, **how)
     drawn = study.fit(f"{name}-random", texts, scheme=scheme, **how)
-    spent = float(start.steps.mean()) + design.corrections
+    spent = float(encoded.steps.mean() + start.steps.mean())
     row = {
         "length": length,
         "count": len(texts),

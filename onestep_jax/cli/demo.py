@@ -104,10 +104,10 @@ def _encode(args: argparse.Namespace, model: Model, folder: Path) -> int:
     from onestep_jax.encoder.folder import load_encoder
 
     encoder = load_encoder(args.encode, model)
-    length, steps = encoder.design.length, encoder.design.corrections
+    length = encoder.design.length
     texts = [json.loads(line) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
     strings, kinds = [text["text"] for text in texts], [text["kind"] for text in texts]
-    read, mended = (encode(model, encoder, strings, length=length, refine=count) for count in (0, steps))
+    read, mended = (encode(model, encoder, strings, length=length, refine=most) for most in (0, None))
     with fitting_bar() as progress:
         fitted = fit(model, strings, length=length, start=mended, run=folder, progress=progress)
     shown = [decode(model, results) for results in (read, mended)]
@@ -118,27 +118,28 @@ def _encode(args: argparse.Namespace, model: Model, folder: Path) -> int:
             "text": one.expected,
             "encoded": one.text,
             "corrected": two.text,
-            "corrections": steps,
+            "corrections": start.steps,
             "accuracy": [one.accuracy, two.accuracy, result.accuracy],
             "steps": result.steps,
         }
-        for kind, one, two, result in zip(kinds, *shown, fitted, strict=True)
+        for kind, start, one, two, result in zip(kinds, mended, *shown, fitted, strict=True)
     ]
     if args.json:
         print(json_text({"texts": rows}))
     else:
-        _print_encoded(rows, length, steps, folder)
+        _print_encoded(rows, length, folder)
     return 0
 
 
-def _print_encoded(rows: list[dict[str, Any]], length: int, steps: int, folder: Path) -> None:
+def _print_encoded(rows: list[dict[str, Any]], length: int, folder: Path) -> None:
     from rich.table import Table
 
-    heads = ("kind", f"original ({length} tokens)", "encoded, one pass", f"after {steps} learned corrections")
+    heads = ("kind", f"original ({length} tokens)", "encoded, one pass", "after learned corrections")
     table = Table(*heads, "steps of fit to exact", show_lines=True)
     for row in rows:
         ways = zip(("encoded", "corrected"), row["accuracy"], strict=False)
         cells = [f"{row[name]}\n{share:.0%}" for name, share in ways]
+        cells[-1] += f" after {row['corrections']}"
         table.add_row(row["kind"], row["text"], *cells, str(row["steps"]))
     console().print(table)
     exact = sum(row["accuracy"][-1] == 1 for row in rows)

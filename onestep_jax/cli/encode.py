@@ -20,7 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_number(
         parser, "--length", errors.SIZE, required=True, metavar="N", help="tokens of each text to keep, its first ones"
     )
-    add_number(parser, "--refine", CORRECTIONS, metavar="K", help="learned corrections to make (default: all it has)")
+    add_number(
+        parser, "--refine", CORRECTIONS, metavar="K", help="most learned corrections of a text (default: all it has)"
+    )
     parser.add_argument(
         "--run", type=run_option, required=True, metavar="DIR", help="run directory, created or gone on with"
     )

@@ -14,6 +14,7 @@ momentum does. A step costs one gradient evaluation, as a step of `fit` does.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -111,6 +112,41 @@ def score(
     return Scored(nats=nats_T.mean(), predicted_T=argmax(logits_TV))
 
 
+def correction(
+    network: Network,
+    design: Design,
+    frozen: Params,
+    weights: Weights,
+    past: Past | None,
+    tokens_T: Array,
+    temperature: float = 1.0,
+    first_order: bool = False,
+) -> Callable[[tuple[Array, Array], Weights], tuple[tuple[Array, Array], tuple[Array, Scored]]]:
+    """One correction of a text, for the arguments see `correct`.
+
+    Returns:
+      ((z_LD, the gradient before, with rows of root mean square 1, (S,)), weights of the step) → (both after it,
+      (z_LD as it was, what the decoder makes of that)).
+    """
+
+    def loss(z_LD: Array) -> tuple[Array, Scored]:
+        scored = score(network, design, frozen, past, z_LD, tokens_T, temperature)
+        return scored.nats, scored
+
+    def step(carry: tuple[Array, Array], weight: Weights) -> tuple[tuple[Array, Array], tuple[Array, Scored]]:
+        z_LD, before_S = carry
+        gradient_LD, scored = jax.grad(loss, has_aux=True)(z_LD)
+        if first_order:
+            gradient_LD = jax.lax.stop_gradient(gradient_LD)
+            scored = scored._replace(nats=_with_gradient(scored.nats, gradient_LD, z_LD))
+        unit_S = unit_rows(gradient_LD).reshape(-1)
+        moved_S = unit_rows(z_LD - weights["constant"]).reshape(-1) if design.step == "network" else unit_S
+        change_S = _change(design, weights, weight, unit_S, before_S, moved_S)
+        return (z_LD - change_S.reshape(z_LD.shape), unit_S), (z_LD, scored)
+
+    return step
+
+
 def correct(
     network: Network,
     design: Design,
@@ -141,28 +177,14 @@ def correct(
       (L, D), and z before each step with what the decoder made of it, their leaves (steps, …).
     """
 
-    def loss(z_LD: Array) -> tuple[Array, Scored]:
-        scored = score(network, design, frozen, past, z_LD, tokens_T, temperature)
-        return scored.nats, scored
-
-    def step(carry: tuple[Array, Array], weight: Weights) -> tuple[tuple[Array, Array], tuple[Array, Scored]]:
-        z_LD, before_S = carry
-        gradient_LD, scored = jax.grad(loss, has_aux=True)(z_LD)
-        if first_order:
-            gradient_LD = jax.lax.stop_gradient(gradient_LD)
-            scored = scored._replace(nats=_with_gradient(scored.nats, gradient_LD, z_LD))
-        unit_S = unit_rows(gradient_LD).reshape(-1)
-        moved_S = unit_rows(z_LD - weights["constant"]).reshape(-1) if design.step == "network" else unit_S
-        change_S = _change(design, weights, weight, unit_S, before_S, moved_S)
-        return (z_LD - change_S.reshape(z_LD.shape), unit_S), (z_LD, scored)
-
     taken = design.corrections if steps is None else steps
     if not taken:
         none = Scored(jnp.zeros(0), jnp.zeros((0, len(tokens_T)), jnp.int32))
         return z_LD, (jnp.zeros((0, *z_LD.shape)), none)
     some = jax.tree.map(lambda leaf: leaf[:taken], weights["steps"])
-    taking = jax.checkpoint(step) if remat else step
-    (z_LD, _), passed = jax.lax.scan(taking, (z_LD, jnp.zeros(z_LD.size, z_LD.dtype)), some)
+    step = correction(network, design, frozen, weights, past, tokens_T, temperature, first_order)
+    step = jax.checkpoint(step) if remat else step
+    (z_LD, _), passed = jax.lax.scan(step, (z_LD, jnp.zeros(z_LD.size, z_LD.dtype)), some)
     return z_LD, passed
 
 

@@ -55,14 +55,15 @@ def encode(
       texts: strings, or lists of token ids.
       length: tokens of each text to keep; None for all. Texts longer than the encoder was trained for are encoded with
         a warning.
-      refine: corrections, at most those of the encoder, which is the default; each is one gradient evaluation. Of the
-        vectors on the way the best are kept: most tokens exact, then the lowest loss.
+      refine: the most corrections of a text, by default those that the encoder has; each is one gradient evaluation. A
+        text that is exact takes no more. Else the best vectors on the way are kept: most tokens exact, then the lowest
+        loss.
       run: run directory to record in; an existing one is gone on with.
       batch: texts at a time.
       progress: called with the numbers of texts done and in all.
 
     Returns:
-      Results of status "encoded", or "refined" after corrections, in source order.
+      Results of status "encoded", or "refined" after corrections, in source order; `steps` are those that were made.
 
     Raises:
       UserError: for texts that cannot be encoded, an encoder of another model, or a run directory of another run.
@@ -157,14 +158,14 @@ class _Work:
         program, began = Program(model.network, self.encoder.design), time.perf_counter()
         made: dict[int, TextResult] = {}
         for rows, ways in ways_of(
-            program, model.params, self.encoder.weights, chosen, self.steps, self.batch, progress
+            program, model.params, self.encoder.weights, chosen, self.steps, self.batch, progress, stop=True
         ):
-            seconds = (time.perf_counter() - began) / len(rows)
-            for row, way in zip(rows, _each(ways), strict=True):
+            spent, points = time.perf_counter() - began, sum(len(way.nats_K) for way in ways)
+            for row, way in zip(rows, ways, strict=True):
                 about = {"index": indices[row], "text_id": ids[indices[row]], "tokens": chosen[row], "prefix": prefix}
                 known = np.full(len(chosen[row]) - len(nats[row].nats), np.nan, np.float32)
                 about |= {"nats": np.concatenate([known, nats[row].nats]), "h_lm": nats[row].total}
-                made[row] = self._result(about, way, seconds)
+                made[row] = self._result(about, way, spent * len(way.nats_K) / points)
             began = time.perf_counter()
         results = [made[row] for row in range(len(chosen))]
         decoded = decode(model, results, scheme=self.scheme)
@@ -174,17 +175,18 @@ class _Work:
         """The best vectors on the way of one text."""
         hits_KT = way.predicted_KT == about["tokens"]
         accuracy_K = hits_KT.mean(axis=1)
-        best = max(range(self.steps + 1), key=lambda k: (accuracy_K[k], -way.nats_K[k]))
+        steps = len(way.nats_K) - 1
+        best = max(range(steps + 1), key=lambda k: (accuracy_K[k], -way.nats_K[k]))
         first_hit = np.where(hits_KT.any(axis=0), hits_KT.argmax(axis=0), -1)
-        status = REFINED if self.steps else ENCODED
+        status = REFINED if steps else ENCODED
         loss, accuracy = float(way.nats_K[best]), float(accuracy_K[best])
-        trace = np.stack([np.arange(self.steps + 1), way.nats_K, accuracy_K], axis=1).astype(float)
+        trace = np.stack([np.arange(steps + 1), way.nats_K, accuracy_K], axis=1).astype(float)
         trial = Trial(
             seed=0,
             status=status,
             accuracy=accuracy,
             loss=loss,
-            steps=self.steps,
+            steps=steps,
             best_step=best,
             trace=trace,
             first_hit=first_hit.astype(np.int32),
@@ -196,18 +198,13 @@ class _Work:
             accuracy=accuracy,
             c_tokens=int(hits_KT[best].sum()),
             loss=loss,
-            steps=self.steps,
+            steps=steps,
             best_step=best,
             seconds=seconds,
             seed=0,
             status=status,
             trials=(trial,),
         )
-
-
-def _each(ways: Way) -> list[Way]:
-    """The way of each text of a batch."""
-    return [Way(*(leaf[i] for leaf in ways)) for i in range(len(ways.nats_K))]
 
 
 def _settled(text: TextResult, decoded: Decoded) -> TextResult:

@@ -10,13 +10,15 @@ import jax
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
+from onestep_jax.encoder.corrections import Scored, correction, score
 from onestep_jax.encoder.design import Encoder, Weights
-from onestep_jax.encoder.objective import Figures, Program, Way, encode_text, mean_figures, past_of
-from onestep_jax.encoder.reading import check_room
+from onestep_jax.encoder.objective import Figures, Program, Way, mean_figures, past_of
+from onestep_jax.encoder.reading import check_room, read
 from onestep_jax.errors import UserError
-from onestep_jax.model.decoder import Array, Model, Params
+from onestep_jax.model.decoder import Array, Model, Params, Past
 
 BATCH = 32
+_BATCHES = 4  # whose texts go on together
 
 
 def ways_of(
@@ -27,36 +29,131 @@ def ways_of(
     steps: int,
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[list[int], Way]]:
-    """The ways of texts, of those of one length together, each batch as (indices, way with a leading axis).
+    stop: bool = False,
+) -> Iterator[tuple[list[int], list[Way]]]:
+    """The ways of texts, a group of one length at a time, as (indices, a way for each).
 
-    Each length is a program of its own, since an encoder reads no padding; so is the last batch of a length filled up.
-    Callers pin JAX's switches, since a generator runs after the function that made it has returned.
+    Each length has programs of its own, since an encoder reads no padding; so the last batch is filled up. Callers pin
+    JAX's switches, since a generator runs after the function that made it has returned.
+
+    Args:
+      program, frozen, weights: the decoder and the encoder.
+      texts: token ids.
+      steps: corrections.
+      batch: texts at a time.
+      progress: called with the numbers of texts done and in all.
+      stop: a text that is exact takes no more corrections, as a fit ends there.
     """
-    lengths, done = [len(ids) for ids in texts], 0
+    lengths, past, done = [len(ids) for ids in texts], _past(program, frozen), 0
+
+    def arrived(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None and count:
+            progress(done, len(texts))
+
     for length in sorted(set(lengths)):
         rows = [i for i, other in enumerate(lengths) if other == length]
-        for first in range(0, len(rows), batch):
-            chosen = rows[first : first + batch]
-            filled = chosen + chosen[:1] * (batch - len(chosen))
-            tokens_BT = np.stack([texts[i] for i in filled])
-            ways = _ways(program, frozen, weights, tokens_BT, steps)
-            done += len(chosen)
-            yield chosen, Way(*(np.asarray(leaf)[: len(chosen)] for leaf in ways))
-            if progress is not None:
-                progress(done, len(texts))
+        for first in range(0, len(rows), _BATCHES * batch):
+            chosen = rows[first : first + _BATCHES * batch]
+            tokens_NT = np.stack([texts[i] for i in chosen])
+            yield chosen, _group_ways(program, frozen, weights, past, tokens_NT, steps, batch, arrived, stop)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _ways(program: Program, frozen: Params, weights: Weights, tokens_BT: Array, steps: int) -> Way:
-    past = past_of(program, frozen)
-    return jax.vmap(lambda tokens_T: encode_text(program, frozen, weights, past, tokens_T, steps))(tokens_BT)
+def _group_ways(
+    program: Program,
+    frozen: Params,
+    weights: Weights,
+    past: Past | None,
+    tokens_NT: np.ndarray,
+    steps: int,
+    batch: int,
+    arrived: Callable[[int], None],
+    stop: bool,
+) -> list[Way]:
+    """The ways of texts of one length: all that are still going take a correction, batch by batch, then the next one.
+
+    `arrived` is told how many texts have ended. A batch that is not full repeats its rows.
+    """
+    texts, going = len(tokens_NT), np.arange(len(tokens_NT))
+    taken_N = np.full(texts, steps)
+    nats_KN = np.zeros((steps + 1, texts), np.float32)
+    predicted_KNT = np.zeros((steps + 1, *tokens_NT.shape), np.int32)
+    z_KNLD = np.zeros((steps + 1, texts, *weights["constant"].shape), np.float32)
+    before_NS = np.zeros((texts, weights["constant"].size), np.float32)
+    for rows in _batches(going, batch):
+        z_KNLD[0, rows] = _read(program, frozen, weights, tokens_NT[rows])
+    for k in range(steps + 1):
+        for rows in _batches(going, batch):
+            z_BLD, tokens_BT = z_KNLD[k, rows], tokens_NT[rows]
+            if k < steps:
+                before_BS = before_NS[rows]
+                after, scored = _correction(program, frozen, past, weights, np.int32(k), z_BLD, before_BS, tokens_BT)
+                z_KNLD[k + 1, rows], before_NS[rows] = after
+            else:
+                scored = _scored(program, frozen, past, z_BLD, tokens_BT)
+            nats_KN[k, rows], predicted_KNT[k, rows] = scored
+        exact = (predicted_KNT[k, going] == tokens_NT[going]).all(axis=1)
+        ending = exact & stop if k < steps else np.ones_like(exact)
+        taken_N[going[ending]] = k
+        arrived(int(ending.sum()))
+        going = going[~ending]
+    ends = taken_N + 1
+    return [Way(z_KNLD[:end, i], nats_KN[:end, i], predicted_KNT[:end, i]) for i, end in enumerate(ends)]
+
+
+def _batches(rows: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    """Rows in batches of one size."""
+    for first in range(0, len(rows), batch):
+        yield np.resize(rows[first : first + batch], batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _past(program: Program, frozen: Params) -> Past | None:
+    return past_of(program, frozen)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(program: Program, frozen: Params, weights: Weights, tokens_BT: Array) -> Array:
+    network, design = program.network, program.design
+    return jax.vmap(lambda tokens_T: read(network, design, frozen, weights, tokens_T))(tokens_BT)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scored(program: Program, frozen: Params, past: Past | None, z_BLD: Array, tokens_BT: Array) -> Scored:
+    network, design, temperature = program.network, program.design, program.temperature
+    return jax.vmap(lambda z_LD, tokens_T: score(network, design, frozen, past, z_LD, tokens_T, temperature))(
+        z_BLD, tokens_BT
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _correction(
+    program: Program,
+    frozen: Params,
+    past: Past | None,
+    weights: Weights,
+    k: Array,
+    z_BLD: Array,
+    before_BS: Array,
+    tokens_BT: Array,
+) -> tuple[tuple[Array, Array], Scored]:
+    """Correction k of a batch: vectors and gradients after it, and what the decoder made of the vectors before."""
+    network, design, temperature = program.network, program.design, program.temperature
+    own = jax.tree.map(lambda leaf: leaf[k], weights["steps"])
+
+    def one(z_LD: Array, before_S: Array, tokens_T: Array) -> tuple[tuple[Array, Array], Scored]:
+        take = correction(network, design, frozen, weights, past, tokens_T, temperature)
+        after, (_, scored) = take((z_LD, before_S), own)
+        return after, scored
+
+    return jax.vmap(one)(z_BLD, before_BS, tokens_BT)
 
 
 def all_ways(program: Program, frozen: Params, weights: Weights, tokens_BT: np.ndarray, steps: int) -> Way:
     """The ways of texts of one length, with a leading axis B."""
-    found = [ways for _, ways in ways_of(program, frozen, weights, list(tokens_BT), steps)]
-    return Way(*(np.concatenate(leaves) for leaves in zip(*found, strict=True)))
+    found = [way for _, ways in ways_of(program, frozen, weights, list(tokens_BT), steps) for way in ways]
+    return Way(*(np.stack(leaves) for leaves in zip(*found, strict=True)))
 
 
 def figures_of(program: Program, frozen: Params, weights: Weights, tokens_BT: np.ndarray, steps: int) -> Figures:

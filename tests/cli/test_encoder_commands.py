@@ -75,7 +75,7 @@ def test_the_demo_encodes_then_fits(tiny_folder, trained, tmp_path, capsys):
         assert (row["text_id"], row["corrections"], row["steps"]) == (text.text_id, 1, text.steps)
         assert row["accuracy"][-1] == text.accuracy
     assert main(words) == 0
-    assert "after 1 learned" in capsys.readouterr().out
+    assert "% after 1" in capsys.readouterr().out
 
 
 def test_eval_prints_a_row_for_each_length_and_number_of_corrections(tiny_folder, texts, trained, capsys):

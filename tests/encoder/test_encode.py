@@ -99,21 +99,41 @@ def test_results_are_those_of_the_parts(little, encoder, tokens, results):
     assert (results.model, results.source) == (little.fingerprint, "little")
 
 
+def emitted(model, tokens_T):
+    """An encoder that gives every text the same vectors, and what these emit."""
+    made = random_encoder(model, reader="none", prefix=PREFIX)
+    (read_only,) = encode(model, made, [tokens_T], refine=0, batch=1)
+    return made, read_only.predicted
+
+
+def stepping(model, made, size):
+    """The encoder with steps of that size."""
+    steps = {"diagonal": np.full((2, 64), size, np.float32)}
+    return make_encoder(model, made.design, made.weights | {"steps": steps}, {})
+
+
 def test_the_best_on_the_way_are_kept(little, tokens):
-    """Steps that lead away from targets that the reader's vectors emit; first hits are told."""
-    made = random_encoder(little, reader="none", prefix=PREFIX)
-    (before,) = encode(little, made, tokens[:1], refine=0, batch=1)
-    for size, best in ((50.0, 0), (0.0, 0)):
-        weights = made.weights | {"steps": {"diagonal": np.full((2, 64), -size, np.float32)}}
-        away = make_encoder(little, made.design, weights, {})
-        (text,) = encode(little, away, [before.predicted], batch=1)
-        assert text.best_step == best
-        assert text.accuracy == 1
-        np.testing.assert_array_equal(text.trials[0].first_hit, np.zeros(4))
-        assert (text.trials[0].trace[-1, 1] > text.loss) == (size > 0)
-    weights = made.weights | {"steps": {"diagonal": np.full((2, 64), 0.1, np.float32)}}
-    (text,) = encode(little, make_encoder(little, made.design, weights, {}), [before.predicted], batch=1)
-    assert text.best_step == 2  # equally exact, of a lower loss
+    """All but one token of the text are what the vectors emit; steps lead away, nowhere, or a little nearer."""
+    made, target = emitted(little, tokens[0])
+    target = np.where(np.arange(4) == 2, (target + 1) % 61, target).astype(np.int32)
+    for size in (-50.0, 0.0):
+        (text,) = encode(little, stepping(little, made, size), [target], batch=1)
+        assert (text.best_step, text.steps, text.accuracy, text.status) == (0, 2, 0.75, "refined")
+        np.testing.assert_array_equal(text.trials[0].first_hit, [0, 0, -1, 0])
+        assert (text.trials[0].trace[-1, 1] > text.loss) == (size < 0)
+    (text,) = encode(little, stepping(little, made, 0.02), [target], batch=1)
+    assert (text.best_step, text.accuracy) == (2, 0.75)  # equally exact, of a lower loss
+
+
+def test_a_text_that_is_exact_takes_no_more_corrections(little, tokens):
+    """As a fit ends there; its status says what was done, and the evaluations are those that were made."""
+    made, target = emitted(little, tokens[0])
+    ended, gone_on = encode(little, stepping(little, made, 0.02), [target, tokens[0]], batch=2)
+    assert (ended.status, ended.steps, ended.best_step, ended.accuracy) == ("encoded", 0, 0, 1)
+    assert ended.trials[0].trace.shape == (1, 3)
+    np.testing.assert_array_equal(ended.trials[0].first_hit, np.zeros(4))
+    assert (gone_on.status, gone_on.steps) == ("refined", 2)
+    assert 0 < ended.seconds < gone_on.seconds
 
 
 def test_texts_are_encoded_alike_alone_and_together(little, encoder, tokens, results):
@@ -122,7 +142,7 @@ def test_texts_are_encoded_alike_alone_and_together(little, encoder, tokens, res
         same([dataclasses.replace(alone, index=i)], [results[i]], exact=False)
     told = []
     encode(little, encoder, tokens, batch=1, progress=lambda *done: told.append(done))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert told == [(1, 3), (3, 3)]  # of 3 tokens, and of 4
 
 
 def test_fewer_corrections(little, encoder, tokens):

@@ -103,20 +103,50 @@ def test_texts_beyond_the_context(little, parts, room):
 
 
 def test_ways_of_texts_of_several_lengths(little, encoder, program):
-    """Each text once, with its own way, a batch of one length at a time."""
+    """Each text once, with its own way, texts of one length together."""
     rng = np.random.default_rng(1)
     texts = [rng.integers(61, size=length).astype(np.int32) for length in (3, 2, 3, 3, 2)]
     told = []
-    found = list(
-        ways_of(program, little.params, encoder.weights, texts, 0, batch=2, progress=lambda *done: told.append(done))
-    )
-    assert [rows for rows, _ in found] == [[1, 4], [0, 2], [3]]
-    assert told == [(2, 5), (4, 5), (5, 5)]
-    for rows, way in found:
-        for i, row in enumerate(rows):
+    given = (program, little.params, encoder.weights, texts, 0)
+    found = list(ways_of(*given, batch=2, progress=lambda *done: told.append(done)))
+    assert [rows for rows, _ in found] == [[1, 4], [0, 2, 3]]
+    assert told == [(2, 5), (5, 5)]
+    for rows, ways in found:
+        for row, way in zip(rows, ways, strict=True):
             begun = read(little.network, encoder.design, little.params, encoder.weights, jnp.asarray(texts[row]))
-            np.testing.assert_allclose(way.z_KLD[i, 0], begun, rtol=1e-4, atol=1e-5)
-        assert len(way.nats_K) == len(rows)
+            np.testing.assert_allclose(way.z_KLD[0], begun, rtol=1e-4, atol=1e-5)
+            assert len(way.nats_K) == 1
+
+
+def test_many_texts_are_a_group_after_the_other(little, encoder, program):
+    texts = list(np.random.default_rng(2).integers(61, size=(6, 2)).astype(np.int32))
+    found = ways_of(program, little.params, encoder.weights, texts, 0, batch=1)
+    assert [rows for rows, _ in found] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_a_text_that_is_exact_takes_no_more_corrections(little, encoder, program):
+    """Two texts are what the vectors emit as they are read. That they leave changes the batches of the others, but not
+    their ways."""
+    design = dataclasses.replace(DESIGN, reader="none", prefix=PREFIX)
+    constant = np.random.default_rng(3).normal(size=encoder.weights["constant"].shape).astype(np.float32)
+    still = {"constant": constant, "steps": {"diagonal": np.zeros((2, constant.size), np.float32)}}
+    program = program._replace(design=design)
+    drawn = list(np.random.default_rng(0).integers(61, size=(3, 4)).astype(np.int32))
+    ((_, ways),) = ways_of(program, little.params, still, drawn, 0, batch=3)
+    texts = [drawn[0], ways[0].predicted_KT[0], drawn[1], ways[0].predicted_KT[0], drawn[2]]
+    moving = still | {"steps": {"diagonal": np.full((2, constant.size), 0.05, np.float32)}}
+    ((_, whole),) = ways_of(program, little.params, moving, texts, 2, batch=2)
+    told = []
+    given = (program, little.params, moving, texts, 2)
+    ((_, ended),) = ways_of(*given, batch=2, progress=lambda *done: told.append(done), stop=True)
+    assert [len(way.nats_K) for way in whole] == [3] * 5
+    assert [len(way.nats_K) for way in ended] == [3, 1, 3, 1, 3]
+    assert told == [(2, 5), (5, 5)]
+    for way, before in zip(ended, whole, strict=True):
+        taken = len(way.nats_K)
+        np.testing.assert_allclose(way.z_KLD, before.z_KLD[:taken], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(way.nats_K, before.nats_K[:taken], rtol=1e-5)
+        np.testing.assert_array_equal(way.predicted_KT, before.predicted_KT[:taken])
 
 
 def test_numbers_of_corrections(encoder):
