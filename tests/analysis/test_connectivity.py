@@ -191,6 +191,7 @@ def test_seed_and_identities_decide(tiny: Model, pair: Pair, found: Connection):
         assert np.abs(first.control["m"] - other.control["m"]).max() > 1e-4
 
 
+@pytest.mark.long
 def test_all_pairs_of_a_padded_length_share_three_programs(tiny: Model, pair: Pair, monkeypatch: pytest.MonkeyPatch):
     traced: list[int] = []
 

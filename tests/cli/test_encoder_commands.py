@@ -52,6 +52,7 @@ def test_train_prints_the_figures_and_goes_on_from_the_folder(tiny_folder, texts
     assert (trained / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_fit_is_of_the_arrangement_of_its_start(tiny_folder, texts, trained, tmp_path, capsys):
     """The encoder is one of [e] [m]×(N−1), which is not the arrangement of the preset."""
     words = f"fit --model {tiny_folder} --texts {texts} --split lines --length 4 --limit 2 --steps 2 --seeds 1".split()

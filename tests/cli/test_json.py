@@ -116,7 +116,9 @@ def test_every_command_with_json_is_tried():
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "demo" else name for name in CASES]
+)
 def test_json_of_a_command(name, places, tmp_path, capsys, monkeypatch):
     with serving({}) as hub:
         turn_to(hub, tmp_path / "home", monkeypatch, WRITER)

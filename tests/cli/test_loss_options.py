@@ -40,6 +40,7 @@ def test_e_turns_to_the_teacher_of_the_text_that_is_fitted(tiny_folder, home):
     assert cosines.min() > 0.6
 
 
+@pytest.mark.long
 def test_both_losses_and_a_file(tiny_folder, home):
     rows = home / "rows.npy"
     how = ("--anchor", f"{rows}:0.5", "--relational", f"{rows}:2", "--group", 2, "--record")

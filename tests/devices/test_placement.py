@@ -154,6 +154,7 @@ def test_gradients_of_a_group_spread_over_devices_are_the_same(tiny, token_lists
         assert distance(found[leaf], expected[leaf]) <= 1e-5
 
 
+@pytest.mark.long
 def test_a_group_spread_over_devices_walks_its_micro_batches(tiny, token_lists, one_device, monkeypatch):
     """Fewer texts at a time than each device has of the group."""
     problem = problem_of(tiny, share="m", group=8)
@@ -320,7 +321,8 @@ def test_a_group_is_solved_over_all_devices(tiny, token_lists):
     assert alone.solved == spread.solved == 8
 
 
-@pytest.mark.parametrize("name", [pytest.param("mesh", marks=pytest.mark.long), "together"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["mesh", "together"])
 def test_losses_beside_the_reconstruction_are_those_of_one_device(tiny, token_lists, one_device, name):
     """Relations hold between texts that lie on different devices."""
     teacher = np.random.default_rng(0).normal(size=(8, 5))

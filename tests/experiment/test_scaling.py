@@ -131,6 +131,7 @@ def test_evaluations_are_those_of_the_study():
     assert f" | 1000 | {mean:.0f} | " in rows[-1]
 
 
+@pytest.mark.long
 def test_activations_are_near_what_xla_says():
     _, _, config = describe(locate("default"))
     shape = {"length": 64, "preset": PRESETS["fast"]}

@@ -68,7 +68,8 @@ def test_start_vectors_do_not_depend_on_slots(tiny, token_lists, one_device):
             np.testing.assert_array_equal(run.vectors[name], runs[0].vectors[name])
 
 
-@pytest.mark.parametrize(("preset", "steps"), [pytest.param("paper", 50, marks=pytest.mark.long), ("fast", 6)])
+@pytest.mark.long
+@pytest.mark.parametrize(("preset", "steps"), [("paper", 50), ("fast", 6)])
 def test_first_losses_do_not_depend_on_slots_or_devices(tiny, token_lists, one_device, preset, steps):
     """Differences of gradients carry their rounding into every further step of a quasi-Newton method."""
 

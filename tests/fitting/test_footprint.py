@@ -44,6 +44,7 @@ def test_memory_has_the_weights_and_grows_with_the_slots(default: Model):
     assert many.total == many.weights + many.state + many.working
 
 
+@pytest.mark.long
 def test_weights_take_half_in_bfloat16(default: Model):
     sizes = [
         fit_memory(default.network, dtype, slots=1, length=8, preset=FAST).weights

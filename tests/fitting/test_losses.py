@@ -126,6 +126,7 @@ def test_vectors_turn_to_their_points_and_texts_are_solved(tiny, token_lists):
     assert nearness(3.0) > 0.5 > nearness(0) + 0.3
 
 
+@pytest.mark.long
 def test_the_similarities_of_a_group_are_those_of_the_teacher(tiny, token_lists):
     pairs = np.stack(np.triu_indices(4, k=1))
 
@@ -153,6 +154,7 @@ def test_the_context_of_a_text_goes_with_it(tiny, token_lists):
     np.testing.assert_array_equal(plan.context["anchor"], POINTS[[0, 0, 1, 1]])
 
 
+@pytest.mark.long
 def test_a_last_group_of_one_text_has_no_relations(tiny, token_lists):
     """It is the fit without the loss, though the program has room for two."""
     how = {"scheme": OneStep(group=2), "slots": 1, "steps": 30}

@@ -107,7 +107,7 @@ def stop_at(points):
     return report
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [pytest.param(False, marks=pytest.mark.long), True])
 def test_a_run_is_stopped_resumed_verified_and_exported(tiny, texts, one_device, tmp_path, own):
     how = {"prefixes": OWN} if own else {"scheme": OneStep(prefix=PREFIX)}
     how |= {"preset": "paper", "steps": 40, "run": tmp_path / "run", "placement": one_device, "chunk": 5, "slots": 4}

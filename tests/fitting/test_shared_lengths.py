@@ -70,6 +70,7 @@ def test_where_padding_costs_more_lengths_stay_apart(tiny, mixed, one_device, mo
     assert set(Sweep(resolve(tiny, mixed, placement=one_device), Recorder(), None)._padded()) == {8, 24}
 
 
+@pytest.mark.long
 def test_states_of_another_padding_are_resumed(tiny, mixed, one_device, monkeypatch, tmp_path):
     """A run that was stopped by an older version, in the middle of seeds and between them."""
     given = {**PLAIN, "steps": 30, "seeds": 3, "slots": 10, "chunk": 7, "placement": one_device}

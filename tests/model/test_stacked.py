@@ -121,6 +121,7 @@ def test_states_are_in_the_order_of_the_layers(pair):
     assert_close(stacked.attention_LHTS, plain.attention_LHTS)
 
 
+@pytest.mark.long
 def test_a_prefix_and_a_mask_go_with_it(pair):
     config, x_TD = pair[0].config, jax.random.normal(jax.random.key(2), (5, pair[0].embed_width))
 
