@@ -6,7 +6,7 @@ not depend on it: a text starts at the same vectors in every session.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -48,3 +48,12 @@ def matmul_precision() -> str | None:
     """
     found = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return None if found is None else str(found)
+
+
+def computed_with(devices: Sequence[Any]) -> dict[str, Any]:
+    """What a record says of the devices that numbers come from: the precision of products, how many, and their kind."""
+    return {
+        "matmul precision": matmul_precision(),
+        "devices": len(devices),
+        "device": devices[0].device_kind,
+    }

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from onestep_jax.devices.arithmetic import matmul_precision, pinned
+from onestep_jax.devices.arithmetic import computed_with, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.encoder.design import Encoder
@@ -118,9 +118,7 @@ def _recorded(
     settings = {
         "model": model.source,
         "h_lm of the first token": first_term(model, len(work.encoder.design.prefix)),
-        "matmul precision": matmul_precision(),
-        "devices": len(local_devices()),
-        "device": local_devices()[0].device_kind,
+        **computed_with(local_devices()),
         **versions(),
     }
     with open_run(folder, identity, settings, list(zip(ids, tokens, strict=True))) as run:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from onestep_jax.devices.arithmetic import matmul_precision, pinned
+from onestep_jax.devices.arithmetic import computed_with, pinned
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import (
@@ -37,13 +37,13 @@ from onestep_jax.fitting.work_queue import Group
 from onestep_jax.model.decoder import Model, weights_bytes
 from onestep_jax.model.likelihood import first_term
 from onestep_jax.prototokens.auxiliary import AuxiliaryLoss, check_losses, describe_losses
-from onestep_jax.prototokens.prefixes import own_prefixes, prefix_of, prefix_rows, resolve_prefix
-from onestep_jax.prototokens.schemes import OneStep, Projected, Scheme
-from onestep_jax.prototokens.starts import MISSING, Starts, scheme_of_start, start_vectors, with_starts
-from onestep_jax.prototokens.targets import prepare
+from onestep_jax.prototokens.prefixes import prefix_of
+from onestep_jax.prototokens.schemes import Scheme
+from onestep_jax.prototokens.starts import MISSING, Starts
+from onestep_jax.prototokens.targets import Rows, settle_rows
 from onestep_jax.store.sessions import versions
 from onestep_jax.store.storage import run_path
-from onestep_jax.tokens import text_ids, texts_digest
+from onestep_jax.tokens import texts_digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,66 +160,55 @@ def resolve(
     MARGIN.check("margin", margin)
     if run is None and jax.process_count() > 1:
         raise UserError("a job of several processes records what it finds: give run=…, a folder that all share")
-    begun = None if start is None else start_vectors(start, model)
-    scheme = scheme if begun is None else scheme_of_start(begun, scheme, prefixes is not None)
-    scheme = scheme or OneStep(chosen.arrangement)
-    before = own_prefixes(model, scheme, prefixes, len(texts))
-    word = None if before else getattr(scheme, "prefix", None) or chosen.prefix
-    scheme = resolve_prefix(scheme, model, None if before else chosen.prefix)
-    tokens = prepare(model, texts, length, scheme, before)
-    tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
-    ids = tuple(text_ids(tokens))
-    if begun is not None:
-        scale = chosen.scale * start_unit(chosen, model)
-        scheme = with_starts(scheme, begun, start_missing, ids, model.embed_width, seed=seed, scale=scale)
-    _check_leaves(scheme, model, len(tokens))
-    if scheme.group > max(1, len(tokens)):
-        raise UserError(f"group = {scheme.group}: expected at most the number of texts and copies, {len(tokens)}")
+    rows = settle_rows(
+        model,
+        texts,
+        length,
+        scheme,
+        arrangement=chosen.arrangement,
+        prefix=chosen.prefix,
+        prefixes=prefixes,
+        start=start,
+        start_missing=start_missing,
+        seed=seed,
+        scale=1.0 if start is None else chosen.scale * start_unit(chosen, model),
+        copies=copies,
+    )
+    scheme = rows.scheme
     transformation, described = _optimizer(optimizer or chosen.optimizer, optimizer_name, needs_name=run is not None)
     protocol = {**chosen.describe(), "optimizer": described, "steps": steps, "seed": seed, "seeds": seeds}
-    identity = _identity(model, ids, length, scheme, before) | protocol | {"record": record}
+    identity = _identity(model, rows, length) | protocol | {"record": record}
     identity |= {"margin": float(margin)} if margin else {}
     beside, known = check_losses(losses or {}, context, scheme, model.embed_width, len(texts))
-    known = {name: rows.repeat(copies, axis=0) for name, rows in known.items()}
+    known = {name: each.repeat(copies, axis=0) for name, each in known.items()}
     identity |= {"losses": describe_losses(beside), "context": _digest(known)} if beside else {}
-    if isinstance(placement, str):
-        placement = choose_placement(placement, weights_bytes(model), scheme, len(tokens))
-    model = dataclasses.replace(model, attention=attention)
-    rows = prefix_rows(before or [prefix_of(scheme)])
-    if attention != "plain" and rows:
-        raise UserError(f"attention {attention} cannot stand behind a prefix; use plain, or no prefix (--prefix none)")
-    check_attention(model.network, model.dtype, max(map(len, tokens)) + scheme.extra, placement.devices[0])
-    past = PastShape(rows, own=bool(before))
-    sized = size_fit(model, tokens, scheme, placement, chosen, slots=slots, remat=remat, past=past)
-    model = dataclasses.replace(model, remat=sized.remat)
+    model, placement, slots = _settle_devices(model, rows, chosen, placement, attention, slots, remat)
     settings = {
         "model": model.source,
         "preset": preset if isinstance(preset, str) else "given",
         "preset values": chosen.values(),
-        "prefix": word if isinstance(word, str) and len(prefix_of(scheme)) else None,
+        "prefix": rows.word,
         "copies": copies,
-        "slots": sized.slots,
-        "remat": sized.remat,
+        "slots": slots,
+        "remat": model.remat,
         "attention": attention,
         "chunk": chunk,
         "save_every": save_every,
-        "h_lm of the first token": first_term(model, rows),
-        "matmul precision": matmul_precision(),
-        "devices": len(placement.devices),
-        "device": placement.devices[0].device_kind,
+        "h_lm of the first token": first_term(model, rows.most_before),
+        **computed_with(placement.devices),
         **versions(),
     }
     return FitPlan(
         model=model,
-        tokens=tokens,
-        ids=ids,
+        tokens=rows.tokens,
+        ids=rows.ids,
         copies=copies,
         scheme=scheme,
-        prefixes=before,
+        prefixes=rows.prefixes,
         context=known,
         problem=make_problem(model, scheme, chosen, transformation, record=record, margin=float(margin), losses=beside),
         placement=placement,
-        ladder=tuple(rungs(sized.slots, placement.rows)),
+        ladder=tuple(rungs(slots, placement.rows)),
         chunk=chunk,
         first_seed=seed,
         seeds=None if isinstance(seeds, str) else seeds,
@@ -245,13 +234,26 @@ def _check_numbers(
     PAUSE.check("save_every", save_every)
 
 
-def _check_leaves(scheme: Scheme, model: Model, rows: int) -> None:
-    if isinstance(scheme, Projected) and scheme.dimensions > model.embed_width:
-        raise UserError(f"{scheme.notation}: expected at most the {model.embed_width} of this model's input vectors")
-    for name, shape in scheme.leaf_shapes(model.embed_width).items():
-        given = None if scheme.start is None else np.shape(scheme.start[name])
-        if given not in (None, (rows, *shape)):
-            raise UserError(f"start vectors of {name!r} have shape {given}; expected {(rows, *shape)}, a row a text")
+def _settle_devices(
+    model: Model,
+    rows: Rows,
+    preset: Preset,
+    placement: Placement | str,
+    attention: str,
+    slots: int | str,
+    remat: bool | str,
+) -> tuple[Model, Placement, int]:
+    """The model as it runs, the devices, and the most slots on all of them."""
+    longest = max(map(len, rows.tokens))
+    if isinstance(placement, str):
+        placement = choose_placement(placement, weights_bytes(model), rows.scheme, len(rows.tokens))
+    model = dataclasses.replace(model, attention=attention)
+    if attention != "plain" and rows.most_before:
+        raise UserError(f"attention {attention} cannot stand behind a prefix; use plain, or no prefix (--prefix none)")
+    check_attention(model.network, model.dtype, longest + rows.scheme.extra, placement.devices[0])
+    past = PastShape(rows.most_before, own=bool(rows.prefixes))
+    sized = size_fit(model, rows.tokens, rows.scheme, placement, preset, slots=slots, remat=remat, past=past)
+    return dataclasses.replace(model, remat=sized.remat), placement, sized.slots
 
 
 def _optimizer(
@@ -265,15 +267,14 @@ def _optimizer(
     return given, {"name": name, "object": True}
 
 
-def _identity(
-    model: Model, ids: Sequence[str], length: int | None, scheme: Scheme, prefixes: Sequence[np.ndarray]
-) -> dict[str, Any]:
+def _identity(model: Model, rows: Rows, length: int | None) -> dict[str, Any]:
     """What a run is about; with the protocol, all that must not change between its sessions."""
-    own = {"prefixes": _digest({str(i): ids for i, ids in enumerate(prefixes)}, np.int32)} if prefixes else {}
+    scheme, before = rows.scheme, rows.prefixes
+    own = {"prefixes": _digest({str(i): ids for i, ids in enumerate(before)}, np.int32)} if before else {}
     return own | {
         "model": model.fingerprint,
         "dtype": str(model.dtype),
-        "texts": texts_digest(ids),
+        "texts": texts_digest(rows.ids),
         "length": length,
         "scheme": scheme.describe(),
         "start vectors": _digest(scheme.start) if scheme.start else None,

@@ -3,14 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onestep_jax.errors import SIZE, UserError
 from onestep_jax.model.decoder import Model
-from onestep_jax.prototokens.prefixes import check_reach, prefix_of, prefix_rows
-from onestep_jax.prototokens.schemes import Scheme
-from onestep_jax.tokens import check_text, check_tokens, tokenise
+from onestep_jax.prototokens.prefixes import check_reach, own_prefixes, prefix_of, prefix_rows, resolve_prefix
+from onestep_jax.prototokens.schemes import OneStep, Projected, Scheme
+from onestep_jax.prototokens.starts import Starts, scheme_of_start, start_vectors, with_starts
+from onestep_jax.tokens import check_text, check_tokens, text_ids, tokenise
+
+
+class Rows(NamedTuple):
+    """What a fit works on: a row for each copy of a text, those of a text one after the other.
+
+    Attributes:
+      scheme: the arrangement of all. Its prefix is token ids; its start vectors, if it has some, are a row each.
+      tokens: (N,) int32 of each row.
+      ids: the identity of each row's text.
+      prefixes: (P,) int32 before each row where each text has its own, or empty.
+      word: how the prefix was asked for, such as "bos"; None where that was not by a word.
+    """
+
+    scheme: Scheme
+    tokens: tuple[np.ndarray, ...]
+    ids: tuple[str, ...]
+    prefixes: tuple[np.ndarray, ...]
+    word: str | None
+
+    @property
+    def most_before(self) -> int:
+        """Tokens of the longest prefix, to which all are padded."""
+        return prefix_rows(self.prefixes or [prefix_of(self.scheme)])
+
+
+def settle_rows(
+    model: Model,
+    texts: Sequence[str] | Sequence[Sequence[int]] | Sequence[np.ndarray],
+    length: int | None,
+    scheme: Scheme | None,
+    *,
+    arrangement: str,
+    prefix: str,
+    prefixes: Sequence[str] | Sequence[Sequence[int]] | None = None,
+    start: Starts | None = None,
+    start_missing: str = "error",
+    seed: int = 0,
+    scale: float = 1.0,
+    copies: int = 1,
+) -> Rows:
+    """The rows of a fit, and the arrangement, prefix and start vectors that they have in the end.
+
+    Args:
+      model, texts, length, scheme, prefixes, start, start_missing, seed, copies: as of `fitting.fit`.
+      arrangement, prefix: those of the preset, for where nothing else names one.
+      scale: deviation of start vectors that are drawn.
+
+    Raises:
+      UserError: for texts, prefixes or start vectors that do not go with the model or with each other.
+    """
+    begun = None if start is None else start_vectors(start, model)
+    scheme = scheme if begun is None else scheme_of_start(begun, scheme, prefixes is not None)
+    scheme = scheme or OneStep(arrangement)
+    before = own_prefixes(model, scheme, prefixes, len(texts))
+    asked: Any = None if before else getattr(scheme, "prefix", None) or prefix
+    scheme = resolve_prefix(scheme, model, None if before else prefix)
+    tokens = prepare(model, texts, length, scheme, before)
+    tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
+    ids = tuple(text_ids(tokens))
+    if begun is not None:
+        scheme = with_starts(scheme, begun, start_missing, ids, model.embed_width, seed=seed, scale=scale)
+    _check_leaves(scheme, model, len(tokens))
+    if scheme.group > max(1, len(tokens)):
+        raise UserError(f"group = {scheme.group}: expected at most the number of texts and copies, {len(tokens)}")
+    word = asked if isinstance(asked, str) and len(prefix_of(scheme)) else None
+    return Rows(scheme, tokens, ids, before, word)
+
+
+def _check_leaves(scheme: Scheme, model: Model, rows: int) -> None:
+    if isinstance(scheme, Projected) and scheme.dimensions > model.embed_width:
+        raise UserError(f"{scheme.notation}: expected at most the {model.embed_width} of this model's input vectors")
+    for name, shape in scheme.leaf_shapes(model.embed_width).items():
+        given = None if scheme.start is None else np.shape(scheme.start[name])
+        if given not in (None, (rows, *shape)):
+            raise UserError(f"start vectors of {name!r} have shape {given}; expected {(rows, *shape)}, a row a text")
 
 
 def prepare(
