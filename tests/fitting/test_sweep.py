@@ -214,7 +214,7 @@ def test_a_plan_is_run_without_preparing_again(tiny, token_lists, one_device, mo
     options = {"steps": 30, "slots": 3, "placement": one_device}
     plan = resolve(tiny, token_lists[:4], **options)
     expected = fit(tiny, token_lists[:4], **options)
-    for name in ("prepare", "size_fit", "text_ids"):
+    for name in ("settle_rows", "size_fit"):
         monkeypatch.setattr(planning, name, None)
     found = run_plan(plan)
     for text, other in zip(found, expected, strict=True):
