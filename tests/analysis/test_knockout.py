@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from closeness import assert_close
 from family_cases import CASES, GOLDEN, GOLDEN_FOLDER
+from options import quick_of
 
 from onestep_jax import Model, OneStep, Results, UserError, decode, fit, load_model
 from onestep_jax.analysis import knockout as module
@@ -22,7 +23,7 @@ SOME = ("llama", "gemma2")  # grouped heads; windows and soft caps
 P, T = 3, 9
 
 
-@pytest.fixture(scope="module", params=["one-step", "unguided-e, prefix", "one-step, own prefixes"])
+@pytest.fixture(scope="module", params=quick_of(["one-step, own prefixes", "unguided-e, prefix", "one-step"]))
 def results(request: pytest.FixtureRequest, tiny: Model, one_device, token_lists) -> Results:
     """Five texts of different lengths, not all solved."""
     arrangement, _, more = request.param.partition(", ")
@@ -139,7 +140,7 @@ def family(request: pytest.FixtureRequest) -> Model:
     return load_model(GOLDEN_FOLDER / request.param, dtype="float32")
 
 
-@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("prefix", quick_of([True, False]))
 def test_hidden_in_all_layers_e_changes_no_other_row(family: Model, prefix: bool):
     generator = np.random.default_rng(0)
     x_TD = generator.normal(size=(T, family.embed_width)).astype(np.float32)

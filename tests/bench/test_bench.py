@@ -154,6 +154,7 @@ def test_a_clock_without_a_limit_leaves_nothing_out():
     assert Clock(0).leaves_out("a", silent)
 
 
+@pytest.mark.long
 def test_scale(tiny_folder: Path):
     sizes = {"slots": (1, 2), "lengths": (16, 8, 4096), "vocabularies": (61, 500), "budget": 16}
     sizes |= {"chunk": 1, "repeats": 2}

@@ -344,6 +344,7 @@ def test_misspelt_arguments_elsewhere(capsys):
     assert "COMMAND" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_demo_takes_any_model(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("onestep_jax.cli.demo.LENGTH", 2)
     assert main(["demo", "--model", str(tiny_folder), "--run", str(tmp_path / "run"), "--json"]) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from options import quick_of
 
 from onestep_jax.cli.parser import main
 
@@ -100,7 +101,7 @@ parser.main = main
 """
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", quick_of(CODES))
 def test_a_signal_while_the_main_thread_is_in_compiled_code(number):
     process = busy(BUSY)
     began = time.monotonic()
@@ -173,7 +174,7 @@ parser.main = main
 """
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", quick_of(CODES))
 def test_a_fit_that_has_saved_before_the_signal_is_looked_at_ends_as_it_meant_to(number):
     process = busy(LISTENING_LATE)
     process.send_signal(number)
@@ -201,7 +202,7 @@ parser.main = lambda argv: 0
 """
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", quick_of(CODES))
 def test_a_signal_while_the_interpreter_is_taken_down(number):
     process = busy(TAKEN_DOWN, listening=False)
     process.send_signal(number)

@@ -58,6 +58,7 @@ def test_nothing_else_may_differ(worded):
         grown_design(start, dataclasses.replace(DESIGN, reader="lora", length=9))
 
 
+@pytest.mark.long
 def test_a_training_begins_there_and_says_so(worded, tmp_path):
     """Its identity has the encoder, so another one, or none, is another training."""
     start = random_encoder(worded)

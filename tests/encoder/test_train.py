@@ -351,6 +351,7 @@ def test_a_recipe_that_was_taken_away_or_damaged(worded, copied):
 # --- settings ---
 
 
+@pytest.mark.long
 def test_updates_by_the_clock_are_settled_once(worded, straight, tmp_path, monkeypatch):
     """Here to 24, so that it is the same training; a resume does not time them again."""
     timed = []

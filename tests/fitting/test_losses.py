@@ -143,6 +143,7 @@ def test_the_similarities_of_a_group_are_those_of_the_teacher(tiny, token_lists)
     assert off({"relational": Relational(30.0)}) < 0.5 * off({})
 
 
+@pytest.mark.long
 def test_the_context_of_a_text_goes_with_it(tiny, token_lists):
     """Whatever the order of the texts and the number of slots; copies of a text have the same."""
     how = {"scheme": OneStep(), "losses": {"anchor": Anchor(1.0)}, "steps": 40}

@@ -63,6 +63,7 @@ def test_an_interrupted_text_keeps_what_it_has_spent(tiny, token_lists, one_devi
         np.testing.assert_allclose(text.vectors["e"], other.vectors["e"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_seeds_after_given_start_vectors_are_drawn(tiny, token_lists, one_device):
     options = {"steps": 12, "slots": 2, "placement": one_device, "preset": "paper"}
     for sharing in ({}, {"share": "m", "group": 2}):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from closeness import assert_close
 from family_cases import CASES, GOLDEN
+from options import quick_of
 from transformers import AutoConfig
 
 from onestep_jax import Model, UserError, fit
@@ -64,7 +65,7 @@ def written_out(q_HTC, k_KTC, v_KTC, scale, window, cap):
 
 
 @pytest.mark.parametrize(("window", "cap"), [(None, None), (7, None), (140, 5.0)])
-@pytest.mark.parametrize("positions", [2, 128, 150, 600])
+@pytest.mark.parametrize("positions", quick_of([2, 128, 150, 600], 0, 2))
 def test_splash_over_one_and_several_blocks(positions, window, cap):
     """Outputs and gradients of two texts at a time, four query heads to a pair of key heads."""
     shapes = {"q": 4, "k": 2, "v": 2, "out": 4}
@@ -109,7 +110,11 @@ def passes(network: Network, params: Any) -> Any:
 # Among them shared key heads, windows, a scale of its own, learned positions and capped scores.
 @pytest.mark.parametrize(
     ("kernel", "name"),
-    [*((kernel, name) for kernel in KERNELS for name in ("llama", "gemma3_text", "gpt_neo")), ("splash", "gemma2")],
+    quick_of(
+        [*((each, name) for name in ("gemma3_text", "llama", "gpt_neo") for each in KERNELS), ("splash", "gemma2")],
+        0,
+        1,
+    ),
 )
 def test_the_function_is_the_same(anywhere, cpu, kernel, name):
     plain = network_of(*GOLDEN[name])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from options import quick_of
 
 from onestep_jax import Model, UserError, fit
 from onestep_jax.model.config import Layer, ModelConfig, Rope
@@ -52,7 +53,7 @@ def test_vectors_of_tokens_go_on_like_the_tokens(tiny: Model):
         np.testing.assert_array_equal(from_ids.tokens, from_vectors.tokens)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.3])
+@pytest.mark.parametrize("temperature", quick_of([1.3, 0.0]))
 def test_a_text_does_not_depend_on_the_batch(tiny: Model, temperature: float):
     options = {"count": 10, "temperature": temperature, "seed": 4}
     together = generate(tiny, PROMPTS, batch=4, **options)

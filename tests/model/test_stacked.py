@@ -16,6 +16,7 @@ from family_cases import CASES
 from gguf_writing import random_model
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from options import quick_of
 from safetensors.numpy import load_file
 
 from onestep_jax import Model, OneStep, UserError, fit, generate, load_model, save_model
@@ -49,7 +50,7 @@ def described(name: str) -> dict[str, Any]:
     return {"model_type": model_type} | CASES[model_type][case] | deeper
 
 
-@pytest.fixture(scope="module", params=[name for name in DEEP if name != "all different"])
+@pytest.fixture(scope="module", params=quick_of([name for name in DEEP if name != "all different"], 0, 1))
 def pair(request: pytest.FixtureRequest) -> tuple[Model, Model]:
     """A random model by layer, and stacked."""
     model = random_model(described(request.param))

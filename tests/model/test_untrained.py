@@ -104,6 +104,7 @@ def test_names_of_before_there_were_parts(trained: Model):
     assert untrained(trained, 3).source == "untrained:permuted:3:tiny"
 
 
+@pytest.mark.long
 def test_bfloat16_stays(trained: Model):
     half = dataclasses.replace(trained, params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), trained.params))
     for kind in KINDS:

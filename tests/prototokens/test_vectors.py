@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from options import quick_of
 
 from onestep_jax import Cramming, ManyVectors, OneStep, Projected, UserError, decode, fit, generate, read_results
 from onestep_jax.analysis.attention import attention
@@ -31,6 +32,7 @@ FIXED, OWN = Projected(ONE, 5), Projected(MANY, 3, "own", leaves=("e", "m"))
 SHARED = Projected(ONE, 4, "shared", group=2)
 BOTH = Projected(OneStep("unguided-e", share="m", group=2), 4)
 SCHEMES = {"many": MANY, "fixed": FIXED, "own": OWN, "shared": SHARED, "fixed e, shared m": BOTH}
+QUICK = (0, 1, 3)
 
 
 def ids_of(texts, seed=0):
@@ -106,8 +108,8 @@ def test_a_token_depends_on_no_input_behind_the_one_that_predicts_it(tiny, schem
 # --- one e and one m are the paper's ---
 
 
-@pytest.mark.parametrize(("name", "guided"), [("one-step", 1), ("unguided-e", 0)])
-@pytest.mark.parametrize("preset", ["fast", "paper"])
+@pytest.mark.parametrize(("name", "guided"), quick_of([("unguided-e", 0), ("one-step", 1)]))
+@pytest.mark.parametrize("preset", quick_of(["fast", "paper"]))
 def test_one_of_each_is_one_step(tiny, token_lists, one_device, name, guided, preset):
     how = {"steps": 30, "preset": preset, "seeds": 1, "placement": one_device, "slots": 4}
     one = fit(tiny, token_lists[:3], scheme=OneStep(name), **how)
@@ -237,10 +239,7 @@ def fitted(tiny, texts, one_device, tmp_path_factory):
     return Fits(tiny, texts, tmp_path_factory.mktemp("runs"), one_device)
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.long) for name in ("own", "fixed e, shared m")]
-
-
-@pytest.mark.parametrize("name", ["many", "fixed", "shared", *OTHERS])
+@pytest.mark.parametrize("name", quick_of(SCHEMES, *QUICK))
 def test_a_run_keeps_what_was_trained(tiny, fitted, name, tmp_path):
     scheme = SCHEMES[name]
     folder, results = fitted[name]
@@ -262,7 +261,7 @@ def test_a_run_keeps_what_was_trained(tiny, fitted, name, tmp_path):
         np.testing.assert_equal(dict(kept[text.text_id]), dict(text.vectors))
 
 
-@pytest.mark.parametrize("name", ["many", "fixed", "shared", *OTHERS])
+@pytest.mark.parametrize("name", quick_of(SCHEMES, *QUICK))
 def test_texts_of_a_group_share_what_the_scheme_says(tiny, fitted, name):
     scheme = SCHEMES[name]
     _, results = fitted[name]
@@ -273,7 +272,7 @@ def test_texts_of_a_group_share_what_the_scheme_says(tiny, fitted, name):
     assert compression(tiny, results[0], results.scheme).floats == floats_of(scheme, D)
 
 
-@pytest.mark.parametrize("name", ["many", "fixed", OTHERS[0]])
+@pytest.mark.parametrize("name", quick_of(["many", "fixed", "own"], 0, 1))
 def test_texts_together_are_fitted_as_each_alone(tiny, texts, fitted, one_device, name):
     _, results = fitted[name]
     alone = fit(tiny, texts[1:2], scheme=SCHEMES[name], steps=40, preset="paper",

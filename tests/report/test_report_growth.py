@@ -153,6 +153,7 @@ def test_strings_of_tokens_are_escaped(tiny_folder, one_device, tmp_path):
     assert page_data(page)["growths"][0][0]["length"] == 8
 
 
+@pytest.mark.long
 def test_growths_beside_runs_and_in_experiments(grown, run, tmp_path):
     experiment = tmp_path / "growth"
     (experiment / "runs").mkdir(parents=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from options import quick_of
 from store_runs import IDENTITY, opened, results, same, task
 
 from onestep_jax import UserError, read_results
@@ -410,7 +411,7 @@ def test_a_second_writer_is_refused_and_told_who_is_there(tmp_path):
         same(read_results(folder), texts[:2])
 
 
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("apart", quick_of([True, False]))
 def test_the_lock_of_a_killed_process_does_not_block(tmp_path, apart):
     texts, folder = results(4), tmp_path / "run"
     with other_writer(folder, apart) as process:

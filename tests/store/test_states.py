@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from options import quick_of
 from store_runs import IDENTITY, finished, interrupted, opened, results, same, task
 
 from onestep_jax import OneStep, read_results
@@ -143,7 +144,7 @@ def test_an_empty_state_is_nobodys_and_goes(tmp_path):
 # --- whole fits ---
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", quick_of([False, True]))
 def test_a_fit_of_other_texts_takes_nothing_from_what_was_left(tiny, token_lists, tmp_path, old):
     run = tmp_path / "run"
     interrupted(tiny, token_lists[:4], run)
@@ -160,7 +161,7 @@ def test_a_fit_of_other_texts_takes_nothing_from_what_was_left(tiny, token_lists
     assert [problem.where.split()[0] for problem in verify.verify(run, decoding_of(tiny)).problems] == ["state"]
 
 
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("group", quick_of([2, 1]))
 def test_a_fit_goes_on_from_a_state_that_does_not_say_whose_it_is(tiny, token_lists, tmp_path, group):
     run, texts = tmp_path / "run", [*token_lists[:4], token_lists[4][:5]]
     how = {"scheme": OneStep(share="m", group=group)} if group > 1 else {}

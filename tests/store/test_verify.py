@@ -19,6 +19,7 @@ def problems(folder, decoding=None):
     return [(problem.text_id, problem.what) for problem in verify.verify(folder, decoding).problems]
 
 
+@pytest.mark.long
 def test_a_kill_while_merging_is_no_problem(tmp_path, monkeypatch):
     texts = results(commits.COMPACT_AT)
     monkeypatch.setattr(commits, "remove_part", lambda folder, name: None)
