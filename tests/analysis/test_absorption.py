@@ -73,6 +73,7 @@ def test_prices_of_a_plain_loop(tiny: Model, texts, restart: bool):
         assert not found.solved[i, LENGTHS[i] :].any()
 
 
+@pytest.mark.long
 def test_first_prefix_and_budget(tiny: Model, texts):
     found = absorb(tiny, texts[:1], first=3, steps=4)
     np.testing.assert_array_equal(found.evaluations[0], growing(tiny, texts[0], 4, False, first=3))

@@ -95,6 +95,7 @@ def test_step(tiny_folder: Path):
     assert all(len(values) == 3 for values in found["seconds"].values())
 
 
+@pytest.mark.long
 def test_a_contender_without_memory_is_left_out(tiny_folder: Path, monkeypatch):
     def full(self):
         if self.state.status.shape[1] == 4:
@@ -118,6 +119,7 @@ def test_a_step_of_ours_that_fails_for_another_reason_is_not_left_out(tiny_folde
         bench_step(str(tiny_folder), length=8, slots=2, chunk=1, repeats=1, torch=False, say=silent)
 
 
+@pytest.mark.long
 def test_a_step_is_that_of_a_fit(tiny):
     """What is timed moves the vectors as a fit does."""
     stepper = Stepper(tiny, 2, 8, chunk=3)

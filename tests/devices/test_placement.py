@@ -60,7 +60,7 @@ def test_the_same_texts_are_solved(tiny, token_lists, name):
     assert run.status == ["solved"] * len(token_lists)
 
 
-@pytest.mark.parametrize("name", PLACEMENTS)
+@pytest.mark.parametrize("name", quick_of(PLACEMENTS, 0, 2))
 def test_a_program_is_made_once(tiny, token_lists, monkeypatch, name):
     """Though what it is called with comes now from the host, now from another program."""
     traced: list[str] = []
@@ -133,7 +133,7 @@ def gradients(placement: Placement, model: Model, problem: FitProblem, token_lis
     return {name: leaf.reshape(-1, *leaf.shape[2:]) for name, leaf in moments.items()}
 
 
-@pytest.mark.parametrize("name", PLACEMENTS)
+@pytest.mark.parametrize("name", quick_of(PLACEMENTS, 0, 2))
 def test_first_gradients_are_the_same(tiny, token_lists, one_device, name):
     problem = problem_of(tiny)
     expected = gradients(one_device, tiny, problem, token_lists)

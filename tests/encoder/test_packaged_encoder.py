@@ -53,6 +53,7 @@ def test_most_tokens_of_the_demo_are_exact_and_each_correction_helps(packaged_mo
     assert nats == sorted(nats, reverse=True)
 
 
+@pytest.mark.long
 def test_what_it_encodes_is_decoded(packaged_model, packaged, demo_tokens):
     results = encode(packaged_model, packaged, [ids[:4].tolist() for ids in demo_tokens])
     assert [text.accuracy for text in decode(packaged_model, results)] == results.accuracy.tolist()

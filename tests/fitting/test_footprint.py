@@ -34,6 +34,7 @@ def test_abstract_params_are_the_shapes_of_the_real_ones(default: Model):
     assert parameter_counts(default.config)["total"] == sum(leaf.size for leaf in jax.tree.leaves(default.params))
 
 
+@pytest.mark.long
 def test_memory_has_the_weights_and_grows_with_the_slots(default: Model):
     few, many = (fit_memory(default.network, jnp.float32, slots=n, length=16, preset=FAST) for n in (4, 16))
     assert few.weights == many.weights == sum(leaf.nbytes for leaf in jax.tree.leaves(default.params))

@@ -73,6 +73,7 @@ def test_one_program_a_length_and_width(tiny, token_lists, one_device, traced, e
     assert [text.steps for text in again] == [text.steps for text in run]
 
 
+@pytest.mark.long
 def test_narrowing_changes_no_result(tiny, token_lists, one_device, eager, monkeypatch):
     options = {"slots": 8, "steps": 2000, "scheme": OneStep(), "placement": one_device, "record": True}
     narrowed = fit(tiny, token_lists, **options)

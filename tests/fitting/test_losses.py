@@ -165,6 +165,7 @@ def test_a_last_group_of_one_text_has_no_relations(tiny, token_lists):
     assert np.abs(with_loss.vectors["e"][0] - without.vectors["e"][0]).max() > 0.01
 
 
+@pytest.mark.long
 def test_a_resumed_fit_has_its_losses(tiny, token_lists, tmp_path):
     how = {"losses": {"anchor": Anchor(1.0, "mine")}, "context": {"anchor": POINTS}, "scheme": OneStep()}
     interrupted(tiny, token_lists, tmp_path / "run", **how)

@@ -49,6 +49,7 @@ def solved(model, results, prefixes):
     assert [made.accuracy for made in decode(model, results)] == [1.0] * len(results)
 
 
+@pytest.mark.long
 def test_a_common_prefix(tiny, texts):
     results = fit(tiny, texts, scheme=OneStep(prefix=PREFIX), placement=Pmap(jax.local_devices()[:2]))
     solved(tiny, results, [list(PREFIX)] * 5)

@@ -167,6 +167,7 @@ def test_a_fit_is_made_with_what_it_is_told(tiny, token_lists, remat):
     assert set(placement.noted) == {remat}
 
 
+@pytest.mark.long
 def test_texts_are_solved_with_rematerialisation(tiny, token_lists):
     again = fit(tiny, token_lists, steps=2000, remat=True)
     assert again.solved == len(token_lists)

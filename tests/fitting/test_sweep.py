@@ -186,6 +186,7 @@ def test_fit_and_resolve_take_the_same_options():
     assert of_fit[:-1] == of_resolve
 
 
+@pytest.mark.long
 def test_room_pads_further_and_changes_no_result(tiny, token_lists, one_device):
     texts, options = [ids[:6] for ids in token_lists[:3]], {"steps": 30, "slots": 1, "placement": one_device}
     assert (resolve(tiny, texts, room=8, **options).room, resolve(tiny, texts, **options).room) == (8, 0)

@@ -60,6 +60,7 @@ def test_only_the_needed_files_are_fetched(hub: Hub, tmp_path: Path):
     assert list((tmp_path / "hub").glob("models--org--sharded/snapshots/*"))
 
 
+@pytest.mark.long
 def test_second_load_fetches_nothing_and_needs_no_hub(hub: Hub, tmp_path: Path):
     load(hub, tmp_path, "org/single")
     again = load(hub, tmp_path, "org/single")

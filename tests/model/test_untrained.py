@@ -301,6 +301,7 @@ def test_refused_parts(tiny: Model, parts, message):
         untrained(tiny, parts=parts)
 
 
+@pytest.mark.long
 def test_a_command_fits_and_verifies_on_a_part(tiny_folder, tmp_path):
     (tmp_path / "texts.txt").write_text("w3 w5 w8 w13\n")
     run = str(tmp_path / "run")

@@ -34,6 +34,7 @@ def test_round_trip_in_source_order(tmp_path, shared):
     same(read_results(tmp_path / "run"), texts)
 
 
+@pytest.mark.long
 def test_many_small_parts_are_merged(tmp_path):
     texts = results(40)
     with opened(tmp_path / "run", texts, processes=2) as run:

@@ -141,6 +141,7 @@ def test_setting_aside_needs_the_run_at_rest(tmp_path):
             verify.set_aside(tmp_path / "run", verify.verify(tmp_path / "run"))
 
 
+@pytest.mark.long
 def test_the_rate_is_that_of_the_session(tmp_path, monkeypatch):
     texts = results(40)
     monkeypatch.setattr(commits, "COMPACT_AT", 4)

@@ -152,6 +152,7 @@ def test_configuration_is_passed_on(monkeypatch):
     assert asked == [(("org/name", "20240101.en"), "train")]
 
 
+@pytest.mark.long
 def test_a_prefix_file_keeps_its_bytes(tiny_folder, tmp_path):
     (tmp_path / "before.txt").write_bytes(b"\xef\xbb\xbfw1\r\nw2")
     (tmp_path / "a.txt").write_text("w3 w4 w5")
