@@ -6,6 +6,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from options import quick_of
 
 from onestep_jax import OneStep, UserError, fit
 from onestep_jax.devices import compile_cache as compilation
@@ -116,7 +117,7 @@ class Small(Pmap):
         return call
 
 
-@pytest.mark.parametrize("late", [0, 20])
+@pytest.mark.parametrize("late", quick_of([20, 0]))
 def test_slots_are_halved_where_memory_is_short(tiny, token_lists, one_device, late):
     texts = [*token_lists, *(tokens[:4] for tokens in token_lists)]
     with pytest.warns(UserWarning, match="continuing with") as said:

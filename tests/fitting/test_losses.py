@@ -115,6 +115,7 @@ def third(leaves, context):
     return jnp.mean(jnp.square(leaves["m"])) + jnp.sum(context.lengths_G) / 3
 
 
+@pytest.mark.long
 def test_vectors_turn_to_their_points_and_texts_are_solved(tiny, token_lists):
     def nearness(weight):
         losses = {"anchor": Anchor(weight)} if weight else {}

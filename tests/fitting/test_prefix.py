@@ -62,6 +62,7 @@ def test_a_prefix_for_each_text(tiny, texts):
     assert "prefix" not in results.scheme
 
 
+@pytest.mark.long
 def test_a_second_fit_compiles_nothing(tiny, texts, one_device):
     options = {"scheme": OneStep(prefix=PREFIX), "steps": 3, "seeds": 1, "slots": 2, "placement": one_device}
     fit(tiny, texts[:2], **options)

@@ -53,6 +53,7 @@ def apart(monkeypatch):
     monkeypatch.setattr(sweep, "shared_lengths", lambda padded, *_: list(padded))
 
 
+@pytest.mark.long
 def test_one_program_and_the_same_results(tiny, mixed, one_device, monkeypatch):
     given = {**PLAIN, "steps": 20, "slots": 10, "placement": one_device}
     plan = resolve(tiny, mixed, **given)

@@ -28,8 +28,7 @@ from onestep_jax.store import background_writer, listing
 from onestep_jax.store.names import committed
 from onestep_jax.store.parts import part_files
 
-# Examples of the quick test, and of the long one: `ONESTEP_EXAMPLES=2000 pytest -m long` tries so many.
-SHORT, LONG = 4, int(os.environ.get("ONESTEP_EXAMPLES", "24"))
+EXAMPLES = int(os.environ.get("ONESTEP_EXAMPLES", "24"))  # `ONESTEP_EXAMPLES=2000 pytest -m long` tries so many
 TEXTS = 6
 
 
@@ -258,10 +257,10 @@ HOW: dict[str, Any] = {"deadline": None, "derandomize": True, "database": None, 
 HOW["suppress_health_check"] = list(HealthCheck)
 
 
-@pytest.mark.parametrize("examples", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
-def test_damage_is_told_and_costs_no_other_text(template, tmp_path_factory, examples):
+@pytest.mark.long
+def test_damage_is_told_and_costs_no_other_text(template, tmp_path_factory):
     @given(st.data())
-    @settings(max_examples=examples, **HOW)
+    @settings(max_examples=EXAMPLES, **HOW)
     def damaged(data):
         folder = tmp_path_factory.mktemp("damaged")
         try:

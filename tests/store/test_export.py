@@ -75,7 +75,7 @@ def test_rows_are_prefix_e_and_m(results, tiny):
 
 @pytest.mark.parametrize(
     "scheme",
-    quick_of([OneStep("unguided-e"), Cramming(2, prefix=(3, 4)), OneStep("halves"), OneStep(prefix=(3,))], 0, 1),
+    quick_of([OneStep("unguided-e"), Cramming(2, prefix=(3, 4)), OneStep("halves"), OneStep(prefix=(3,))]),
     ids=str,
 )
 def test_outputs_from_the_first_on_give_the_tokens(tiny, texts, scheme):

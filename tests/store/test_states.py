@@ -161,7 +161,8 @@ def test_a_fit_of_other_texts_takes_nothing_from_what_was_left(tiny, token_lists
     assert [problem.where.split()[0] for problem in verify.verify(run, decoding_of(tiny)).problems] == ["state"]
 
 
-@pytest.mark.parametrize("group", quick_of([2, 1]))
+@pytest.mark.long
+@pytest.mark.parametrize("group", [1, 2])
 def test_a_fit_goes_on_from_a_state_that_does_not_say_whose_it_is(tiny, token_lists, tmp_path, group):
     run, texts = tmp_path / "run", [*token_lists[:4], token_lists[4][:5]]
     how = {"scheme": OneStep(share="m", group=group)} if group > 1 else {}

@@ -61,6 +61,7 @@ def test_small_parts_of_earlier_sessions_are_merged(tmp_path):
     same(read_results(tmp_path / "run"), texts)
 
 
+@pytest.mark.long
 def test_a_kill_while_merging_loses_and_doubles_nothing(tmp_path, monkeypatch):
     texts = results(commits.COMPACT_AT)
     removed = []
