@@ -342,13 +342,16 @@ def test_capacities_are_found(tiny, token_lists):
 # --- starts ---
 
 
-def test_a_fit_starts_at_vectors_of_the_same_scheme_alone(tiny, texts, fitted):
-    for name in ("many", "fixed"):
-        _, results = fitted[name]
-        again = fit(tiny, texts, start=results, steps=1, seeds=1, preset="paper")
-        for text, before in zip(again, results, strict=True):
-            for leaf in before.vectors:
-                np.testing.assert_array_equal(text.vectors[leaf], before.vectors[leaf])
+@pytest.mark.parametrize("name", quick_of(["many", "fixed", "own"], 0, 1))
+def test_a_fit_starts_at_vectors_of_the_same_scheme(tiny, texts, fitted, name):
+    _, results = fitted[name]
+    again = fit(tiny, texts, start=results, steps=1, seeds=1, preset="paper")
+    for text, before in zip(again, results, strict=True):
+        for leaf in before.vectors:
+            np.testing.assert_array_equal(text.vectors[leaf], before.vectors[leaf])
+
+
+def test_a_fit_starts_at_vectors_of_no_other_scheme(tiny, texts, fitted):
     _, fixed = fitted["fixed"]
     for scheme in (ONE, MANY, Projected(ONE, 5, seed=1), Projected(ONE, 6), Projected(ONE, 5, "own")):
         with pytest.raises(UserError, match=r"the start vectors are for .* and the fit is of"):
