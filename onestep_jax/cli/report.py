@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from onestep_jax.cli.options import local_option, run_option
+from onestep_jax.cli.options import local_folder, local_option, run_option
 from onestep_jax.cli.terminal import say
-from onestep_jax.store.storage import local_folder
 
 SUMMARY = "Write a report of runs and experiments: one HTML page, CSV, PNG."
 

@@ -67,7 +67,7 @@ def leased(folder: Path, last: Callable[[], int]) -> Iterator[int]:
     finally:
         done.set()
         beating.join()
-        with contextlib.suppress(OSError):  # it runs out by itself
+        with contextlib.suppress(OSError, ValueError):  # it runs out by itself
             replace(lease, _content(ours, -1))
 
 
@@ -121,7 +121,8 @@ def _beat(lease: Path, ours: Owner, done: threading.Event) -> None:
     beats = 0
     while not done.wait(BEAT):
         beats += 1
-        with contextlib.suppress(OSError):  # what cannot be told now is told at the next beat, or the lease runs out
+        # What cannot be told now is told at the next beat, or the lease runs out. gcsfs also refuses by a ValueError.
+        with contextlib.suppress(OSError, ValueError):
             replace(lease, _content(ours, beats))
 
 

@@ -54,25 +54,6 @@ def is_local(path: Path) -> bool:
     return isinstance(path, Path)
 
 
-def local_folder(address: str) -> Path:
-    """A path that must be local, or a UserError for an address with "://"."""
-    if "://" in address:
-        raise UserError(f"{address}: expected a local folder; give one with --out or --run")
-    return Path(address)
-
-
-def local_file(address: str) -> Path:
-    """A path that a new local file can have.
-
-    Raises:
-      UserError: for an address with "://", and for a folder.
-    """
-    path = local_folder(address)
-    if not path.name or path.is_dir():
-        raise UserError(f"{address!r}: expected the name of a file; a folder is there")
-    return path
-
-
 def check_writable(path: Path) -> None:
     """Make the folder of a file and find out whether the file can be written; it stays as it was.
 
@@ -167,12 +148,26 @@ def make_folder(path: Path) -> None:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Files and folders in a folder, none if it is not there."""
-    with _plain_errors(folder):
-        try:
+    """Files and folders in a folder, by name; none if it is not there.
+
+    Raises:
+      OSError: if the storage refuses.
+    """
+    try:
+        if is_local(folder):
             return sorted(folder.iterdir(), key=lambda path: path.name)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        # Not `iterdir`: it asks `isdir` first, to which the libraries answer no whatever the storage refuses.
+        with _plain_errors(folder):
+            keys = {key.rstrip("/") for key in _store_of(folder).ls(_key(folder), detail=False)}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.EIO, one_line(error), str(folder)) from error  # a refusal, see `listing.patiently`
+    # Where an object has the name of the folder, it is among what is in it.
+    names = {key.rpartition("/")[2] for key in keys - {_key(folder).rstrip("/")}}
+    return [folder / name for name in sorted(names)]
 
 
 def read_through(path: Path) -> None:
@@ -217,7 +212,7 @@ def move(path: Path, target: Path) -> None:
         os.replace(path, target)
         return
     with _plain_errors(path):
-        _store_of(path).copy(_key(path), _key(target), recursive=path.is_dir())
+        _store_of(path).copy(_key(path), _key(target), recursive=bool(entries(path)))
     remove(path)
 
 

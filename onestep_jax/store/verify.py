@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -279,7 +280,7 @@ def set_aside(folder: Path, found: Verification) -> int:
 
 def _move(folder: Path, name: str, files: Mapping[str, Path]) -> None:
     for kind, path in files.items():
-        if path.exists():
+        with contextlib.suppress(FileNotFoundError):
             move(path, folder / "damaged" / f"{name}-{kind}{path.suffix}")
 
 

@@ -16,13 +16,15 @@ from store_runs import opened, results, same
 from upath import UPath
 
 from onestep_jax import UserError, load_model, read_results
+from onestep_jax.cli.options import local_folder
 from onestep_jax.cli.parser import main
 from onestep_jax.prototokens.reconstruction import decoding_of
 from onestep_jax.store import commits, sessions
+from onestep_jax.store.cleanup import sweep_away
 from onestep_jax.store.leases import leased, leaseholder
 from onestep_jax.store.run import Run
 from onestep_jax.store.status import read_status
-from onestep_jax.store.storage import create, entries, fetch, local_folder, move, remove, replace, run_path, send
+from onestep_jax.store.storage import create, entries, fetch, move, remove, replace, run_path, send
 from onestep_jax.store.verify import set_aside, verify
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "studies"))
@@ -277,6 +279,49 @@ def test_what_may_not_be_read_in_a_bucket_is_not_damaged(bucket, quick, monkeypa
         with pytest.raises(UserError, match="nothing is known to be damaged"):
             read_results(folder)
     same(read_results(folder), made)
+
+
+def test_a_listing_that_a_bucket_refuses_is_no_empty_folder(bucket, quick, monkeypatch):
+    """Nothing would be recorded then, and what is there would be swept away as left over."""
+    made, folder = results(3), run_path(f"{bucket}/unlisted")
+    with opened(folder, made) as run:
+        run.append(made)
+    listed, asked = folder.fs._list_objects, []
+
+    def forbidding(which):
+        async def forbidden(path, *given, **how):
+            asked.append(path)
+            if len(asked) in which:
+                raise OSError(f"Forbidden: {path}")
+            return await listed(path, *given, **how)
+
+        asked.clear()
+        return forbidden
+
+    monkeypatch.setattr("onestep_jax.store.listing.PAUSES", (0.0,))
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.fs, "_list_objects", forbidding(range(100)))
+        for read in (sweep_away, read_results):
+            with pytest.raises(UserError, match=r"cannot be read \(Forbidden:.*nothing is known to be damaged"):
+                read(folder)
+        patch.setattr(folder.fs, "_list_objects", forbidding(()))
+        sweep_away(folder)
+        for number in range(1, 1 + len(asked)):
+            patch.setattr(folder.fs, "_list_objects", forbidding([number]))
+            sweep_away(folder)
+    same(read_results(folder), made)
+
+
+def test_a_file_with_the_name_of_a_folder_hides_nothing(bucket, quick):
+    """A local run that was copied to a bucket brings its lock file, where a bucket has leases."""
+    folder = run_path(f"{bucket}/copied")
+    replace(folder / "lock", b"")
+    assert entries(folder / "lock") == []
+    with leased(folder / "lock", lambda: 0) as number:
+        assert [path.name for path in entries(folder / "lock")] == [f"{number:06d}"]
+        holder = leaseholder(folder / "lock")
+        assert holder is not None
+        assert holder.pid == os.getpid()
 
 
 @pytest.mark.parametrize(

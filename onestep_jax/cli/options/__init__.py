@@ -18,7 +18,7 @@ from onestep_jax.model.decoder import Model
 from onestep_jax.model.untrained import PREFIX, load_untrained
 from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
-from onestep_jax.store.storage import local_file, local_folder, run_path
+from onestep_jax.store.storage import run_path
 
 _T = TypeVar("_T")
 Group: TypeAlias = argparse._ActionsContainer  # a parser, or a group of its options
@@ -34,6 +34,25 @@ def option(convert: Callable[[str], _T]) -> Callable[[str], _T]:
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return converted
+
+
+def local_folder(address: str) -> Path:
+    """A path that must be local, or a UserError for an address with "://"."""
+    if "://" in address:
+        raise UserError(f"{address}: expected a local folder; give one with --out or --run")
+    return Path(address)
+
+
+def local_file(address: str) -> Path:
+    """A path that a new local file can have.
+
+    Raises:
+      UserError: for an address with "://", and for a folder.
+    """
+    path = local_folder(address)
+    if not path.name or path.is_dir():
+        raise UserError(f"{address!r}: expected the name of a file; a folder is there")
+    return path
 
 
 def numbers(bounds: Whole) -> Callable[[str], tuple[int, ...]]:
