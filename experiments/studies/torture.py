@@ -37,16 +37,24 @@ RESUME = 75
 
 
 class Job:
-    """Processes of one job on this machine, all running the same `onestep fit`."""
+    """Processes of one job on this machine, all running the same `onestep fit`; {process} is the number of each."""
 
     def __init__(self, arguments: Sequence[str], processes: int, devices: int):
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
         environment = {**os.environ, "XLA_FLAGS": flags.strip()}
         command = [sys.executable, "-m", "onestep_jax.cli", "fit", *arguments]
-        job = ["--distributed", "--coordinator", f"localhost:{free_port()}", "--processes", str(processes)]
+        job = [
+            "--distributed",
+            "--coordinator",
+            f"localhost:{free_port()}",
+            "--processes",
+            str(processes),
+            "--process",
+            "{process}",
+        ]
         self.processes = [
             subprocess.Popen(
-                [*command, *([*job, "--process", str(i)] if processes > 1 else [])],
+                [word.replace("{process}", str(i)) for word in [*command, *(job if processes > 1 else [])]],
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -18,7 +18,7 @@ from onestep_jax.cli.options.start import add_start_options, start_of, started_s
 from onestep_jax.cli.terminal import fitting_bar, say_line
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known
-from onestep_jax.fitting.distributed import join_job
+from onestep_jax.fitting.distributed import join_job, together
 from onestep_jax.fitting.fitting import run_plan
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, preset_of
 from onestep_jax.fitting.plan import resolve
@@ -91,7 +91,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "--remat",
         default="auto",
         metavar="HOW",
-        help="activations again instead of kept: on, off or auto, where not one text fits (default: auto)",
+        help="activations again instead of kept: on, off or auto, where not one text fits; with a number of --slots "
+        "auto is off (default: auto)",
     )
     run.add_argument(
         "--attention",
@@ -176,16 +177,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float]:
     """Read the texts, load the model and fit; also returns the seconds of the fit alone."""
-    strings, prefixes = _strings(args)
-    rows = args.copies * (args.limit if strings is None else len(strings))
-    scheme = scheme_of(args, rows)
-    placement = placement_of(args, scheme, rows)
-    scan = SCAN[args.scan_layers]
-    model = load(args.model, args.dtype, args.revision, mesh=placement.mesh, scan_layers=scan)
-    texts = _named_texts(args, model) if strings is None else strings
-    start = start_of(args, model, texts)
-    scheme = started_scheme(args, model, scheme, start)
-    beside = losses_of(args, model, texts, prefixes, scheme)
+    with together("read the texts and the model"):
+        strings, prefixes = _strings(args)
+        rows = args.copies * (args.limit if strings is None else len(strings))
+        scheme = scheme_of(args, rows)
+        placement = placement_of(args, scheme, rows)
+        scan = SCAN[args.scan_layers]
+        model = load(args.model, args.dtype, args.revision, mesh=placement.mesh, scan_layers=scan)
+        texts = _named_texts(args, model) if strings is None else strings
+        start = start_of(args, model, texts)
+        scheme = started_scheme(args, model, scheme, start)
+        beside = losses_of(args, model, texts, prefixes, scheme)
     began = time.perf_counter()
     plan = resolve(
         model,

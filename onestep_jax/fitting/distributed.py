@@ -7,13 +7,14 @@ of the job, and the same command resumes from what was saved.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -159,6 +160,31 @@ def open_in_turn(first: Callable[[], Run], others: Callable[[], Run]) -> Run:
     if not opened:
         raise UserError("process 0 could not open the run and says why; this process stops, too")
     return run or others()
+
+
+@contextlib.contextmanager
+def together(what: str) -> Iterator[None]:
+    """Do what every process of the job does for itself; where one of them fails, all stop instead of waiting for it.
+
+    Args:
+      what: is done within, as in "could not …".
+
+    Raises:
+      UserError: in a process that did not fail itself, if another one did.
+    """
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        done = np.ravel(multihost_utils.process_allgather(np.int32(failed is None)))
+        if failed is None and not done.all():
+            raise UserError(f"process {done.argmin()} could not {what} and says why; this process stops, too")
+    if failed is not None:
+        raise failed
 
 
 def meet(name: str) -> None:

@@ -75,7 +75,7 @@ def fit(
         many as its budget lasts for.
       slots: texts optimised at a time over all devices, or "auto".
       remat: whether activations are computed again instead of kept, see `Network.remat`; "auto" for where one text's
-        would not fit into an accelerator's memory.
+        would not fit into an accelerator's memory, which is not asked with a given number of slots.
       attention: "plain", or the name of a fused kernel, see `Network.attention`.
       scheme: the arrangement, by default the preset's; its `prefix` stands before the vectors of every text.
       prefixes: what stands before the vectors of each text, frozen, instead: strings or lists of token ids, see
@@ -177,6 +177,10 @@ def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | 
         results = run.results()
     if stop.is_set():
         raise Interrupted(f"stopped; all texts of {folder} are recorded")
+    if missing := len(plan.ids) - len(results):
+        # What counted as recorded when this session began may be gone: in an object store, a process whose lease was
+        # taken over takes back what it was just writing.
+        raise Interrupted(f"{missing} texts of {folder} are recorded no longer; the same command fits them")
     return results
 
 

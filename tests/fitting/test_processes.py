@@ -12,7 +12,9 @@ import pytest
 
 from onestep_jax import OneStep, fit, load_model, read_results
 from onestep_jax.cli.parser import main
+from onestep_jax.errors import Interrupted
 from onestep_jax.fitting.progress import Meter
+from onestep_jax.fitting.sweep import Sweep
 from onestep_jax.fitting.work_queue import block_size, claim_order, cut
 from onestep_jax.store.commits import COMPACT_AT
 
@@ -125,6 +127,37 @@ def test_every_process_says_why_a_run_cannot_be_opened(tiny_folder, lines, tmp_p
     assert (first, second) == (2, 2)
     assert "holds another run; steps: 1 there, 2 here" in said
     assert "process 0 could not open the run" in also
+
+
+@pytest.mark.long
+def test_where_one_cannot_begin_all_stop(tiny_folder, lines, tmp_path):
+    """The texts are a path of each machine's own, and one of them does not have it."""
+    there = tmp_path / "machine-0" / "lines.txt"
+    there.parent.mkdir()
+    there.write_bytes(lines.read_bytes())
+    job = Job(arguments(tiny_folder, tmp_path / "machine-{process}" / "lines.txt", tmp_path / "run"), 2, 1)
+    (first, also), (second, said) = job.wait()
+    assert (first, second) == (2, 2)
+    assert "machine-1/lines.txt" in said
+    assert "process 1 could not read the texts and the model and says why" in also
+
+
+def test_texts_that_another_process_takes_back_are_said(tiny, token_lists, one_device, tmp_path, monkeypatch):
+    """They counted as recorded when this session began."""
+    options = {"run": tmp_path / "run", "steps": 5, "placement": one_device}
+    assert len(fit(tiny, token_lists[:3], **options)) == 3
+    optimise = Sweep.optimise
+
+    def meanwhile(sweep):
+        optimise(sweep)
+        for path in (tmp_path / "run" / "results").iterdir():
+            path.unlink()
+
+    monkeypatch.setattr(Sweep, "optimise", meanwhile)
+    with pytest.raises(Interrupted, match=r"3 texts of .* are recorded no longer; the same command fits them"):
+        fit(tiny, token_lists[:3], **options)
+    monkeypatch.undo()
+    assert len(fit(tiny, token_lists[:3], **options)) == 3
 
 
 def test_sigterm_while_starting_ends_a_process():
