@@ -145,14 +145,13 @@ class Engine:
         for which, places in self._harvest_batches(finished):
             state, harvest = self._harvest(self.frozen, state, self.placement.spread(which))
             harvests.append((harvest, places))
-        fresh: dict[int, Task] = {}
-        saved: dict[int, Task] = {}
         for slot in [slot for slot, task in enumerate(self.tasks) if task is None or slot in finished]:
             task = work.take()
             if task is None:
                 break
-            (fresh if task.saved is None else saved)[slot] = task
-        self.offered = fresh | saved
+            self.offered[slot] = task  # at once, so that `abandon` knows it if the next one fails
+        fresh = {slot: task for slot, task in self.offered.items() if task.saved is None}
+        saved = {slot: task for slot, task in self.offered.items() if task.saved is not None}
         state, taken = self._refill(self.frozen, state, self._offer(fresh)) if fresh else (state, None)
         if saved:
             state, taken_saved = self._restore(self.frozen, state, *self._saved_rows(saved))

@@ -164,9 +164,16 @@ class Sweep:
 
     def take(self) -> Task | None:
         task = self.queue.take()
-        if task is not None:
-            upcoming = self.queue.upcoming(AHEAD // self.plan.scheme.group)
+        if task is None:
+            return None
+        upcoming = self.queue.upcoming(AHEAD // self.plan.scheme.group)
+        try:
             self.texts.count_nats(task.texts, (other.texts for other in upcoming))
+        except (
+            BaseException
+        ):  # the devices have no memory for it beside the slots: with fewer of them it is tried again
+            self.queue.give_back(task)
+            raise
         return task
 
     def give_back(self, task: Task) -> None:

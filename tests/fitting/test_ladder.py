@@ -11,7 +11,7 @@ from options import quick_of
 from onestep_jax import OneStep, UserError, fit
 from onestep_jax.devices import compile_cache as compilation
 from onestep_jax.devices.placement import Pmap
-from onestep_jax.fitting import programs
+from onestep_jax.fitting import group_results, programs, sweep
 from onestep_jax.fitting import slot_ladder as ladder
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer
 from onestep_jax.fitting.slot_ladder import narrower, rungs, starting
@@ -132,6 +132,24 @@ def test_slots_are_halved_where_memory_is_short(tiny, token_lists, one_device, l
         (trial,) = text.trials
         assert trial.trace[-1, 0] == trial.steps
         assert len(trial.path["e"]) == len(trial.trace)
+
+
+def test_no_text_is_lost_where_nats_find_no_memory(tiny, token_lists, one_device, monkeypatch):
+    """They are counted while the slots fill the devices."""
+    calls, count = [], group_results.text_nats
+
+    def counted(*args, **options):
+        calls.append(None)
+        if len(calls) in (3, 6):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return count(*args, **options)
+
+    monkeypatch.setattr(sweep, "AHEAD", 1)
+    monkeypatch.setattr(group_results, "text_nats", counted)
+    with pytest.warns(UserWarning, match="continuing with"):
+        run = fit(tiny, token_lists, slots=8, steps=20, placement=one_device)
+    assert len(calls) > 6
+    assert [text.index for text in run] == list(range(len(token_lists)))
 
 
 def test_memory_for_no_slot_is_said(tiny, token_lists):
