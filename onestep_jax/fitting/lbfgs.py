@@ -105,8 +105,11 @@ def _without_pairs(point_P: jax.Array, memory_size: int) -> CautiousLbfgsState:
 
 
 def _bounded(step_P: jax.Array, max_rms: float) -> jax.Array:
-    """The step, no longer than the bound, which stands in for a line search: nothing checks that the loss falls."""
-    rms = jnp.sqrt(jnp.mean(jnp.square(step_P)))
+    """The step, no longer than the bound, which stands in for a line search: nothing checks that the loss falls.
+
+    The mean is over the components that move. In a group that is not full, those of the empty places never do.
+    """
+    rms = jnp.sqrt(_mean(jnp.square(step_P), _moving(step_P)))
     return step_P * jnp.minimum(1.0, max_rms / jnp.maximum(rms, jnp.finfo(rms.dtype).tiny))
 
 
@@ -165,10 +168,24 @@ def _precondition(state: CautiousLbfgsState, gradient_P: jax.Array) -> jax.Array
 
 
 def _diagonal(squares_P: jax.Array) -> jax.Array:
-    """d, with mean 1: the inverse square roots of the squared gradients, of which no component is taken for still.
+    """d, with mean 1: the inverse square roots of the squared gradients, of which no small one is taken for still.
 
-    A factor of `squares_P`, such as Adam's correction of the first steps, falls out.
+    A factor of `squares_P`, such as Adam's correction of the first steps, falls out. Components without any gradient so
+    far, such as those of empty places, are in neither mean.
     """
-    mean = jnp.mean(squares_P)
-    inverse_P = jax.lax.rsqrt(squares_P + 1e-3 * mean + jnp.finfo(squares_P.dtype).tiny)
-    return inverse_P / jnp.mean(inverse_P)
+    moving_P = _moving(squares_P)
+    floor = 1e-3 * _mean(squares_P, moving_P) + jnp.finfo(squares_P.dtype).tiny
+    inverse_P = jax.lax.rsqrt(squares_P + floor)
+    return inverse_P / _mean(inverse_P, moving_P)
+
+
+def _moving(values_P: jax.Array) -> jax.Array:
+    """Which components are not 0, (P,) bool; all where none is."""
+    moving_P = values_P != 0
+    return moving_P | ~jnp.any(moving_P)
+
+
+def _mean(values_P: jax.Array, counted_P: jax.Array) -> jax.Array:
+    """Mean over the components that count; where all do, the factor is exactly 1."""
+    factor = counted_P.size / jnp.sum(counted_P, dtype=values_P.dtype)
+    return jnp.mean(jnp.where(counted_P, values_P, 0.0)) * factor
