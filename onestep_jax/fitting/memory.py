@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 import jax
+import optax
 
 from onestep_jax.devices.placement import Placement, Pmap, local_devices
 from onestep_jax.devices.weight_split import params_shardings
@@ -56,6 +57,7 @@ class StepShape(TypedDict):
     length: int
     preset: Preset
     scheme: NotRequired[Scheme]
+    optimizer: NotRequired[optax.GradientTransformation | None]
     placement: NotRequired[Placement]
     past: NotRequired[PastShape]
     stacked: NotRequired[bool]
@@ -69,6 +71,7 @@ def lowered_step(
     length: int,
     preset: Preset,
     scheme: Scheme | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     placement: Placement | None = None,
     past: PastShape = NO_PAST,
     stacked: bool = False,
@@ -80,8 +83,9 @@ def lowered_step(
       dtype: of the weights.
       slots: groups on each row of devices.
       length: tokens of a text.
-      preset: gives the optimiser.
+      preset: gives the temperature of the loss.
       scheme: the arrangement; the preset's by default.
+      optimizer: the preset's by default.
       placement: the devices; one local device by default.
       past: what stands before the texts.
       stacked: whether the params have their layers in a stack, see `model/stacked.py`.
@@ -92,7 +96,7 @@ def lowered_step(
     placement, params = placement or Pmap(local_devices()[:1]), abstract_params(network.config, dtype, stacked)
     params = jax.tree.map(_placed, params, params_shardings(placement.mesh, params, network.config.kv_heads))
     frozen = Frozen(params, _common_past(network, params, placement, 0 if past.own else past.rows))
-    problem = _problem(network, scheme or OneStep(preset.arrangement), preset)
+    problem = _problem(network, scheme or OneStep(preset.arrangement), optimizer or preset.optimizer.build(), preset)
 
     def of_slots(leaf: Any) -> Any:
         whole = jax.ShapeDtypeStruct((placement.rows, slots, *leaf.shape), leaf.dtype)
@@ -117,12 +121,12 @@ def _common_past(network: Network, params: Params, placement: Placement, rows: i
     return jax.tree.map(lambda leaf: _placed(leaf, placement.whole), past)
 
 
-def _problem(network: Network, scheme: Scheme, preset: Preset) -> FitProblem:
+def _problem(network: Network, scheme: Scheme, optimizer: optax.GradientTransformation, preset: Preset) -> FitProblem:
     """A fit by a preset; the scale of its start vectors is left at 1, as memory does not depend on it."""
     return FitProblem(
         network=network,
         scheme=scheme,
-        optimizer=preset.optimizer.build(),
+        optimizer=optimizer,
         scale=1.0,
         temperature=preset.temperature,
     )

@@ -182,7 +182,7 @@ def resolve(
     beside, known = check_losses(losses or {}, context, scheme, model.embed_width, len(texts))
     known = {name: each.repeat(copies, axis=0) for name, each in known.items()}
     identity |= {"losses": describe_losses(beside), "context": _digest(known)} if beside else {}
-    model, placement, slots = _settle_devices(model, rows, chosen, placement, attention, slots, remat)
+    model, placement, slots = _settle_devices(model, rows, chosen, transformation, placement, attention, slots, remat)
     settings = {
         "model": model.source,
         "preset": preset if isinstance(preset, str) else "given",
@@ -238,6 +238,7 @@ def _settle_devices(
     model: Model,
     rows: Rows,
     preset: Preset,
+    optimizer: optax.GradientTransformation,
     placement: Placement | str,
     attention: str,
     slots: int | str,
@@ -252,7 +253,8 @@ def _settle_devices(
         raise UserError(f"attention {attention} cannot stand behind a prefix; use plain, or no prefix (--prefix none)")
     check_attention(model.network, model.dtype, longest + rows.scheme.extra, placement.devices[0])
     past = PastShape(rows.most_before, own=bool(rows.prefixes))
-    sized = size_fit(model, rows.tokens, rows.scheme, placement, preset, slots=slots, remat=remat, past=past)
+    asked = {"slots": slots, "remat": remat, "past": past}
+    sized = size_fit(model, rows.tokens, rows.scheme, placement, preset, optimizer=optimizer, **asked)
     return dataclasses.replace(model, remat=sized.remat), placement, sized.slots
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onestep_jax.devices.placement import Mesh, Placement, Pmap, Together, local_devices
@@ -162,6 +163,7 @@ def size_fit(
     placement: Placement,
     preset: Preset,
     *,
+    optimizer: optax.GradientTransformation | None = None,
     slots: int | str = "auto",
     remat: bool | str = "auto",
     past: PastShape = NO_PAST,
@@ -169,7 +171,8 @@ def size_fit(
     """Slots and rematerialisation: as given, and where "auto", what keeps the devices busy within their memory.
 
     Activations are computed again only where not even one slot fits with them: a step then costs half as much again.
-    Processes in lockstep take what suits all of them.
+    With a given number of slots nothing is measured, and "auto" keeps them. Processes in lockstep take what suits all
+    of them. The optimiser is the preset's unless it is given; its state is a part of the memory.
 
     Raises:
       UserError: for a number of slots below one, or another word than "auto".
@@ -185,7 +188,7 @@ def size_fit(
         count = _power_of_two(min(MOST_CPU_SLOTS, enough))
         return Sizing(slots=count * placement.rows, remat=remat is True)
     shape: StepShape = {"length": length, "preset": preset, "scheme": scheme, "placement": placement, "past": past}
-    shape["stacked"] = is_stacked(model.params)
+    shape["stacked"], shape["optimizer"] = is_stacked(model.params), optimizer
     return _size_on_accelerator(model, shape, scheme.group, placement, remat)
 
 

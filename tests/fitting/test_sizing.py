@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from onestep_jax import PRESETS, Model, OneStep, Preset, UserError, fit
@@ -107,6 +108,30 @@ def test_activations_are_computed_again_where_one_text_does_not_fit(tiny):
     assert size(tiny, devices_of(WEIGHTS + 2.5 * KEPT)) == (2, False)
     assert size(tiny, devices_of(WEIGHTS + 2.5 * KEPT), remat=True) == (8, True)
     assert size(tiny, devices_of(1.0)) == (1, True)
+
+
+def test_the_state_of_the_optimiser_of_the_fit_is_counted(tiny):
+    """That of `fast` keeps many more vectors than plain descent does."""
+    shape: dict[str, Any] = {"slots": 2, "length": 8, "preset": FAST}
+    states = [
+        footprint.lowered_step(tiny.network, jnp.float32, **shape, optimizer=optimizer)[1].opt_state
+        for optimizer in (None, optax.sgd(0.1))
+    ]
+    most, least = (sum(leaf.size for leaf in jax.tree.leaves(state)) for state in states)
+    assert most > 2 * 80 * 2 * tiny.embed_width > least
+
+
+def test_an_optimiser_that_is_given_is_sized_with(tiny, monkeypatch):
+    asked = []
+
+    def memory(*_: Any, slots: int, optimizer: Any, **__: Any) -> Memory:
+        asked.append(optimizer)
+        return Memory(WEIGHTS, 0, slots * KEPT)
+
+    monkeypatch.setattr(footprint, "fit_memory", memory)
+    optimizer = optax.sgd(0.1)
+    size(tiny, devices_of(1e9), optimizer=optimizer)
+    assert set(map(id, asked)) == {id(optimizer)}
 
 
 def test_what_is_given_is_taken(tiny, one_device):
