@@ -59,7 +59,7 @@ class OneStep:
       arrangement: key of `ARRANGEMENTS` (Table 1).
       share: None, or the leaf ("e" or "m") that the texts of a group share (Table 2).
       group: number of texts that are optimised together and share that leaf (the paper's S_g).
-      start: start vectors by leaf, (texts, D), instead of random ones; every seed of a text starts there.
+      start: start vectors by leaf, (texts, D), instead of random ones; the first seed of a text starts there.
       prefix: what stands before them, frozen: "none", "bos", a text or token ids, see `prefixes.prefix_tokens`; None
         for what the preset says.
 

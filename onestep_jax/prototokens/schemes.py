@@ -114,10 +114,10 @@ def from_description(description: Mapping[str, Any]) -> Scheme:
 
 
 def _projected(arguments: dict[str, Any]) -> Projected:
-    """The scheme within has no prefix of its own; the leaf that it shares is named outside."""
+    """The scheme within has no prefix of its own; the leaf that it shares, and its group, are named outside."""
     of, share = arguments.pop("of", None), arguments.pop("share", None)
     check_kind("the description of a scheme", Mapping, **{"scheme projected: of": of})
-    if share not in (None, MAP):
+    if share != MAP and of.get("arrangement") != "cramming":
         of = {**of, "share": share, "group": arguments.get("group", 1)}
     within = from_description({**of, "prefix": None})
     if not isinstance(within, OneStep | ManyVectors | Cramming):

@@ -31,7 +31,8 @@ MANY, ONE = ManyVectors(3, 2), OneStep()
 FIXED, OWN = Projected(ONE, 5), Projected(MANY, 3, "own", leaves=("e", "m"))
 SHARED = Projected(ONE, 4, "shared", group=2)
 BOTH = Projected(OneStep("unguided-e", share="m", group=2), 4)
-SCHEMES = {"many": MANY, "fixed": FIXED, "own": OWN, "shared": SHARED, "fixed e, shared m": BOTH}
+APART = Projected(OneStep(group=2), 4)
+SCHEMES = {"many": MANY, "fixed": FIXED, "own": OWN, "shared": SHARED, "fixed e, shared m": BOTH, "in groups": APART}
 QUICK = (0, 1, 3)
 
 
