@@ -16,7 +16,7 @@ from onestep_jax.model.decoder import Model, Network, Params, Past
 from onestep_jax.model.generation import generate
 from onestep_jax.prototokens.objective import score_text
 from onestep_jax.prototokens.prefixes import Prefixes, pasts_of, prefix_rows, prefix_vectors, stack_prefixes
-from onestep_jax.prototokens.schemes import Array, Leaves, OneStep, Scheme, axes, bare, from_description
+from onestep_jax.prototokens.schemes import Array, Leaves, Scheme, axes, bare, from_description
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.store.verify import Decoding
 from onestep_jax.tokens import as_text, batches
@@ -80,21 +80,23 @@ def decode(
     Args:
       model: the model that the vectors were fitted on.
       results: of `fit`, or read from a run directory.
-      scheme: the arrangement; by default the one that `results` name, which must then be one of the package's own.
+      scheme: the arrangement; by default the one that `results` name, which must then be one of the package's own. A
+        list of texts names none.
       batch: texts in a forward pass.
       progress: called after each batch with the numbers of texts done and in all.
 
     Raises:
-      UserError: if the vectors belong to another model.
+      UserError: if the vectors belong to another model, or the arrangement is not known.
     """
     check_kind("what load_model returns", Model, model=model)
     if isinstance(results, Results):
         check_model(model, results)
         scheme = scheme or from_description(results.scheme)
-    scheme = scheme or OneStep()
     MOST_TEXTS.check("batch", batch)
     texts = check_list("results of fit or of read_results", "results", results)
     check_kind("results of fit or of read_results", TextResult, **{f"results[{i}]": one for i, one in enumerate(texts)})
+    if scheme is None:
+        raise UserError("scheme: a list of texts does not say how their vectors are arranged; give it, or the results")
     batch = min(batch, max(BATCH, len(texts)))
     targets = [text.tokens for text in texts]
     lengths = [len(ids) for ids in targets]

@@ -111,6 +111,7 @@ CALLS: dict[str, Callable[[Model, Results, Path], Any]] = {
     "decode none": lambda model, found, folder: decode(model, None),  # type: ignore
     "decode a string": lambda model, found, folder: decode(model, "x"),  # type: ignore
     "decode numbers": lambda model, found, folder: decode(model, [1]),  # type: ignore
+    "decode a list of texts that names no arrangement": lambda model, found, folder: decode(model, found.texts),
     "decode in no batches": lambda model, found, folder: decode(model, found, batch=0),
     "count of letters": lambda model, found, folder: generate(model, [[1]], count="x"),  # type: ignore
     "no count": lambda model, found, folder: generate(model, [[1]], count=0),
