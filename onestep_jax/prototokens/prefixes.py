@@ -119,6 +119,30 @@ def own_prefixes(
     return own if any(map(len, own)) else ()
 
 
+def settle_prefix(
+    scheme: _S,
+    model: Model,
+    default: str | None,
+    prefixes: Sequence[str] | Sequence[Sequence[int]] | None,
+    texts: int,
+) -> tuple[_S, tuple[np.ndarray, ...]]:
+    """The scheme with token ids for its prefix, and the token ids before each text where each has its own.
+
+    Texts whose own prefixes are all empty have none. The default is for texts that were given no prefixes.
+
+    Args:
+      scheme, model, default: as of `resolve_prefix`.
+      prefixes, texts: as of `own_prefixes`.
+
+    Raises:
+      UserError: as of both.
+    """
+    before = own_prefixes(model, scheme, prefixes, texts)
+    if prefixes is None or not hasattr(scheme, "prefix"):
+        return resolve_prefix(scheme, model, default), before
+    return (scheme if before else _with_prefix(scheme, np.zeros(0, np.int32))), before
+
+
 def bos_token(model: Model) -> int | None:
     """The beginning-of-text token, else the end-of-text token, of the tokenizer, or without one of config.json.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from onestep_jax.errors import SIZE, UserError
 from onestep_jax.model.decoder import Model
-from onestep_jax.prototokens.prefixes import check_reach, own_prefixes, prefix_of, prefix_rows, resolve_prefix
+from onestep_jax.prototokens.prefixes import check_reach, prefix_of, prefix_rows, settle_prefix
 from onestep_jax.prototokens.schemes import OneStep, Projected, Scheme
 from onestep_jax.prototokens.starts import Starts, scheme_of_start, start_vectors, with_starts
 from onestep_jax.tokens import check_text, check_tokens, text_ids, tokenise
@@ -66,9 +66,8 @@ def settle_rows(
     begun = None if start is None else start_vectors(start, model)
     scheme = scheme if begun is None else scheme_of_start(begun, scheme, prefixes is not None)
     scheme = scheme or OneStep(arrangement)
-    before = own_prefixes(model, scheme, prefixes, len(texts))
-    asked: Any = None if before else getattr(scheme, "prefix", None) or prefix
-    scheme = resolve_prefix(scheme, model, None if before else prefix)
+    asked: Any = getattr(scheme, "prefix", None) or prefix
+    scheme, before = settle_prefix(scheme, model, prefix, prefixes, len(texts))
     tokens = prepare(model, texts, length, scheme, before)
     tokens, before = (tuple(row for row in rows for _ in range(copies)) for rows in (tokens, before))
     ids = tuple(text_ids(tokens))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from onestep_jax.prototokens.prefixes import (
     stack_prefixes,
 )
 from onestep_jax.prototokens.schemes import bare, from_description
+from onestep_jax.prototokens.targets import settle_rows
 
 GOLDEN = sorted(path.name for path in (Path(__file__).parent.parent / "golden").iterdir() if path.is_dir())
 P, T = 5, 9
@@ -167,6 +169,17 @@ def test_auto_is_the_bos_where_the_first_position_is_a_sink(tiny, monkeypatch):
         monkeypatch.setattr("onestep_jax.prototokens.prefixes.has_sink", lambda _, sink=sink: sink)
         assert resolve_prefix(OneStep(), model, "auto").prefix == expected
         assert resolve_prefix(OneStep(prefix="none"), model, "auto").prefix == ()
+
+
+def test_prefixes_of_the_texts_that_are_all_empty_are_none(tiny, monkeypatch):
+    monkeypatch.setattr("onestep_jax.prototokens.prefixes.has_sink", lambda _: True)
+    model = dataclasses.replace(tiny, tokenizer=Words(bos=3))
+    options: dict[str, Any] = {"arrangement": "one-step", "prefix": "auto"}
+    texts = [[4, 5], [6, 7]]
+    assert prefix_of(settle_rows(model, texts, None, None, **options).scheme).tolist() == [3]
+    for prefixes in (["none", "none"], [[], []]):
+        rows = settle_rows(model, texts, None, None, prefixes=prefixes, **options)
+        assert (prefix_of(rows.scheme).tolist(), rows.prefixes, rows.word) == ([], (), None)
 
 
 def test_a_description_keeps_a_prefix_and_has_no_key_for_none():

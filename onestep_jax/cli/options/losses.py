@@ -19,7 +19,7 @@ from onestep_jax.prototokens.auxiliary import (
     anchor_points,
     size_of_e,
 )
-from onestep_jax.prototokens.prefixes import own_prefixes, resolve_prefix
+from onestep_jax.prototokens.prefixes import settle_prefix
 from onestep_jax.prototokens.schemes import Scheme
 from onestep_jax.prototokens.targets import prepare
 
@@ -65,8 +65,8 @@ def losses_of(
 
     size = size_of_e(scheme, model.embed_width)  # before anything is downloaded or computed
     usual = preset_of(args.preset, args.run).prefix
-    before = own_prefixes(model, scheme, prefixes, len(texts))
-    tokens = prepare(model, texts, args.length, resolve_prefix(scheme, model, None if before else usual), before)
+    settled, before = settle_prefix(scheme, model, usual, prefixes, len(texts))
+    tokens = prepare(model, texts, args.length, settled, before)
     embedded = {teacher: text_embeddings(model, tokens, teacher) for teacher, _ in asked.values()}
     found = Losses({}, {})
     for name, (teacher, weight) in asked.items():
