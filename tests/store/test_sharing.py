@@ -57,12 +57,22 @@ def pushed(run: Path, folder: Path, name: str = "me/run", **how) -> str:
 
 # --- as files ---
 
+# Of the first three texts: two vectors of four numbers and a curve of two points each, and the path of one of them.
+THREE = 3 * (2 * 16 + 2 * 3 * 8) + 2 * 2 * 16
+
+
+def test_files_are_cut_by_bytes(monkeypatch):
+    monkeypatch.setattr(tables, "SHARD", 6)
+    assert [range(9)[part] for part in tables._cut([5, 1, 1, 9, 2, 2, 2, 2, 2])] == [
+        range(2), range(2, 3), range(3, 4), range(4, 7), range(7, 9)
+    ]  # fmt: skip
+
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_run_comes_back_bit_for_bit(tmp_path, monkeypatch, shared):
     """Numbers, vectors, curves, recorded paths; in several files of each table."""
     run = made(tmp_path / "run", 7, shared=shared)
-    monkeypatch.setattr(tables, "SHARD", 3 * 2 * 16)  # three texts of two vectors of four numbers
+    monkeypatch.setattr(tables, "SHARD", THREE)
     files = packed(run, tmp_path / "packed")
     assert files[3:] == [f"data/{kind}-0000{i}.parquet" for i in range(3) for kind in ("texts", "trials")]
     assert unpack(tmp_path / "packed", tmp_path / "back") == 7
@@ -335,7 +345,7 @@ def test_there_and_back(hub, tmp_path):
 
 def test_pushed_again_it_changes_what_has_changed(hub, tmp_path, monkeypatch):
     run = made(tmp_path / "run", 7)
-    monkeypatch.setattr(tables, "SHARD", 3 * 2 * 16)
+    monkeypatch.setattr(tables, "SHARD", THREE)
     pushed(run, tmp_path / "a")
     found = hub.data_sets["me/run"]
     assert "data/texts-00002.parquet" in found.files()

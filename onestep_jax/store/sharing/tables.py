@@ -60,17 +60,34 @@ def write_tables(folder: Path, texts: Sequence[TextResult], strings: Sequence[st
     Raises:
       UserError: if a leaf has the name of another column.
     """
-    bytes_each = sum(vector.nbytes for vector in texts[0].vectors.values())
-    size = max(1, SHARD // max(1, bytes_each))
     make_folder(folder / "data")
     files = []
-    for number, start in enumerate(range(0, len(texts), size)):
-        some, names = texts[start : start + size], [table_file(table, number) for table in TABLES]
-        _write(folder / names[0], *_text_rows(some, strings[start : start + size]))
+    for number, part in enumerate(_cut([_bytes(text) for text in texts])):
+        some, names = texts[part], [table_file(table, number) for table in TABLES]
+        _write(folder / names[0], *_text_rows(some, strings[part]))
         trials = [trial_row(text, trial) for text in some for trial in text.trials]
         _write(folder / names[1], trials, _trial_columns(sorted(texts[0].vectors)))
         files += names
     return files
+
+
+def _bytes(text: TextResult) -> int:
+    """Of the arrays of a text: its vectors, and the curves and recorded vectors of its trials."""
+    arrays = [*text.vectors.values()]
+    for trial in text.trials:
+        arrays += [trial.trace, *(trial.path or {}).values()]
+    return sum(array.nbytes for array in arrays)
+
+
+def _cut(sizes: Sequence[int]) -> Iterator[slice]:
+    """Parts in order, of as many as have no more bytes together than a file should, and of one at least."""
+    start, total = 0, 0
+    for place, size in enumerate(sizes):
+        if place > start and total + size > SHARD:
+            yield slice(start, place)
+            start, total = place, 0
+        total += size
+    yield slice(start, len(sizes))
 
 
 def _text_rows(texts: Sequence[TextResult], strings: Sequence[str | None]) -> tuple[list[dict[str, Any]], Any, Any]:
