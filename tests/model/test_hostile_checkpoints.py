@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_cases import CASES, YARN, longrope
 from test_checkpoint import assert_says, change_config, copy, refusal
 from tokenizers import Tokenizer, models, normalizers
 
 from onestep_jax import load_model
 from onestep_jax.cli.parser import main
+from onestep_jax.errors import UserError
+from onestep_jax.model.families import FAMILIES, read_config
+from onestep_jax.model.families.base import LAYERS
 
 INDEX = "model.safetensors.index.json"
 
@@ -79,6 +83,41 @@ def test_sizes_that_the_files_do_not_have(folder: Path, key: str, value: Any):
     assert refusal(folder)
     assert time.monotonic() - began < 20
     assert main(["info", "--model", str(folder)]) == 2 or value < 2**31
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [(name, {"layer_types": None}) for name in CASES]
+    + [("gpt2", {"scale_attn_by_inverse_layer_idx": True})]
+    + [("gpt_neo", {"num_layers": 2, "attention_types": [[["local"], n]]}) for n in (10**9, 10**19, float("inf"))]
+    + [("gpt_neo", {"num_layers": 2, "attention_types": [[[], 10**19], [["local"], 2]]})],
+    ids=str,
+)
+def test_a_billion_layers(model_type: str, changes: dict[str, Any]):
+    """Refused before anything is made of that number: a list of a billion names takes 8 GB and minutes."""
+    (key,) = (key for key, kind in FAMILIES[model_type].handled.items() if kind == LAYERS)
+    described = {"model_type": model_type, **next(iter(CASES[model_type].values())), key: 10**9} | changes
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"^(attention_types|{key} = 1000000000: expected a positive integer, at most)"):
+        read_config(described)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rope", "said"),
+    [
+        ("phi3", longrope(4, original=1), "original_max_position_embeddings = 1: expected at least 2"),
+        ("llama", longrope(4, original=1), "original_max_position_embeddings = 1: expected at least 2"),
+        ("llama", YARN | {"rope_theta": 1}, "rope_parameters: rope_theta = 1: RoPE type 'yarn' divides by"),
+    ],
+    ids=str,
+)
+def test_rotary_settings_whose_logarithm_is_zero(model_type: str, rope: dict[str, Any], said: str):
+    described = next(iter(CASES[model_type].values())) | {"original_max_position_embeddings": 1}
+    with pytest.raises(UserError, match=said):
+        read_config({"model_type": model_type, **described, "rope_parameters": rope})
+    told = rope | {"attention_factor": 1.0, "rope_theta": 1.5}
+    read_config({"model_type": model_type, **described, "rope_parameters": told})
 
 
 def test_large_whole_numbers_are_numbers(folder: Path):

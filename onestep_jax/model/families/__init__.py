@@ -36,7 +36,6 @@ from onestep_jax.model.families.base import Family, Part, Weight, check_keys, ne
 __all__ = ["FAMILIES", "Family", "Part", "Reading", "Weight", "read_config", "read_described"]
 
 _MODULES = (gpt_neox, llama, mistral, qwen2, qwen3, gemma2, gemma3, gpt2, gpt_neo, opt, olmo, olmo2, phi3)
-MOST_LAYERS = 1024  # more are a mistake, and describing a billion of them would take for ever
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
 
 
@@ -75,8 +74,6 @@ def read_described(config: Mapping[str, Any]) -> Reading:
         notes.append(f"only the text decoder ({model_type}) of this {whole} is used, without what reads pictures")
     unknown += check_keys(family, described)
     architecture = family.read(described)
-    if architecture.layers > MOST_LAYERS:
-        raise UserError(f"{architecture.layers} layers: expected at most {MOST_LAYERS}")
     unread = rope.unread(rope.rope_settings(described)) if family.unread is None else family.unread(described)
     if ignored := unknown + unread:
         notes.append(f"keys without effect, since transformers does not read them for {whole}: {', '.join(ignored)}")

@@ -86,13 +86,16 @@ IGNORED |= frozenset(
 )
 
 LARGEST = 3e38  # of a number: float32 holds no more
+MOST_LAYERS = 1024  # more are a mistake, and describing a billion of them would take for ever
 
 # Kinds of value, in the words of the message that asks for one.
 COUNT, NUMBER = "a positive integer below 2^31", "a positive finite number"
+LAYERS = f"a positive integer, at most {MOST_LAYERS}"
 FLAG, OBJECT = "true or false", "an object"
 LIST, WORD, INDEX = "a list", "a name", "an integer from 0 to below 2^31"
 KINDS: dict[str, Callable[[Any], bool]] = {
     COUNT: lambda value: type(value) is int and 0 < value < 2**31,
+    LAYERS: lambda value: type(value) is int and 0 < value <= MOST_LAYERS,
     NUMBER: lambda value: type(value) in (int, float) and 0 < value < LARGEST,
     FLAG: lambda value: type(value) is bool,
     OBJECT: lambda value: isinstance(value, Mapping),
@@ -150,7 +153,8 @@ def check_keys(family: Family, config: Mapping[str, Any]) -> list[str]:
 
 def keys(**kinds: str) -> dict[str, str]:
     """Handled keys from kind = "key key …", the kind by its lower-case name."""
-    named = {"counts": COUNT, "indices": INDEX, "numbers": NUMBER, "flags": FLAG, "lists": LIST, "words": WORD}
+    named = {"counts": COUNT, "layers": LAYERS, "indices": INDEX, "numbers": NUMBER}
+    named |= {"flags": FLAG, "lists": LIST, "words": WORD}
     return {key: named[kind] for kind, names in kinds.items() for key in names.split()}
 
 

@@ -73,7 +73,8 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 
 HANDLED = keys(
-    counts="n_embd n_head n_inner n_layer n_positions vocab_size",
+    counts="n_embd n_head n_inner n_positions vocab_size",
+    layers="n_layer",
     numbers="layer_norm_epsilon",
     flags="scale_attn_by_inverse_layer_idx scale_attn_weights tie_word_embeddings",
     words="activation_function",

@@ -41,8 +41,10 @@ def _kinds(config: Mapping[str, Any]) -> list[str]:
     """The kind of each layer, from `attention_types`: [[[kind, …], how many times], …]."""
     types, layers = given(config, "attention_types", [[["global", "local"], 12]]), need(config, "num_layers")
     try:
-        kinds = [kind for some, times in types for kind in list(some) * times]
-    except (TypeError, ValueError):
+        # counted before it is written out: a number of times may be anything
+        counted = sum(len(some) * max(times, 0) for some, times in types)
+        kinds = [kind for some, times in types for kind in list(some) * times] if counted == layers else []
+    except (TypeError, ValueError, OverflowError):
         kinds = []
     if len(kinds) != layers or any(kind not in KINDS for kind in kinds):
         expected = f"[[[kind, …], times], …] of {' and '.join(KINDS)} for {layers} layers"
@@ -66,7 +68,8 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 
 HANDLED = keys(
-    counts="hidden_size intermediate_size max_position_embeddings num_heads num_layers vocab_size window_size",
+    counts="hidden_size intermediate_size max_position_embeddings num_heads vocab_size window_size",
+    layers="num_layers",
     numbers="layer_norm_epsilon",
     flags="tie_word_embeddings",
     lists="attention_layers attention_types",

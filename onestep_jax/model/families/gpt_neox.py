@@ -83,7 +83,8 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 HANDLED = {
     **keys(
-        counts="hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers vocab_size",
+        counts="hidden_size intermediate_size max_position_embeddings num_attention_heads vocab_size",
+        layers="num_hidden_layers",
         numbers="layer_norm_eps partial_rotary_factor rotary_emb_base rotary_pct",
         flags="attention_bias tie_word_embeddings use_parallel_residual",
         words="hidden_act",

@@ -13,8 +13,9 @@ from onestep_jax.model.families.rope import read_rope
 # The keys of every family that is read by `read_like_llama`.
 KEYS = {
     **keys(
-        counts="""head_dim hidden_size intermediate_size max_position_embeddings num_attention_heads num_hidden_layers
+        counts="""head_dim hidden_size intermediate_size max_position_embeddings num_attention_heads
         num_key_value_heads vocab_size""",
+        layers="num_hidden_layers",
         flags="tie_word_embeddings",
         words="hidden_act",
     ),

@@ -60,8 +60,8 @@ def weights(config: ModelConfig) -> list[Weight]:
 
 
 HANDLED = keys(
-    counts="ffn_dim hidden_size max_position_embeddings num_attention_heads num_hidden_layers vocab_size "
-    "word_embed_proj_dim",
+    counts="ffn_dim hidden_size max_position_embeddings num_attention_heads vocab_size word_embed_proj_dim",
+    layers="num_hidden_layers",
     flags="_remove_final_layer_norm do_layer_norm_before enable_bias layer_norm_elementwise_affine tie_word_embeddings",
     words="activation_function",
 )

@@ -163,10 +163,13 @@ def _yarn(given: Mapping[str, Any], context: int) -> dict[str, Any]:
 def _longrope(given: Mapping[str, Any], context: int) -> dict[str, Any]:
     original = given.get("original_max_position_embeddings", context)
     factor, magnitude = given.get("factor", context / original), given.get("attention_factor")
-    if magnitude is None:
-        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    if magnitude is None and factor > 1:
+        if original == 1:  # its logarithm divides
+            cure = "expected at least 2, or an attention_factor"
+            raise UserError(f"RoPE type 'longrope': original_max_position_embeddings = 1: {cure}")
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original))
     lists = {ours: tuple(given[theirs]) for ours, theirs in _LONGROPE_LISTS.items()}
-    return {"magnitude": float(magnitude), "original_context": original, **lists}
+    return {"magnitude": 1.0 if magnitude is None else float(magnitude), "original_context": original, **lists}
 
 
 _LONGROPE_LISTS = {"short_factors": "short_factor", "long_factors": "long_factor"}
@@ -185,6 +188,8 @@ def _check(spelling: str, rope: Rope, head_dim: int) -> None:
     if channels % 2 or not 0 < channels <= head_dim:
         reason = f"{channels} of the {head_dim} channels of a head turn (partial_rotary_factor {rope.fraction})"
         raise UserError(f"{spelling}: {reason}; expected an even number of them, head_dim = {head_dim} at most")
+    if rope.kind == "yarn" and rope.theta == 1:
+        raise UserError(f"{spelling}: rope_theta = 1: RoPE type 'yarn' divides by its logarithm; expected another base")
     if rope.kind in ("llama3", "yarn") and rope.high_freq_factor <= rope.low_freq_factor:
         ends = "beta_fast above beta_slow" if rope.kind == "yarn" else "high_freq_factor above low_freq_factor"
         got = f"{rope.high_freq_factor} and {rope.low_freq_factor}"
