@@ -131,16 +131,16 @@ def shards(folder: Path) -> list[Path]:
     """Weight files of a checkpoint folder, in order; a GGUF file is its own.
 
     Raises:
-      UserError: if there are none, one that the index names is missing, there are only pickles, or a single file and
-        an index lie side by side.
+      UserError: if there are none, one that the index names is missing, there are only pickles, or a single file lies
+        beside an index of other files.
     """
     if is_gguf(folder):
         return [folder]
     index, single = folder / INDEX, folder / SINGLE
-    if index.exists() and single.exists():
-        raise UserError(f"{folder}: both {SINGLE} and {INDEX}; remove the one that is not meant")
     if index.exists():
         names = _indexed(index)
+        if single.exists() and names != [SINGLE]:  # mlx-lm writes an index of a single file, too
+            raise UserError(f"{folder}: both {SINGLE} and {INDEX} of other files; remove the one that is not meant")
         for name in names:
             if not (folder / name).is_file():
                 raise UserError(f"{folder / name}: missing, though {INDEX} names it; complete the download")

@@ -337,6 +337,16 @@ def test_one_file_and_shards(sharded: Path):
     assert_says(refusal(sharded), sharded, "model.safetensors", "model.safetensors.index.json")
 
 
+def test_an_index_of_the_single_file(folder: Path):
+    """As mlx-lm writes it."""
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    assert load_model(folder).fingerprint == load_model(PLAIN).fingerprint
+    other = dict.fromkeys(names, "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names | {TABLE: other[TABLE]}}))
+    assert_says(refusal(folder), folder, "both model.safetensors and model.safetensors.index.json of other files")
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", '{"weight_map": {}}', '{"weight_map": {"a": null}}', "null"])
 def test_index_without_a_weight_map(sharded: Path, text: str):
     index = sharded / "model.safetensors.index.json"

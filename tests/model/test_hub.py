@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,18 +18,24 @@ from hub_server import environment as settings
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A hub with a sharded model among files that nobody wants, one in a single file, one with pickles only."""
+    """A hub with a sharded model among files that nobody wants, one in a single file, the same with an index, one with
+    pickles only.
+    """
     root = tmp_path_factory.mktemp("hub")
-    sharded, single, pickles = (root / name for name in ("sharded", "single", "pickles"))
+    sharded, single, indexed, pickles = (root / name for name in ("sharded", "single", "indexed", "pickles"))
     shutil.copytree(GOLDEN_FOLDER / "llama_sharded", sharded)
     shutil.copytree(GOLDEN_FOLDER / "llama", single)
+    shutil.copytree(GOLDEN_FOLDER / "llama", indexed)
+    weight_map = {"model.norm.weight": "model.safetensors"}
+    (indexed / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     shutil.copytree(GOLDEN_FOLDER / "llama", pickles)
     (pickles / "model.safetensors").rename(pickles / "pytorch_model.bin")
     (sharded / "onnx").mkdir()
     unwanted = "onnx/config.json onnx/model.safetensors consolidated.safetensors pytorch_model.bin README.md train.json"
     for name in unwanted.split():
         (sharded / name).write_text("{}")
-    with serving({"org/sharded": sharded, "org/single": single, "org/pickles": pickles}) as server:
+    folders = {"org/sharded": sharded, "org/single": single, "org/indexed": indexed, "org/pickles": pickles}
+    with serving(folders) as server:
         yield server
 
 
@@ -68,6 +75,13 @@ def test_second_load_fetches_nothing_and_needs_no_hub(hub: Hub, tmp_path: Path):
     assert not hub.downloads
     offline = load(hub, tmp_path, "org/single", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert offline.stdout.strip() == fingerprint("llama"), offline.stderr
+
+
+@pytest.mark.long
+def test_a_single_file_that_an_index_names(hub: Hub, tmp_path: Path):
+    done = load(hub, tmp_path, "org/indexed")
+    assert done.stdout.strip() == fingerprint("llama"), done.stderr
+    assert sorted(hub.downloads) == ["config.json", "model.safetensors", "model.safetensors.index.json"]
 
 
 def test_revision(hub: Hub, tmp_path: Path):
