@@ -221,6 +221,8 @@ def _row_writer(sharding: NamedSharding | None) -> Callable[..., jax.Array]:
 def save_model(model: Model, folder: str | Path) -> None:
     """Write a model back as a checkpoint folder that transformers opens: config.json, weights and tokenizer.
 
+    Where the model stops at other tokens than its config.json says, there is a generation_config.json that names them.
+
     Args:
       model: with the config.json that it was loaded with.
       folder: created if need be; files of these names in it are replaced.
@@ -242,8 +244,25 @@ def save_model(model: Model, folder: str | Path) -> None:
     described = {key: value for key, value in model.described.items() if key != "torch_dtype"}  # the older spelling
     described["dtype"] = jnp.dtype(model.dtype).name
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    _save_stop_tokens(model, folder / "generation_config.json")
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
+
+
+def _save_stop_tokens(model: Model, path: Path) -> None:
+    """Write them to a file unless config.json has them; one that is there already would go before config.json."""
+    stops = [int(token) for token in model.stop_tokens]
+    if stops == _listed(model.described.get("eos_token_id")) and not path.exists():
+        return
+    # transformers takes these of config.json only where there is no such file
+    others = {key: model.described[key] for key in ("bos_token_id", "pad_token_id") if key in model.described}
+    written = others | {"eos_token_id": stops[0] if len(stops) == 1 else stops or None}
+    path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def _listed(ids: Any) -> list[Any]:
+    """The ids of an `eos_token_id`, which may be null, a single one or a list."""
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
 def _stop_tokens(folder: Path, described: Mapping[str, Any]) -> tuple[int, ...]:
@@ -251,7 +270,7 @@ def _stop_tokens(folder: Path, described: Mapping[str, Any]) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     generation = read_object(path) if path.exists() else {}
     ids = generation.get("eos_token_id", described.get("eos_token_id"))
-    listed = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    listed = _listed(ids)
     if not all(type(one) is int for one in listed):
         where = path if "eos_token_id" in generation else folder / "config.json"
         raise UserError(f"{where}: eos_token_id = {ids!r}: expected a token id, or a list of them")

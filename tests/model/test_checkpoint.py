@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from onestep_jax.errors import UserError
-from onestep_jax.model.checkpoint import load_model
+from onestep_jax.model.checkpoint import load_model, save_model
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.families import FAMILIES, read_config
 
@@ -647,6 +647,30 @@ def test_damaged_tokenizer(folder: Path):
 def test_unwanted_tokenizer_is_not_read(folder: Path):
     write_tokenizer(folder, 98)
     assert load_model(folder, tokenizer=False).tokenizer is None
+
+
+# Stop tokens
+
+
+@pytest.mark.parametrize("described", [..., None, 2, [2, 5]], ids=str)
+@pytest.mark.parametrize("generation", [..., None, 2, [2, 5], [], [7]], ids=str)
+def test_stop_tokens_are_written_and_read_back(folder: Path, tmp_path: Path, described: Any, generation: Any):
+    change_config(folder, eos_token_id=described, bos_token_id=1)
+    path = folder / "generation_config.json"
+    if generation is not ...:
+        path.write_text(json.dumps({"eos_token_id": generation}))
+    model, saved = load_model(folder), tmp_path / "saved"
+    save_model(model, saved)
+    assert load_model(saved).stop_tokens == model.stop_tokens
+    written = saved / "generation_config.json"
+    meant = {"None": (), "2": (2,), "[2, 5]": (2, 5)}.get(str(described), ())
+    if meant == model.stop_tokens:
+        assert not written.exists()
+    else:
+        assert json.loads(written.read_text())["bos_token_id"] == 1
+    written.write_text(json.dumps({"eos_token_id": 9}))
+    save_model(model, saved)
+    assert load_model(saved).stop_tokens == model.stop_tokens
 
 
 # Fingerprint
