@@ -82,6 +82,7 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     more: Mapping[str, np.ndarray] | None = None,
     vocabulary: str = "gpt2",
+    tokenizer: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model as a GGUF file; matrices are stored as the `kinds`, one after the other.
 
@@ -92,6 +93,7 @@ def write_gguf(
       metadata: more settings of the architecture, or others in place of the usual ones; None for none at all.
       more: further tensors in float32, by their names in the file.
       vocabulary: "gpt2" (bytes and merges), "llama" (SentencePiece), or "" for none.
+      tokenizer: settings of the vocabulary in place of the usual ones; None for none at all.
     """
     config = model.described
     architecture = {new: old for old, new in MODEL_TYPES.items()}.get(config["model_type"], config["model_type"])
@@ -102,6 +104,10 @@ def write_gguf(
             _add(writer, f"{architecture}.{key}", value)
     if vocabulary:
         write_vocabulary(writer, vocabulary)
+    for key, value in (tokenizer or {}).items():
+        writer.kv_data[0].pop(f"tokenizer.ggml.{key}", None)
+        if value is not None:
+            _add(writer, f"tokenizer.ggml.{key}", value)
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, model.config.layers)
     random, matrices = np.random.default_rng(1), 0

@@ -51,8 +51,8 @@ def _config(header: Header, layout: Layout) -> dict[str, Any]:
     if "token_embd.weight" not in header.tensors:
         raise UserError("the tensor token_embd.weight is missing")
     config["vocab_size"] = header.tensors["token_embd.weight"].shape[0]
-    ids = {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _TOKENS.items()}
-    config |= {name: token for name, token in ids.items() if type(token) is int}
+    ids = {name: header.special_token(key) for name, key in _TOKENS.items()}
+    config |= {name: token for name, token in ids.items() if token is not None}
     if layout.model_type != "gpt2":
         config |= _heads(values, config)
         config |= _rope(header, values, config)

@@ -118,6 +118,15 @@ class Header(NamedTuple):
         own = {key: value for key, value in self.metadata.items() if key.startswith(start)}
         return {key.removeprefix(start): _common(key, value) for key, value in own.items()}
 
+    def special_token(self, name: str) -> int | None:
+        """The id of the tokenizer's "bos", "eos", "unknown" or "padding" token.
+
+        None where the file names none, or an id that it has no token for, which llama.cpp passes over, too.
+        """
+        token, tokens = (self.metadata.get(f"tokenizer.ggml.{key}") for key in (f"{name}_token_id", "tokens"))
+        known = type(token) is int and 0 <= token < (len(tokens) if isinstance(tokens, list) else 2**31)
+        return token if known else None
+
 
 def _common(key: str, value: Any) -> Any:
     if not isinstance(value, list) or key.endswith("sliding_window_pattern"):

@@ -12,6 +12,11 @@ from onestep_jax.model.gguf.files import Header, read_header
 from onestep_jax.model.gguf.layouts import layout_of
 
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+# Ways of splitting text (`tokenizer.ggml.pre`) for which llama.cpp puts a BOS before a text unless the file says
+# otherwise (src/llama-vocab.cpp).
+_BEGUN = frozenset(
+    """chameleon falcon-h1 falcon3 jina-v5-nano lfm2 llama-bpe llama-v3 llama3 midm-2.0 pixtral tekken""".split()
+)
 
 
 def gguf_tokenizer(path: Path) -> Any:
@@ -43,6 +48,8 @@ def _backend(header: Header) -> Any:
         architecture = layout_of(header).model_type
     keys = made.GGUF_TOKENIZER_MAPPING["tokenizer"].items()
     given = {name: header.metadata[f"tokenizer.{key}"] for key, name in keys if f"tokenizer.{key}" in header.metadata}
+    absent = {f"{name}_id" for name, key in _SPECIAL.items() if header.special_token(key) is None}
+    given = {name: value for name, value in given.items() if name not in absent}
     backend, _ = made.convert_gguf_tokenizer(architecture, given)
     return _only_of_the_file(backend, len(given["tokens"]))
 
@@ -65,10 +72,11 @@ def _options(header: Header) -> dict[str, Any]:
     tokens = metadata["tokenizer.ggml.tokens"]
     options: dict[str, Any] = {}
     for name, key in _SPECIAL.items():
-        token = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        token = header.special_token(key)
         options[name] = None if token is None else tokens[token]
-    # As llama.cpp does: a SentencePiece vocabulary gets a BOS unless its file says otherwise.
-    options["add_bos_token"] = metadata.get("tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama")
+    sentencepiece = metadata["tokenizer.ggml.model"] == "llama"  # llama.cpp puts a BOS before its texts, too
+    begun = metadata.get("tokenizer.ggml.add_bos_token", sentencepiece or metadata.get("tokenizer.ggml.pre") in _BEGUN)
+    options["add_bos_token"] = begun and options["bos_token"] is not None
     options["add_eos_token"] = metadata.get("tokenizer.ggml.add_eos_token", False)
     if (template := metadata.get("tokenizer.chat_template")) is not None:
         options["chat_template"] = template
