@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onestep_jax.errors import UserError
 from onestep_jax.model.families.base import COUNT, KINDS, NUMBER
 from onestep_jax.model.families.windows import FULL, SLIDING
@@ -125,13 +127,14 @@ def _stretch(header: Header, values: dict[str, Any], context: int, original: int
     kind = values.pop("rope.scaling.type", "linear")
     plain = kind == "none" or (kind == "linear" and factor == 1)
     magnitude = values.pop("rope.scaling.attn_factor", None)
+    unchanged = magnitude in (None, 1.0)
     yarn = {name: values.pop(f"rope.scaling.yarn_{name}", None) for name in ("beta_fast", "beta_slow")}
     divisors = {
         name: header.tensors[name].read().ravel().tolist()
         for name in (FREQUENCIES, SHORT, LONG)
         if name in header.tensors
     }
-    if divisors.keys() == {FREQUENCIES} and plain:
+    if divisors.keys() == {FREQUENCIES} and plain and unchanged:
         # Llama 3: each frequency is divided by a number of its own, in texts of any length.
         lists = {"short_factor": divisors[FREQUENCIES], "long_factor": divisors[FREQUENCIES]}
         found = {"rope_type": "longrope", "attention_factor": 1.0, "original_max_position_embeddings": context, **lists}
@@ -139,14 +142,15 @@ def _stretch(header: Header, values: dict[str, Any], context: int, original: int
         lists = {"short_factor": divisors[SHORT], "long_factor": divisors[LONG]}
         found = {"rope_type": "longrope", "attention_factor": magnitude, **lists}
         found["original_max_position_embeddings"] = original
-    elif plain and not divisors:
+    elif plain and unchanged and not divisors:
         return {}
-    elif kind == "linear" and not divisors:
+    elif kind == "linear" and unchanged and not divisors:
         found = {"rope_type": kind, "factor": factor}
-    elif kind == "yarn" and magnitude in (None, 1.0) and not divisors:
+    elif kind == "yarn" and unchanged and not divisors:
         found = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original, **yarn}
     else:
-        settings = f"rope.scaling.type = {kind!r}, attn_factor = {magnitude!r}, tensors {', '.join(divisors) or 'none'}"
+        settings = f"rope.scaling.type = {kind!r}, rope.scaling.attn_factor = {magnitude!r}"
+        settings += f", tensors {', '.join(divisors) or 'none'}"
         raise UserError(f"RoPE with {settings} is not supported")
     return {key: value for key, value in found.items() if value is not None}
 
@@ -167,9 +171,16 @@ def _windows(architecture: str, values: dict[str, Any], config: Mapping[str, Any
 
 
 def _score_scale(architecture: str, values: dict[str, Any], config: Mapping[str, Any]) -> float:
-    """Gemma's divisor of the scores, squared. Files of old leave it out, and only the 27B models have their own."""
+    """Gemma's divisor of the scores, squared. Files of old leave it out, and only the 27B models have their own.
+
+    It is an int where it can be one: transformers takes no other.
+    """
     if (scale := values.pop("attention.scale", None)) is not None:
-        return _checked(scale, "attention.scale", NUMBER) ** -2
+        squared = _checked(scale, "attention.scale", NUMBER) ** -2
+        whole = round(squared)
+        # the file's float32 stands for the whole number of the checkpoint that it was made of
+        return whole if whole and np.float32(whole**-0.5) == np.float32(scale) else squared
     if config["num_hidden_layers"] == _LAYERS_OF_27B[architecture]:
-        return config["hidden_size"] / config["num_attention_heads"]
+        squared = config["hidden_size"] / config["num_attention_heads"]
+        return int(squared) if squared.is_integer() else squared
     return config["head_dim"]
