@@ -38,27 +38,50 @@ def check_tokens(tokens: Sequence[Any], vocab_size: int | None, context: int | N
       UserError: if one is empty, longer than the model's context, no list of whole numbers, or holds an id that the
         model does not have.
     """
-    arrays = [_whole_numbers(i, ids) for i, ids in enumerate(check_list("lists of token ids", "tokens", tokens))]
+    listed = check_list("lists of token ids", "tokens", tokens)
+    arrays = [_whole_numbers(f"text {i}", ids) for i, ids in enumerate(listed)]
     for i, array in enumerate(arrays):
+        if not array.size:
+            raise UserError(f"text {i}: empty text; expected at least one token")
         if context is not None and len(array) > context:
             room = f"the model's context has room for {context}"
             raise UserError(f"text {i}: {len(array)} tokens, {room}; give a smaller length")
-        if vocab_size is not None and not 0 <= array.min() <= array.max() < vocab_size:
-            bad = array[(array < 0) | (array >= vocab_size)][0]
-            raise UserError(f"text {i}: token id {bad} is not in the model's vocabulary of {vocab_size}")
+        _check_vocabulary(f"text {i}", array, vocab_size)
     return [array.astype(np.int32) for array in arrays]
 
 
-def _whole_numbers(i: int, ids: Any) -> np.ndarray:
-    """Text i as an array of integers of their own type; nothing is rounded or read from letters."""
+def check_prefixes(prefixes: Sequence[Any], count: int, vocab_size: int) -> list[np.ndarray]:
+    """What stands before each of so many texts, as int32 arrays that may be empty.
+
+    Raises:
+      UserError: for another number of them, or one that is no list of whole numbers or holds an id that the model does
+        not have.
+    """
+    listed = check_list("a list of token ids for each text", "prefixes", prefixes)
+    if len(listed) != count:
+        raise UserError(f"{len(listed)} prefixes: expected one for each of {count} texts")
+    arrays = [_whole_numbers(f"prefix {i}", ids) for i, ids in enumerate(listed)]
+    for i, array in enumerate(arrays):
+        _check_vocabulary(f"prefix {i}", array, vocab_size)
+    return [array.astype(np.int32) for array in arrays]
+
+
+def _check_vocabulary(name: str, ids: np.ndarray, vocab_size: int | None) -> None:
+    if vocab_size is not None and ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        bad = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise UserError(f"{name}: token id {bad} is not in the model's vocabulary of {vocab_size}")
+
+
+def _whole_numbers(name: str, ids: Any) -> np.ndarray:
+    """Ids as an array of integers of their own type, or none; nothing is rounded or read from letters."""
     try:
         array = np.asarray(ids)
     except ValueError:  # rows of different lengths
         array = np.empty(0, object)
     if array.ndim == 1 and not array.size and array.dtype != object:
-        raise UserError(f"text {i}: empty text; expected at least one token")
+        return array.astype(np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu" or not -(2**31) <= array.min() <= array.max() < 2**31:
-        raise UserError(f"text {i} is {shown(ids)}: expected a list of token ids, which are whole numbers")
+        raise UserError(f"{name} is {shown(ids)}: expected a list of token ids, which are whole numbers")
     return array
 
 

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
-from onestep_jax.errors import check_kind
+from onestep_jax.errors import MOST_TEXTS, ROOM, UserError, check_kind
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Model, Network, Params
 from onestep_jax.model.token_losses import token_losses
-from onestep_jax.tokens import batches, check_tokens
+from onestep_jax.tokens import batches, check_prefixes, check_tokens
 
 BATCH = 8
 
@@ -68,14 +68,16 @@ def text_nats(
       room: tokens of the longest text of other calls that shall use the same compiled programs; 0 for none.
 
     Raises:
-      UserError: for a text that is empty, too long, or holds an id that the model does not have.
+      UserError: for a text that is empty, too long with its prefix, or holds an id that the model does not have; for
+        such an id in a prefix, or another number of prefixes than of texts.
     """
     check_kind("what load_model returns", Model, model=model)
+    MOST_TEXTS.check("batch", batch)
+    ROOM.check("room", room)
     texts = check_tokens(tokens, model.config.vocab_size, model.config.context)
-    bos = beginning(model)
-    alone = np.array([] if bos is None else [bos], np.int32)
-    before = [prefix if len(prefix) else alone for prefix in prefixes or [alone] * len(texts)]
-    inputs = [np.array([*prefix, *ids[:-1]], np.int32) for prefix, ids in zip(before, texts, strict=True)]
+    before = _before(model, prefixes, len(texts))
+    inputs = [np.concatenate([prefix, ids[:-1]]) for prefix, ids in zip(before, texts, strict=True)]
+    _check_room(model.config, before, texts, inputs)
     targets = [
         np.concatenate([np.zeros(max(0, len(prefix) - 1), np.int32), ids if len(prefix) else ids[1:]])
         for prefix, ids in zip(before, texts, strict=True)
@@ -85,12 +87,29 @@ def text_nats(
         room = min(model.config.context, room + max((len(prefix) for prefix in before), default=0) - 1)
     for chosen in batches([len(ids) for ids in inputs], batch, boundary=model.config.boundary, room=room):
         given_GT, wanted_GT = chosen.pad(inputs), chosen.pad(targets)
-        # Without a BOS a text of one token leaves no position.
-        nats_GT = np.asarray(_nats(model.config, model.params, given_GT, wanted_GT)) if chosen.positions else given_GT
+        nats_GT = np.asarray(_nats(model.config, model.params, given_GT, wanted_GT))
         for i, nats_T in zip(chosen.texts, nats_GT, strict=False):
             own = nats_T[max(0, len(before[i]) - 1) : len(targets[i])].astype(np.float32)
             found[i] = TextNats(nats=own, total=float(own.sum(dtype=np.float64)))
     return [found[i] for i in range(len(texts))]
+
+
+def _before(model: Model, prefixes: Sequence[Any] | None, count: int) -> list[np.ndarray]:
+    """The tokens that stand before each of so many texts: its prefix, or else the BOS, or none."""
+    bos = beginning(model)
+    alone = np.array([] if bos is None else [bos], np.int32)
+    given = [alone] * count if prefixes is None else check_prefixes(prefixes, count, model.config.vocab_size)
+    return [prefix if len(prefix) else alone for prefix in given]
+
+
+def _check_room(
+    config: ModelConfig, before: Sequence[np.ndarray], texts: Sequence[np.ndarray], inputs: Sequence[np.ndarray]
+) -> None:
+    """Refuse texts that do not fit into the context behind what stands before them."""
+    for i, (prefix, ids, given) in enumerate(zip(before, texts, inputs, strict=True)):
+        if len(given) > config.context:
+            got = f"{len(prefix)} tokens before it and {len(ids)} of its own, of which the last is no input"
+            raise UserError(f"text {i}: {got}; the model's context has room for {config.context}; give fewer of them")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -162,6 +162,43 @@ def test_nats_after_a_bos_count_every_token(tiny: Model):
         np.testing.assert_allclose(found.nats, plain_nats(tiny, [3, *prompt[:-1]], prompt), rtol=2e-5)
 
 
+def test_nats_after_a_prefix(tiny: Model):
+    prefixes = [(), [9], np.array([3, 4]), []]
+    for prompt, prefix, found in zip(PROMPTS, prefixes, text_nats(tiny, PROMPTS, prefixes=prefixes), strict=True):
+        given, wanted = [*prefix, *prompt[:-1]], prompt if len(prefix) else prompt[1:]
+        expected = plain_nats(tiny, given, [*given[1:], prompt[-1]])[-len(wanted) :]
+        np.testing.assert_allclose(found.nats, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prefixes": [[1], [61]]}, "prefix 1: token id 61 is not in the model's vocabulary of 61"),
+        ({"prefixes": [[-1], [1]]}, "prefix 0: token id -1 is not in the model's vocabulary"),
+        ({"prefixes": [[1]]}, "1 prefixes: expected one for each of 2 texts"),
+        ({"prefixes": []}, "0 prefixes: expected one for each of 2 texts"),
+        ({"prefixes": 5}, "prefixes = 5, of type int: expected a list of token ids for each text"),
+        ({"prefixes": [[1], [0.5]]}, r"prefix 1 is \[0.5\]: expected a list of token ids"),
+        ({"prefixes": [1, 2]}, "prefix 0 is 1: expected a list of token ids"),
+        ({"prefixes": [[1], [1] * 64]}, "text 1: 64 tokens before it and 2 of its own.* has room for 64"),
+        ({"batch": 0}, "batch = 0: expected at least 1"),
+        ({"batch": 2.5}, "batch = 2.5: expected a whole number"),
+        ({"room": 8.0}, "room = 8.0: expected a whole number"),
+    ],
+    ids=str,
+)
+def test_nats_that_are_refused(tiny: Model, options, message: str):
+    with pytest.raises(UserError, match=message):
+        text_nats(tiny, [[1, 2, 3], [4, 5]], **options)
+
+
+def test_nats_up_to_the_end_of_the_context(tiny: Model):
+    """The last token is no input, so a prefix and a text may have one more than the context between them."""
+    (found,) = text_nats(tiny, [[4, 5]], prefixes=[[1] * 63])
+    assert np.isfinite(found.nats).all()
+    assert found.nats.shape == (2,)
+
+
 def test_nats_of_a_uniform_model_are_the_logarithm_of_its_vocabulary():
     config = ModelConfig("llama", 7, 8, 1, 2, 2, 4, 8, 16, 1e-5, tied=False)
     params = Decoder(config).init(jax.random.key(0), jnp.zeros((2, 8)))["params"]
