@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
-from onestep_jax.errors import SEED, UserError, check_kind, check_least, check_list
+from onestep_jax.errors import COUNT, MOST_TEXTS, SEED, TOKEN, UserError, check_kind, check_list
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Decoder, Model, Network, Params, empty_cache
 from onestep_jax.model.token_losses import argmax
@@ -90,11 +90,12 @@ def generate(
 
     Raises:
       UserError: for a prompt that is empty, has a wrong shape, or leaves no room for `count` tokens in the model's
-        context.
+        context, and for a number or an id that is none.
     """
     check_kind("what load_model returns", Model, model=model)
     prompts = check_list("a list of prompts", "prompts", prompts)
-    check_least(1, count=count, batch=batch)
+    COUNT.check("count", count)
+    MOST_TEXTS.check("batch", batch)
     check_kind("a number", numbers.Real, temperature=temperature)
     SEED.check("seed", seed)
     if not temperature >= 0:
@@ -102,7 +103,7 @@ def generate(
     inputs = [_input_vectors(model, i, prompt) for i, prompt in enumerate(prompts)]
     lengths = [len(x_TD) for x_TD in inputs]
     _check_room(model.config, lengths, count)
-    stops = np.asarray(sorted(model.stop_tokens if stop is None else set(stop)), np.int32)
+    stops = _stop_ids(model, stop)
     draw = _Draw(jax.random.key(seed), temperature) if temperature > 0 else None
     found: dict[int, Generated] = {}
     for chosen in batches(lengths, batch, boundary=model.config.boundary):
@@ -112,6 +113,16 @@ def generate(
             ends = np.flatnonzero(np.isin(tokens, stops)) if done else [count]
             found[i] = Generated(tokens=tokens[: ends[0]], stopped=bool(done))
     return [found[i] for i in range(len(prompts))]
+
+
+def _stop_ids(model: Model, stop: Iterable[int] | None) -> np.ndarray:
+    """The ids that end a text, int32 in order: those given, or the model's own as far as its vocabulary has them."""
+    if stop is None:
+        return np.asarray(sorted(one for one in model.stop_tokens if 0 <= one < model.config.vocab_size), np.int32)
+    listed = check_list("a list of token ids", "stop", stop)
+    for one in listed:
+        TOKEN.check("stop token", one)
+    return np.asarray(sorted({int(one) for one in listed}), np.int32)
 
 
 def _input_vectors(model: Model, i: int, prompt: Any) -> np.ndarray:

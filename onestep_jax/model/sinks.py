@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.devices.arithmetic import pinned
-from onestep_jax.errors import UserError
+from onestep_jax.errors import MOST_TEXTS, UserError, check_kind, check_list
 from onestep_jax.model.decoder import Array, Model, Network, Params
 from onestep_jax.tokens import batches, check_tokens
 
@@ -80,9 +80,15 @@ def sinks(model: Model, tokens: Sequence[Any], *, prefix: Sequence[int] = (), ba
       batch: texts in a forward pass; the (L, H, T, T) float32 weights of each are in memory.
 
     Raises:
-      UserError: for texts of several lengths, or of less than two positions with the prefix.
+      UserError: for texts of several lengths, or of less than two positions with the prefix; for a batch that is no
+        number of texts, or tokens that are no ids of the model's.
     """
-    texts = check_tokens([[*prefix, *ids] for ids in tokens], model.config.vocab_size, model.config.context)
+    check_kind("what load_model returns", Model, model=model)
+    MOST_TEXTS.check("batch", batch)
+    before = check_list("a list of token ids", "prefix", prefix)
+    listed = enumerate(check_list("lists of token ids", "tokens", tokens))
+    whole = [[*before, *check_list("a list of token ids", f"text {i}", ids)] for i, ids in listed]
+    texts = check_tokens(whole, model.config.vocab_size, model.config.context)
     lengths = sorted({len(ids) for ids in texts})
     if len(lengths) != 1 or lengths[0] < 2:
         raise UserError(f"texts of {lengths} positions: expected one length, of at least 2")

@@ -80,6 +80,12 @@ def test_own_stop_tokens_are_the_default(tiny: Model):
     assert len(own.tokens) <= 2
 
 
+def test_stop_tokens_beyond_the_vocabulary_end_nothing(tiny: Model):
+    """Some checkpoints name -1, or an id of a larger vocabulary."""
+    odd = dataclasses.replace(tiny, stop_tokens=(-1, 61, 2**40))
+    assert len(generate(odd, PROMPTS[:1], count=4)[0].tokens) == 4
+
+
 def test_drawn_tokens_follow_the_softmax(tiny: Model):
     temperature, draws = 2.0, 3000
     drawn = generate(tiny, [PROMPTS[0]] * draws, count=1, temperature=temperature, batch=draws)
@@ -107,6 +113,13 @@ def test_seeds_and_places_draw_differently(tiny: Model):
         ([[1], [61]], {"count": 3}, "prompt 1: token id 61 is not in the model's vocabulary of 61"),
         ([[1]], {"count": 64}, "prompt 0: 1 positions and 64 new tokens are beyond the model's context of 64"),
         ([[1]], {"count": 0}, "count = 0"),
+        ([[1]], {"count": 16.0}, "count = 16.0: expected a whole number"),
+        ([[1]], {"count": 1, "batch": 2.5}, "batch = 2.5: expected a whole number"),
+        ([[1]], {"count": 1, "batch": 0}, "batch = 0: expected at least 1"),
+        ([[1]], {"count": 1, "stop": 5}, "stop = 5, of type int: expected a list of token ids"),
+        ([[1]], {"count": 1, "stop": "ab"}, "stop = 'ab', of type str: expected a list of token ids"),
+        ([[1]], {"count": 1, "stop": [5.5]}, "stop token = 5.5: expected a whole number"),
+        ([[1]], {"count": 1, "stop": [2**40]}, "stop token = 1099511627776: expected at most 2,147,483,647"),
         ([[1]], {"count": 1, "temperature": -1.0}, "temperature = -1.0"),
         ([np.zeros((3, 31), np.float32)], {"count": 1}, r"shape \(3, 31\); expected \(positions, 32\)"),
         (["words"], {"count": 1}, "no tokenizer"),

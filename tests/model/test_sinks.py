@@ -39,6 +39,23 @@ def test_texts_of_one_length_are_asked_for(tiny: Model):
         sinks(tiny, [[1]])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        ([[1, 2]], {"batch": 2.5}, "batch = 2.5: expected a whole number"),
+        ([[1, 2]], {"batch": 0}, "batch = 0: expected at least 1"),
+        ([[1, 2]], {"prefix": 5}, "prefix = 5, of type int: expected a list of token ids"),
+        (5, {}, "tokens = 5, of type int: expected lists of token ids"),
+        ([1, 2], {}, "text 0 = 1, of type int: expected a list of token ids"),
+        ([[1, 61]], {}, "text 0: token id 61 is not in the model's vocabulary of 61"),
+    ],
+    ids=str,
+)
+def test_what_is_no_number_and_no_list(tiny: Model, tokens, options, message: str):
+    with pytest.raises(UserError, match=message):
+        sinks(tiny, tokens, **options)
+
+
 def test_the_packaged_model_has_none():
     assert not has_sink(load_model("default"))
 
