@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from onestep_jax.model.families import Family, read_described
 from onestep_jax.model.gguf import gguf_config, is_gguf
 from onestep_jax.model.hub import DEFAULT, locate, read_object
 from onestep_jax.model.safetensors_files import read_in_turn
-from onestep_jax.model.stacked import place_of, rows
+from onestep_jax.model.stacked import place_of, row_writer, rows
 from onestep_jax.model.tokenizer import load_tokenizer
 from onestep_jax.model.weight_files import (
     all_finite,
@@ -194,7 +193,7 @@ class _Placed:
         sharding = self._sharding(where, shape)
         if where not in self.params:
             self.params[where] = jnp.zeros(shape, self._dtype, device=sharding)
-        self.params[where] = _row_writer(sharding)(self.params[where], weight, row)
+        self.params[where] = row_writer(sharding)(self.params[where], weight, row)
 
     def _place(self, path: str, host: np.ndarray) -> jax.Array:
         sharding = self._sharding(path, host.shape)
@@ -206,16 +205,6 @@ class _Placed:
 
     def _sharding(self, path: str, shape: tuple[int, ...]) -> NamedSharding | None:
         return None if self._mesh is None else weight_sharding(self._mesh, path, shape, self._config.kv_heads)
-
-
-@functools.cache
-def _row_writer(sharding: NamedSharding | None) -> Callable[..., jax.Array]:
-    """A program that writes a weight into a row of a stack in the stack's own memory."""
-
-    def write(stack: jax.Array, weight: jax.Array, row: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, weight, row, 0)
-
-    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 
 
 def save_model(model: Model, folder: str | Path) -> None:

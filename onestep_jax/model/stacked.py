@@ -13,13 +13,15 @@ What else is kept by layer (adapters, masks, files) stays so and is stacked on i
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from onestep_jax.devices.weight_split import STACK
 from onestep_jax.model.config import ModelConfig
@@ -60,6 +62,31 @@ def place_of(config: ModelConfig, path: str) -> tuple[str, int | None]:
     if not first.startswith("block_") or (i := int(first.removeprefix("block_"))) >= stacked_layers(config):
         return path, None
     return f"{STACK}/block_{i % p}/{rest}", i // p
+
+
+def weight_of(config: ModelConfig, weights: Mapping[str, Array], path: str) -> Array:
+    """One weight, whichever the layout; that of a stack becomes an array of its own.
+
+    Args:
+      config: the architecture.
+      weights: path in the layout → weight.
+      path: by layer.
+    """
+    if path in weights:
+        return weights[path]
+    where, row = place_of(config, path)
+    assert row is not None, path
+    return weights[where][row]
+
+
+@functools.cache
+def row_writer(sharding: Sharding | None) -> Callable[[Array, Array, int], Array]:
+    """A program that writes a weight into a row of a stack in the stack's own memory, of which it takes possession."""
+
+    def write(stack: Array, weight: Array, row: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, weight, row, 0)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
 
 
 def stack_layers(config: ModelConfig, tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,8 @@ from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError, check_known, check_least, check_list
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.config import ModelConfig
-from onestep_jax.model.decoder import Array, Decoder, Model, parameter_shapes
-from onestep_jax.model.stacked import by_layer, is_stacked, stack_layers
+from onestep_jax.model.decoder import Array, Decoder, Model, Params, parameter_shapes
+from onestep_jax.model.stacked import place_of, row_writer, weight_of
 
 KINDS = ("init", "matched", "permuted")
 PREFIX = "untrained:"
@@ -109,25 +109,48 @@ def untrained(
     name = f"{PREFIX}{kind}{'+norms' if keep_norms else ''}{'@' if chosen else ''}{'+'.join(chosen)}:{seed}:"
     fingerprint = hashlib.sha256(f"{name}{model.fingerprint}".encode()).hexdigest()[:16]
     source, model = name + model.source, _untied(model, chosen)
-    stacked, model = is_stacked(model.params), dataclasses.replace(model, params=by_layer(model.config, model.params))
-    trained: dict[str, Any] = flatten_dict(model.params, sep="/")
-    replaced = set(trained) if not chosen else {path for one in chosen for path in paths_of(model.config, one)}
-    initial: dict[str, Any] = _initial(model, seed) if kind == "init" else {}
-    weights = {}
-    for path, weight in trained.items():
-        if path not in replaced or (keep_norms and "norm" in path.split("/")[-2]):
-            weights[path] = weight
-        elif kind == "init":
-            weights[path] = initial[path]
-        else:
-            # The key follows from the path, so a tensor does not depend on which other tensors there are.
-            word = int(hashlib.sha256(path.encode()).hexdigest()[:8], 16)
-            draw = _matched if kind == "matched" else _permuted
-            drawn = draw(jax.random.fold_in(jax.random.key(seed), word), weight)
-            weights[path] = jax.device_put(drawn, weight.sharding)
-    params = unflatten_dict(weights, sep="/")
-    params = stack_layers(model.config, params) if stacked else params
+    parts_paths = [paths_of(model.config, one) for one in chosen] or [parameter_shapes(model.config)]
+    replaced = {path for paths in parts_paths for path in paths if not (keep_norms and "norm" in path.split("/")[-2])}
+    params = _with(model, _drawn(model, kind, seed, replaced))
     return dataclasses.replace(model, params=params, source=source, fingerprint=fingerprint)
+
+
+def _drawn(model: Model, kind: str, seed: int, paths: Iterable[str]) -> Iterator[tuple[str, Array]]:
+    """Path and new weight of each layer-wise path, those of one stack after each other."""
+    trained: dict[str, Any] = flatten_dict(model.params, sep="/")
+    ordered = sorted(paths, key=lambda path: place_of(model.config, path)[0])
+    whole = _initial(model, seed) if kind == "init" else {}
+    initial = {path: whole.pop(path) for path in ordered if path in whole}
+    whole.clear()
+    for path in ordered:
+        if kind == "init":
+            yield path, initial.pop(path)  # nothing else keeps it after it has been written
+            continue
+        # The key follows from the path, so a tensor does not depend on which other tensors there are.
+        word = int(hashlib.sha256(path.encode()).hexdigest()[:8], 16)
+        draw = _matched if kind == "matched" else _permuted
+        weight = weight_of(model.config, trained, path)
+        drawn = draw(jax.random.fold_in(jax.random.key(seed), word), weight)
+        yield path, jax.device_put(drawn, weight.sharding)
+
+
+def _with(model: Model, drawn: Iterable[tuple[str, Array]]) -> Params:
+    """The model's params with new weights in their places, in the same layout.
+
+    Of a stack there are the trained one and the new one, into which each weight is written as it comes.
+    """
+    trained: dict[str, Any] = flatten_dict(model.params, sep="/")
+    weights = dict(trained)
+    for path, weight in drawn:
+        if path in trained:
+            weights[path] = weight
+            continue
+        where, row = place_of(model.config, path)
+        assert row is not None, path
+        if weights[where] is trained[where]:
+            weights[where] = jnp.copy(trained[where])
+        weights[where] = row_writer(trained[where].sharding)(weights[where], weight, row)
+    return unflatten_dict(weights, sep="/")
 
 
 def load_untrained(source: str, **options: Any) -> Model:
@@ -229,8 +252,10 @@ def _initial(model: Model, seed: int) -> dict[str, Any]:
         made = decoder.init(key, jnp.zeros(1, jnp.int32), method=embed_and_decode)["params"]
         return jax.tree.map(lambda new, old: new.astype(old.dtype), made, shapes)
 
-    shapes = jax.tree.map(lambda weight: jax.ShapeDtypeStruct(weight.shape, weight.dtype), model.params)
-    places = jax.tree.map(lambda weight: weight.sharding, model.params)
+    trained: dict[str, Any] = flatten_dict(model.params, sep="/")
+    weights = ((path, weight_of(model.config, trained, path)) for path in parameter_shapes(model.config))
+    kinds = {path: (jax.ShapeDtypeStruct(weight.shape, weight.dtype), weight.sharding) for path, weight in weights}
+    shapes, places = (unflatten_dict({path: kind[i] for path, kind in kinds.items()}, sep="/") for i in (0, 1))
     return flatten_dict(jax.jit(init, out_shardings=places)(jax.random.key(seed)), sep="/")
 
 

@@ -19,7 +19,7 @@ from onestep_jax.model.families.wrappers import decoder_name, is_wrapped
 from onestep_jax.model.gguf import GgufTensor, gguf_tensors, is_gguf
 from onestep_jax.model.hub import shards
 from onestep_jax.model.safetensors_files import StoredTensor, stored_tensors
-from onestep_jax.model.stacked import by_layer
+from onestep_jax.model.stacked import weight_of
 
 CheckpointTensor = StoredTensor | GgufTensor
 _PIECE = 1 << 18  # numbers looked at at a time: they stay in the cache for the second look
@@ -158,11 +158,11 @@ def not_finite(tensor: CheckpointTensor, dtype: Any) -> str:
 
 
 def stored_arrays(model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor of the checkpoint by name, fused ones put together again."""
+    """Each tensor of the checkpoint by name, fused ones put together again; one at a time is fetched from a device."""
     family = FAMILIES[model.config.family]
-    leaves = flatten_dict(by_layer(model.config, model.params), sep="/")
+    weights: dict[str, Any] = flatten_dict(model.params, sep="/")
     for name, rows in weight_rows(family, model.config).items():
-        array = _fused([(row, np.asarray(leaves[row.path])) for row in rows])
+        array = _fused([(row, np.asarray(weight_of(model.config, weights, row.path))) for row in rows])
         yield name, np.ascontiguousarray(array.T if rows[0].transposed else array)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from onestep_jax.devices.placement import Mesh
 from onestep_jax.encoder.design import Design
 from onestep_jax.encoder.reading import init_reader, read
 from onestep_jax.model import checkpoint
+from onestep_jax.model import untrained as module
 from onestep_jax.model.config import Layer
 from onestep_jax.model.cost import abstract_params
 from onestep_jax.model.families import read_config
 from onestep_jax.model.stacked import by_layer, is_stacked, period, place_of, rows, stack_layers, stacked_layers
-from onestep_jax.model.untrained import untrained
+from onestep_jax.model.untrained import KINDS, untrained
+from onestep_jax.model.weight_files import stored_arrays
 
 pytestmark = pytest.mark.eight_devices
 
@@ -183,6 +186,51 @@ def test_files_are_read_into_the_stack_and_written_back(pair, tmp_path, dtype):
     assert before.keys() == after.keys()
     if dtype == "float32":
         assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+def live_bytes() -> int:
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+@pytest.fixture(scope="module")
+def deep() -> Model:
+    """A stacked model of sixteen layers, whose tables are small beside them."""
+    model = random_model(described("one kind") | {"num_hidden_layers": 16, "vocab_size": 8})
+    return dataclasses.replace(model, params=jax.tree.map(jnp.asarray, stack_layers(model.config, model.params)))
+
+
+def test_saving_fetches_a_weight_at_a_time(deep):
+    held, largest = live_bytes(), max(leaf.nbytes // len(leaf) for leaf in jax.tree.leaves(deep.params["stack"]))
+    assert max(live_bytes() - held for _ in stored_arrays(deep)) <= 2 * largest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_weights_take_the_place_of_one_more_model(deep, kind, monkeypatch):
+    """They are drawn one after another and written into the new stacks; of "init", into the place of those drawn."""
+    leaves, seen = [leaf.nbytes for leaf in jax.tree.leaves(deep.params)], []
+
+    def watched(name: str) -> None:
+        kept = getattr(module, name)
+
+        def watch(*given: Any) -> Any:
+            seen.append(live_bytes() - held)
+            return kept(*given)
+
+        monkeypatch.setattr(module, name, watch)
+
+    watched({"init": "row_writer"}.get(kind, f"_{kind}"))
+    held = live_bytes()
+    made = untrained(deep, kind=kind)
+    assert live_bytes() - held < 1.01 * sum(leaves)
+    assert max(seen) < sum(leaves) + 2 * max(leaves)
+    assert len(seen) >= 7 * 16
+    again = untrained(plain_of(deep), kind=kind).params
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, by_layer(made.config, made.params), again)))
+
+
+def plain_of(model: Model) -> Model:
+    return dataclasses.replace(model, params=by_layer(model.config, model.params))
 
 
 def test_a_mesh_splits_the_stack_as_it_splits_a_layer(tiny, tmp_path):
