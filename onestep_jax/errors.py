@@ -263,9 +263,7 @@ SEEDS = Whole(words=("auto",))
 SLOTS = Whole(words=("auto",))
 GROUP = Whole(words=("all",))
 MOST_TEXTS = Whole(1, 2**16)  # in a forward pass
-TOKEN = Whole(0, 2**31 - 1)
 COUNT = Whole(1, 10**9)
-ROOM = Whole(0, 10**9)  # tokens
 TOKEN = Whole(0, 2**31 - 1)  # its id; which of them a model has is checked elsewhere
 ROOM = Whole(0, 10**9)  # tokens
 SIZE = PROCESSES = Whole()
