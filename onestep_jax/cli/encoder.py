@@ -74,6 +74,13 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
     )
     add_number(parts, "--corrections", CORRECTIONS, metavar="K", help=f"learned steps (default: {design.corrections})")
     parts.add_argument("--step", metavar="WHAT", help=f"{' or '.join(STEPS)} (default: {design.step})")
+    add_number(
+        parts,
+        "--temperature",
+        errors.RATE,
+        metavar="T",
+        help=f"of the loss, and of the gradients of corrections (default: {design.temperature:g})",
+    )
     parts.add_argument("--arrangement", metavar="NAME", help=f"of Table 1 (default: {design.arrangement})")
     parts.add_argument("--prefix", metavar="WHAT", help="frozen tokens before the vectors, as of onestep fit")
     _recipe_options(sub.add_argument_group("the training"), recipe)
@@ -98,7 +105,6 @@ def _recipe_options(group: Any, recipe: Recipe) -> None:
         metavar="S",
         help=f"share of the updates, the first, without corrections (default: {recipe.reading:g})",
     )
-    add_number(group, "--temperature", errors.RATE, metavar="T", help="of the loss (default: 1)")
     group.add_argument("--first-order", action="store_true", help="no derivatives of gradients: half the time")
     group.add_argument("--remat", action="store_true", help="less memory: compute corrections again for the derivative")
     add_number(group, "--seed", errors.SEED, metavar="I", help="of first weights and windows (default: 0)")

@@ -1,6 +1,7 @@
 """z → z: learned gradient steps through the frozen decoder, as a model that is trained (GradMem, arXiv:2603.13875).
 
-Step k takes the gradient g of the loss (Eq. 1) with respect to z and brings each vector's to root mean square 1: ĝ_k.
+Step k takes the gradient g of the loss (Eq. 1, at the temperature of the design) with respect to z and brings each
+vector's to root mean square 1: ĝ_k.
 Then z ← z − change, where the change is, by the design:
 
   "diagonal"   d_k ⊙ ĝ_k
@@ -32,10 +33,12 @@ class Scored(NamedTuple):
     """What the decoder makes of z.
 
     Attributes:
-      nats: () mean nats per token under softmax(logits / temperature).
+      loss: () mean over the tokens of −ln P under softmax(logits / temperature), whose gradient a correction takes.
+      nats: () mean nats per token, at temperature 1 (Eq. 1); a figure, without a gradient.
       predicted_T: (T,) the argmax ids.
     """
 
+    loss: Array
     nats: Array
     predicted_T: Array
 
@@ -95,9 +98,8 @@ def score(
     past: Past | None,
     z_LD: Array,
     tokens_T: Array,
-    temperature: float,
 ) -> Scored:
-    """Loss and argmax ids of one text without padding.
+    """Loss, nats and argmax ids of one text without padding.
 
     `prototokens.objective.score_text` has a backward pass of its own, which has no derivative. Here the gradient is
     differentiated once more, so the loss is written out.
@@ -107,9 +109,15 @@ def score(
     x_TD = scheme.inputs(design.leaves(z_LD), blank_TD, jnp.int32(len(tokens_T)))
     h_TD = network.hidden(frozen, x_TD, past)[scheme.reads(len(tokens_T))]
     logits_TV = network.head(frozen, h_TD).astype(jnp.float32)
+    loss = _cross_entropy(logits_TV, tokens_T, design.temperature)
+    nats = loss if design.temperature == 1 else _cross_entropy(logits_TV, tokens_T, 1.0)
+    # Without a gradient of its own, or a training of the first order would compute second derivatives for a figure.
+    return Scored(loss=loss, nats=jax.lax.stop_gradient(nats), predicted_T=argmax(logits_TV))
+
+
+def _cross_entropy(logits_TV: Array, tokens_T: Array, temperature: float) -> Array:
     log_p_TV = jax.nn.log_softmax(logits_TV / temperature, axis=-1)
-    nats_T = -jnp.take_along_axis(log_p_TV, tokens_T[:, None], axis=-1)[:, 0]
-    return Scored(nats=nats_T.mean(), predicted_T=argmax(logits_TV))
+    return -jnp.take_along_axis(log_p_TV, tokens_T[:, None], axis=-1)[:, 0].mean()
 
 
 def correction(
@@ -119,7 +127,6 @@ def correction(
     weights: Weights,
     past: Past | None,
     tokens_T: Array,
-    temperature: float = 1.0,
     first_order: bool = False,
 ) -> Callable[[tuple[Array, Array], Weights], tuple[tuple[Array, Array], tuple[Array, Scored]]]:
     """One correction of a text, for the arguments see `correct`.
@@ -130,15 +137,15 @@ def correction(
     """
 
     def loss(z_LD: Array) -> tuple[Array, Scored]:
-        scored = score(network, design, frozen, past, z_LD, tokens_T, temperature)
-        return scored.nats, scored
+        scored = score(network, design, frozen, past, z_LD, tokens_T)
+        return scored.loss, scored
 
     def step(carry: tuple[Array, Array], weight: Weights) -> tuple[tuple[Array, Array], tuple[Array, Scored]]:
         z_LD, before_S = carry
         gradient_LD, scored = jax.grad(loss, has_aux=True)(z_LD)
         if first_order:
             gradient_LD = jax.lax.stop_gradient(gradient_LD)
-            scored = scored._replace(nats=_with_gradient(scored.nats, gradient_LD, z_LD))
+            scored = scored._replace(loss=_with_gradient(scored.loss, gradient_LD, z_LD))
         unit_S = unit_rows(gradient_LD).reshape(-1)
         moved_S = unit_rows(z_LD - weights["constant"]).reshape(-1) if design.step == "network" else unit_S
         change_S = _change(design, weights, weight, unit_S, before_S, moved_S)
@@ -155,7 +162,6 @@ def correct(
     past: Past | None,
     z_LD: Array,
     tokens_T: Array,
-    temperature: float = 1.0,
     steps: int | None = None,
     first_order: bool = False,
     remat: bool = False,
@@ -168,7 +174,6 @@ def correct(
       past: of the prefix.
       z_LD: where they begin.
       tokens_T: the text, without padding.
-      temperature: of the loss.
       steps: at most those that were trained.
       first_order: take the gradients as constants when the encoder is differentiated.
       remat: keep z between corrections alone, and compute the rest again when the encoder is differentiated.
@@ -179,19 +184,19 @@ def correct(
 
     taken = design.corrections if steps is None else steps
     if not taken:
-        none = Scored(jnp.zeros(0), jnp.zeros((0, len(tokens_T)), jnp.int32))
+        none = Scored(jnp.zeros(0), jnp.zeros(0), jnp.zeros((0, len(tokens_T)), jnp.int32))
         return z_LD, (jnp.zeros((0, *z_LD.shape)), none)
     some = jax.tree.map(lambda leaf: leaf[:taken], weights["steps"])
-    step = correction(network, design, frozen, weights, past, tokens_T, temperature, first_order)
+    step = correction(network, design, frozen, weights, past, tokens_T, first_order)
     step = jax.checkpoint(step) if remat else step
     (z_LD, _), passed = jax.lax.scan(step, (z_LD, jnp.zeros(z_LD.size, z_LD.dtype)), some)
     return z_LD, passed
 
 
-def _with_gradient(nats: Array, gradient_LD: Array, z_LD: Array) -> Array:
+def _with_gradient(loss: Array, gradient_LD: Array, z_LD: Array) -> Array:
     """A loss whose derivative is the gradient that is at hand, so that a backward pass does not compute it again."""
     linear = jnp.sum(gradient_LD * (z_LD - jax.lax.stop_gradient(z_LD)))
-    return jax.lax.stop_gradient(nats) + linear
+    return jax.lax.stop_gradient(loss) + linear
 
 
 def unit_rows(gradient_LD: Array) -> Array:

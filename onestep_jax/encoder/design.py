@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from onestep_jax.errors import SIZE, UserError, Whole, check_kind, check_known, shown
+from onestep_jax.errors import RATE, SIZE, UserError, Whole, check_kind, check_known, shown
 from onestep_jax.prototokens.schemes import ARRANGEMENTS, Leaves, OneStep
 
 Weights: TypeAlias = dict[str, Any]
@@ -40,6 +40,8 @@ class Design:
         component; "network", both and a small network, see `corrections`.
       arrangement: of Table 1.
       prefix: token ids that stand before the vectors, and before the text that is read.
+      temperature: of the loss that a training minimises, and whose gradient a correction takes; nats are told at 1
+        whatever it is.
 
     Raises:
       UserError: for a part that there is not.
@@ -54,6 +56,7 @@ class Design:
     step: str = "network"
     arrangement: str = "one-step"
     prefix: tuple[int, ...] = ()
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         SIZE.check("length", self.length)
@@ -64,10 +67,12 @@ class Design:
         check_known("pooling", [self.pooling], POOLINGS)
         check_known("step", [self.step], STEPS)
         check_known("arrangement", [self.arrangement], ARRANGEMENTS)
+        RATE.check("temperature", self.temperature)
         check_kind("token ids", (tuple, list), prefix=self.prefix)
         for token in self.prefix:
             TOKEN.check(f"a token of prefix = {shown(self.prefix)}", token)
         object.__setattr__(self, "prefix", tuple(int(token) for token in self.prefix))
+        object.__setattr__(self, "temperature", float(self.temperature))
         if self.reader == "none" and not self.corrections:
             raise UserError("an encoder that neither reads nor corrects: give --reader copy, or --corrections 8")
 
@@ -92,8 +97,14 @@ class Design:
         return dict(zip(self.leaf_names, z_LD, strict=True))
 
     def describe(self) -> dict[str, Any]:
-        """Plain values; see `from_description`."""
-        return dataclasses.asdict(self) | {"prefix": list(self.prefix)}
+        """Plain values; see `from_description`.
+
+        A temperature of 1 is left out, so that encoders of versions that did not name it keep their fingerprints.
+        """
+        described = dataclasses.asdict(self) | {"prefix": list(self.prefix)}
+        if self.temperature == 1:
+            del described["temperature"]
+        return described
 
     @classmethod
     def from_description(cls, described: Mapping[str, Any]) -> Design:

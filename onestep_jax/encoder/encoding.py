@@ -92,7 +92,7 @@ def _group_ways(
                 z_KNLD[k + 1, rows], before_NS[rows] = after
             else:
                 scored = _scored(program, frozen, past, z_BLD, tokens_BT)
-            nats_KN[k, rows], predicted_KNT[k, rows] = scored
+            nats_KN[k, rows], predicted_KNT[k, rows] = scored.nats, scored.predicted_T
         exact = (predicted_KNT[k, going] == tokens_NT[going]).all(axis=1)
         ending = exact & stop if k < steps else np.ones_like(exact)
         taken_N[going[ending]] = k
@@ -121,10 +121,8 @@ def _read(program: Program, frozen: Params, weights: Weights, tokens_BT: Array) 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scored(program: Program, frozen: Params, past: Past | None, z_BLD: Array, tokens_BT: Array) -> Scored:
-    network, design, temperature = program.network, program.design, program.temperature
-    return jax.vmap(lambda z_LD, tokens_T: score(network, design, frozen, past, z_LD, tokens_T, temperature))(
-        z_BLD, tokens_BT
-    )
+    network, design = program.network, program.design
+    return jax.vmap(lambda z_LD, tokens_T: score(network, design, frozen, past, z_LD, tokens_T))(z_BLD, tokens_BT)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -139,11 +137,11 @@ def _correction(
     tokens_BT: Array,
 ) -> tuple[tuple[Array, Array], Scored]:
     """Correction k of a batch: vectors and gradients after it, and what the decoder made of the vectors before."""
-    network, design, temperature = program.network, program.design, program.temperature
+    network, design = program.network, program.design
     own = jax.tree.map(lambda leaf: leaf[k], weights["steps"])
 
     def one(z_LD: Array, before_S: Array, tokens_T: Array) -> tuple[tuple[Array, Array], Scored]:
-        take = correction(network, design, frozen, weights, past, tokens_T, temperature)
+        take = correction(network, design, frozen, weights, past, tokens_T)
         after, (_, scored) = take((z_LD, before_S), own)
         return after, scored
 

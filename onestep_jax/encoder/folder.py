@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -105,18 +106,17 @@ def load_encoder(source: str | Path, model: Model) -> Encoder:
             f"{model.source!r} ({model.fingerprint}); give that model, or train an encoder for this one"
         )
     try:
-        design = _read_design(folder / CONFIG, about["design"], model)
+        design = _read_design(folder / CONFIG, about, model)
         weights = _read_weights(folder / WEIGHTS, _expected(model, design))
     except UserError as error:
         raise Damaged(f"{error}; copy or train the encoder again") from error
-    found = fingerprint(design, weights)
+    written = dataclasses.replace(design, temperature=about["design"].get("temperature", 1.0))
+    found = fingerprint(written, weights)
     if found != about.get("fingerprint"):
         told = f"its weights have the fingerprint {found}, config.json says {shown(about.get('fingerprint'))}"
         raise Damaged(f"{folder / WEIGHTS}: damaged encoder: {told}; copy or train it again")
-    trained = about.get("trained")
-    return Encoder(
-        design, weights, model.fingerprint, model.source, found, trained if isinstance(trained, dict) else {}
-    )
+    found = found if written == design else fingerprint(design, weights)
+    return Encoder(design, weights, model.fingerprint, model.source, found, _trained(about))
 
 
 def _read_config(folder: Path, source: str | Path) -> dict[str, Any]:
@@ -147,7 +147,15 @@ def _expected(model: Model, design: Design) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in leaves.items()}
 
 
-def _read_design(path: Path, described: Mapping[str, Any], model: Model) -> Design:
+def _trained(about: Mapping[str, Any]) -> dict[str, Any]:
+    trained = about.get("trained")
+    return trained if isinstance(trained, dict) else {}
+
+
+def _read_design(path: Path, about: Mapping[str, Any], model: Model) -> Design:
+    described, recipe = dict(about["design"]), _trained(about).get("recipe")
+    if isinstance(recipe, dict) and "temperature" in recipe:  # where earlier versions kept it
+        described = {"temperature": recipe["temperature"]} | described
     try:
         design = Design.from_description(described)
         if design.prefix:

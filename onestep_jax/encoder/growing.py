@@ -12,6 +12,7 @@ from onestep_jax.encoder.design import Design, Encoder, Weights
 from onestep_jax.errors import UserError
 
 GROWS = ("length", "corrections")
+_OF_THE_TRAINING = "temperature"  # which may be another one than before
 
 
 def grown_design(start: Encoder, design: Design | None) -> Design:
@@ -23,12 +24,11 @@ def grown_design(start: Encoder, design: Design | None) -> Design:
     if design is None:
         return start.design
     there, here = start.design.describe(), design.describe()
-    differences = [f"{name}: {there[name]!r} there, {here[name]!r} here" for name in there if there[name] != here[name]]
-    other = [told for told in differences if told.partition(":")[0] not in GROWS]
-    if other:
-        told = "; ".join(other)
+    differences = [name for name in there if name not in (*GROWS, _OF_THE_TRAINING) and there[name] != here[name]]
+    if differences:
+        told = "; ".join(f"{name}: {there[name]!r} there, {here[name]!r} here" for name in differences)
         raise UserError(f"start: an encoder can grow in {' and '.join(GROWS)} alone; {told}")
-    return dataclasses.replace(start.design, **{name: getattr(design, name) for name in GROWS})
+    return dataclasses.replace(start.design, **{name: getattr(design, name) for name in (*GROWS, _OF_THE_TRAINING)})
 
 
 def grown_weights(start: Encoder, fresh: Weights) -> Weights:

@@ -18,7 +18,7 @@ class Figures(NamedTuple):
     """Means over texts, for each number of corrections from 0 to K.
 
     Attributes:
-      nats_K: (K + 1,) nats per token.
+      nats_K: (K + 1,) nats per token, at temperature 1.
       accuracy_K: (K + 1,) share of exact tokens (Eq. 2).
       exact_K: (K + 1,) share of texts of which all tokens are exact.
     """
@@ -34,13 +34,11 @@ class Program(NamedTuple):
     Attributes:
       network: the decoder.
       design: of the encoder.
-      temperature: of the loss.
       first_order, remat: see `corrections.correct`.
     """
 
     network: Network
     design: Design
-    temperature: float = 1.0
     first_order: bool = False
     remat: bool = False
 
@@ -50,7 +48,7 @@ class Way(NamedTuple):
 
     Attributes:
       z_KLD: (K + 1, L, D), as they were read and after each correction.
-      nats_K: (K + 1,) nats per token there.
+      nats_K: (K + 1,) nats per token there, at temperature 1.
       predicted_KT: (K + 1, T) the argmax ids there.
     """
 
@@ -67,19 +65,20 @@ def init_weights(network: Network, design: Design, frozen: Params, key: Array) -
 
 def encode_text(
     program: Program, frozen: Params, weights: Weights, past: Past | None, tokens_T: Array, steps: int
-) -> Way:
-    """Read one text, without padding, and correct its vectors so many times."""
-    network, design, temperature, first_order, remat = program
+) -> tuple[Way, Array]:
+    """Read one text, without padding, and correct its vectors so many times; the losses on its way, (K + 1,)."""
+    network, design, first_order, remat = program
     z_LD = read(network, design, frozen, weights, tokens_T)
     z_LD, (before_KLD, scored) = correct(
-        network, design, frozen, weights, past, z_LD, tokens_T, temperature, steps, first_order, remat
+        network, design, frozen, weights, past, z_LD, tokens_T, steps, first_order, remat
     )
-    last = score(network, design, frozen, past, z_LD, tokens_T, temperature)
-    return Way(
+    last = score(network, design, frozen, past, z_LD, tokens_T)
+    way = Way(
         z_KLD=jnp.concatenate([before_KLD, z_LD[None]]),
         nats_K=jnp.append(scored.nats, last.nats),
         predicted_KT=jnp.concatenate([scored.predicted_T, last.predicted_T[None]]),
     )
+    return way, jnp.append(scored.loss, last.loss)
 
 
 def mean_figures(ways: Way, tokens_BT: Any) -> Figures:
@@ -96,10 +95,10 @@ def mean_loss(
     The earlier ones count so that the vectors can be taken after any number of corrections.
     """
     past = past_of(program, frozen)
-    ways = jax.vmap(functools.partial(encode_text, program, frozen, weights, past, steps=steps))(tokens_BT)
+    ways, loss_BK = jax.vmap(functools.partial(encode_text, program, frozen, weights, past, steps=steps))(tokens_BT)
     figures = mean_figures(ways, tokens_BT)
     weights_K = jnp.ones(steps + 1).at[-1].set(2.0)
-    return jnp.sum(weights_K * figures.nats_K) / weights_K.sum(), figures
+    return jnp.sum(weights_K * loss_BK.mean(axis=0)) / weights_K.sum(), figures
 
 
 def past_of(program: Program, frozen: Params) -> Past | None:

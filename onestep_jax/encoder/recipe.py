@@ -40,7 +40,6 @@ class Recipe:
       growth: share of the updates in which the length of the windows doubles from 4 to its greatest. After that three
         of four updates are of the greatest length, and the others of the shorter ones in turn.
       reading: share of the updates, the first ones, that train the reader alone; without a reader there are none.
-      temperature: of the loss.
       first_order: take the gradients inside corrections as constants: no second derivatives, less memory and time.
       remat: keep nothing inside a correction for the derivative, and compute it again: memory of one correction instead
         of K, for more time.
@@ -57,7 +56,6 @@ class Recipe:
     warmup: int = 50
     growth: float = 0.3
     reading: float = 0.3
-    temperature: float = 1.0
     first_order: bool = False
     remat: bool = False
     seed: int = 0
@@ -70,7 +68,6 @@ class Recipe:
         STEPS.check("warmup", self.warmup)
         SHARE.check("growth", self.growth)
         SHARE.check("reading", self.reading)
-        RATE.check("temperature", self.temperature)
         check_kind("True or False", bool, first_order=self.first_order, remat=self.remat)
         SEED.check("seed", self.seed)
 

@@ -63,7 +63,7 @@ def train_encoder(
       design: parts of the encoder.
       recipe: of the training.
       start: an encoder of the same model whose weights the training begins with; the design may be longer than its own,
-        or have another number of corrections.
+        or have another number of corrections or temperature.
       hours: how long it may take, instead of the recipe's number of updates. Some updates are timed before the first
         one, and the number is settled then.
       validation: whole texts to measure on; by default one of twenty is left out.
@@ -155,8 +155,11 @@ def _identity(
     return {
         "model": model.fingerprint,
         "dtype": str(model.dtype),
-        "design": design.describe(),
-        "recipe": recipe.describe() | ({"updates": None} if hours is not None else {}),
+        "design": {name: part for name, part in design.describe().items() if name != "temperature"},
+        # The temperature was a part of the recipe when some trainings began, which shall go on.
+        "recipe": recipe.describe()
+        | {"temperature": design.temperature}
+        | ({"updates": None} if hours is not None else {}),
         "start": None if start is None else start.fingerprint,
         "hours": hours,
         "optimizer": optimizer_name,

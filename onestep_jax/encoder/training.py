@@ -50,7 +50,7 @@ class Report(NamedTuple):
     Attributes:
       update, updates: made, and in all.
       length, corrections: of its windows, and its steps.
-      nats, accuracy: after its last correction, on the windows of the update.
+      nats, accuracy: after its last correction, on the windows of the update; nats at temperature 1.
       tokens_per_second: read and emitted, since the last report.
       validation: (length, figures) on held-out windows, where they were taken; else None.
     """
@@ -96,7 +96,7 @@ class Trainer:
         self._start = start
         self.model, self.design, self.recipe, self._train = model, design, recipe, train
         self._optimizer = optimizer or recipe.optimizer()
-        self._program = Program(model.network, design, recipe.temperature, recipe.first_order, recipe.remat)
+        self._program = Program(model.network, design, recipe.first_order, recipe.remat)
         devices = local_devices()
         each = len(devices) * recipe.accumulate
         if recipe.batch % each:

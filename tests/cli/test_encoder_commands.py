@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from onestep_jax import load_encoder, load_model, read_results
 from onestep_jax.cli.parser import main
 
-SMALL = "--length 4 --corrections 1 --step diagonal --batch 8 --prefix none --seed 3".split()
+SMALL = "--length 4 --corrections 1 --step diagonal --temperature 0.5 --batch 8 --prefix none --seed 3".split()
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def trained(tiny_folder, texts, tmp_path_factory):
 def test_train_prints_the_figures_and_goes_on_from_the_folder(tiny_folder, texts, trained, capsys):
     encoder = load_encoder(trained, load_model(tiny_folder))
     assert (encoder.design.corrections, encoder.design.step, encoder.trained["recipe"]["seed"]) == (1, "diagonal", 3)
+    assert encoder.design.temperature == 0.5
     assert encoder.trained["data"] == "words.txt"
     before = (trained / "model.safetensors").read_bytes()
     assert main(train_words(tiny_folder, texts, trained)) == 0

@@ -13,10 +13,10 @@ from onestep_jax.encoder.corrections import correct, init_corrections, score, un
 from onestep_jax.prototokens.objective import score_text
 
 T, D = 5, 32
-MATRIX = Design(length=T, corrections=3, step="matrix")
+TEMPERATURE = 0.7
+MATRIX = Design(length=T, corrections=3, step="matrix", temperature=TEMPERATURE)
 DIAGONAL = dataclasses.replace(MATRIX, step="diagonal")
 NETWORK = dataclasses.replace(MATRIX, step="network")
-TEMPERATURE = 0.7
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def given_weights(design, steps):
 def total(little, design, steps, z_LD, tokens_T, **how):
     """Sum of the losses before the first correction and after each."""
     z_LD, (_, scored) = correct(
-        little.network, design, little.params, given_weights(design, steps), None, z_LD, tokens_T, TEMPERATURE, **how
+        little.network, design, little.params, given_weights(design, steps), None, z_LD, tokens_T, **how
     )
-    last = score(little.network, design, little.params, None, z_LD, tokens_T, TEMPERATURE)
-    return scored.nats.sum() + last.nats
+    last = score(little.network, design, little.params, None, z_LD, tokens_T)
+    return scored.loss.sum() + last.loss
 
 
 # --- the loss ---
@@ -55,22 +55,27 @@ def total(little, design, steps, z_LD, tokens_T, **how):
 @pytest.mark.parametrize("prefix", [(), (7, 3, 9)])
 @pytest.mark.parametrize("arrangement", ["one-step", pytest.param("unguided-e", marks=pytest.mark.long)])
 def test_the_loss_is_that_of_a_fit(little, tokens_T, z_LD, prefix, arrangement):
-    design = Design(length=T, arrangement=arrangement)
+    design = dataclasses.replace(MATRIX, arrangement=arrangement)
     past = little.past(little.params, jnp.asarray(prefix)) if prefix else None
 
     def ours(z_LD):
-        scored = score(little.network, design, little.params, past, z_LD, tokens_T, TEMPERATURE)
-        return scored.nats, scored.predicted_T
+        scored = score(little.network, design, little.params, past, z_LD, tokens_T)
+        return scored.loss, (scored.nats, scored.predicted_T)
 
     def theirs(z_LD):
         leaves = {"e": z_LD[0], "m": z_LD[1]}
         scheme, length = design.scheme, jnp.int32(T)
-        found = score_text(little.network, scheme, little.params, leaves, tokens_T, length, TEMPERATURE, past)
-        return found.nats, found.predicted_T
+        loss, nats = (
+            score_text(little.network, scheme, little.params, leaves, tokens_T, length, temperature, past)
+            for temperature in (TEMPERATURE, 1.0)
+        )
+        return loss.nats, (nats.nats, nats.predicted_T)
 
-    (nats, predicted_T), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(z_LD)
-    (expected, expected_T), expected_gradient = jax.jit(jax.value_and_grad(theirs, has_aux=True))(z_LD)
-    assert nats == pytest.approx(float(expected), rel=1e-5)
+    (loss, (nats, predicted_T)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(z_LD)
+    (expected, (expected_nats, expected_T)), expected_gradient = jax.jit(jax.value_and_grad(theirs, has_aux=True))(z_LD)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert nats == pytest.approx(float(expected_nats), rel=1e-5)
+    assert abs(loss - nats) > 0.1
     np.testing.assert_array_equal(predicted_T, expected_T)
     assert_close(gradient, expected_gradient)
 
@@ -118,7 +123,6 @@ def test_steps_are_those_that_are_written_down(little, tokens_T, z_LD, steps_KS,
         None,
         z_LD,
         tokens_T,
-        TEMPERATURE,
     )
     found, (before_KLD, scored) = correct(*given)
     assert relative(found, way[3]) < 1e-4
@@ -162,7 +166,7 @@ def test_a_network_has_the_terms_that_are_written_down(little, tokens_T, z_LD, u
         hidden = np.asarray(jax.nn.gelu(each["gain"][k] * x + each["bias"][k]))
         change = each["scale"][k] * (shared["matrix"] @ unit) + each["diagonal"][k] * unit + hidden @ shared["out"]
         z, before = z - change.reshape(2, D), unit
-    found, _ = correct(little.network, NETWORK, little.params, weights, None, z_LD, tokens_T, TEMPERATURE)
+    found, _ = correct(little.network, NETWORK, little.params, weights, None, z_LD, tokens_T)
     assert relative(found, z_LD) > 0.1
     assert relative(found, z) < 1e-4
 
@@ -235,8 +239,8 @@ def test_rematerialised_corrections_have_the_same_gradient_in_less_memory(little
     weights = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.05 * rng.normal(size=leaf.shape), jnp.float32), weights)
 
     def loss(weights, z_LD, remat):
-        found = correct(little.network, design, little.params, weights, None, z_LD, tokens_T, TEMPERATURE, remat=remat)
-        return found[1][1].nats.sum()
+        found = correct(little.network, design, little.params, weights, None, z_LD, tokens_T, remat=remat)
+        return found[1][1].loss.sum()
 
     made = [jax.jit(jax.value_and_grad(loss), static_argnums=2).lower(weights, z_LD, remat) for remat in (False, True)]
     kept, again = (lowered.compile() for lowered in made)

@@ -65,7 +65,8 @@ def way_by_hand(model, encoder, tokens_T, steps):
         found = []
         for k in range(steps + 1):
             z_kLD, _ = correct(*given, encoder.weights, past, z_LD, tokens_T, steps=k)
-            found.append((z_kLD, *score(*given, past, z_kLD, tokens_T, 1.0)))
+            scored = score(*given, past, z_kLD, tokens_T)
+            found.append((z_kLD, scored.nats, scored.predicted_T))
         return found
 
     return jax.tree.map(np.asarray, way(jnp.asarray(tokens_T)))

@@ -36,7 +36,7 @@ def tokens_BT():
 def ways(little, encoder, program, tokens_BT):
     """Of each text alone."""
     past = past_of(program, little.params)
-    way_of = jax.jit(lambda tokens_T: encode_text(program, little.params, encoder.weights, past, tokens_T, 2))
+    way_of = jax.jit(lambda tokens_T: encode_text(program, little.params, encoder.weights, past, tokens_T, 2)[0])
     return [jax.tree.map(np.asarray, way_of(tokens_T)) for tokens_T in tokens_BT]
 
 
@@ -45,9 +45,7 @@ def test_a_way_begins_where_the_text_is_read_and_tells_what_the_decoder_makes_of
 ):
     """The vectors and what is told of them belong together, behind the prefix."""
     past = little.past(little.params, jnp.asarray(PREFIX))
-    told = jax.jit(
-        lambda z_LD, tokens_T: score(little.network, encoder.design, little.params, past, z_LD, tokens_T, 1.0)
-    )
+    told = jax.jit(lambda z_LD, tokens_T: score(little.network, encoder.design, little.params, past, z_LD, tokens_T))
     for tokens_T, way in zip(tokens_BT, ways, strict=True):
         begun = jax.jit(read, static_argnums=(0, 1))(
             little.network, encoder.design, little.params, encoder.weights, tokens_T

@@ -75,6 +75,26 @@ def test_bfloat16_is_rounded_and_another_encoder(little, encoder, saved, tmp_pat
         save_encoder(encoder, tmp_path, "float16")
 
 
+def test_the_temperature(little, encoder, saved, tmp_path):
+    """Of 1 it is not written; what an earlier version wrote has another one in its recipe, and another fingerprint."""
+    path = tmp_path / "new" / "config.json"
+    warm = dataclasses.replace(encoder.design, temperature=0.5)
+    made = dataclasses.replace(make_encoder(little, warm, encoder.weights, {}), trained=encoder.trained)
+    save_encoder(made, path.parent)
+    assert json.loads(path.read_text())["design"]["temperature"] == 0.5
+    assert load_encoder(path.parent, little).design == warm
+    about = json.loads((saved / "config.json").read_text())
+    assert "temperature" not in about["design"]
+    old = shutil.copytree(saved, tmp_path / "old") / "config.json"
+    for temperature, expected in ((1.0, encoder), (0.5, made)):
+        old.write_text(json.dumps(about | {"trained": {"recipe": {"temperature": temperature}}}))
+        loaded = load_encoder(old.parent, little)
+        assert (loaded.design, loaded.fingerprint) == (expected.design, expected.fingerprint)
+    assert made.fingerprint != encoder.fingerprint
+    old.write_text(json.dumps(about | {"trained": {"recipe": {"temperature": "low"}}}))
+    assert "temperature = 'low'" in refused(old.parent, little, "config.json")
+
+
 def test_the_fingerprint_is_of_design_and_weights(little, encoder):
     prints = {encoder.fingerprint}
     flat = jax.tree.leaves_with_path(encoder.weights)

@@ -51,11 +51,14 @@ def test_one_can_be_made_shorter_or_get_its_first_corrections(worded):
     np.testing.assert_array_equal(grown(worded, bare, corrections=2).weights["steps"]["diagonal"], np.zeros((2, 64)))
 
 
-def test_nothing_else_may_differ(worded):
-    start = random_encoder(worded)
+def test_nothing_else_may_differ_but_the_temperature(worded):
+    start = random_encoder(worded, temperature=0.5)
     assert grown_design(start, None) == start.design
+    for temperature in (0.25, 1.0):
+        other = dataclasses.replace(start.design, temperature=temperature)
+        assert grown_design(start, other) == other
     with pytest.raises(UserError, match="can grow in length and corrections alone; reader: 'copy' there, 'lora' here"):
-        grown_design(start, dataclasses.replace(DESIGN, reader="lora", length=9))
+        grown_design(start, dataclasses.replace(start.design, reader="lora", length=9))
 
 
 @pytest.mark.long

@@ -83,7 +83,7 @@ def test_a_warmup_of_more_updates_than_there_are():
         (Recipe, {"warmup": -1}, "warmup = -1"),
         (Recipe, {"growth": 1.5}, "growth = 1.5: expected a finite number, at least 0 and at most 1"),
         (Recipe, {"reading": "all"}, "reading = 'all'"),
-        (Recipe, {"temperature": 0}, "temperature = 0"),
+        (Design, {"temperature": 0}, "temperature = 0"),
         (Recipe, {"seed": 2**32}, "seed = 4294967296"),
         (Recipe, {"first_order": "no"}, "first_order = 'no'"),
         (Recipe, {"remat": 1}, "remat = 1"),

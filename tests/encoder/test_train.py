@@ -16,9 +16,12 @@ import optax
 import pytest
 from encoders import DESIGN, SMALL, word_texts
 
-from onestep_jax import Design, Interrupted, UserError, load_encoder, train_encoder
+from onestep_jax import Design, Interrupted, UserError, encode, load_encoder, train_encoder
 from onestep_jax.devices.machine import processor
-from onestep_jax.encoder import train
+from onestep_jax.encoder import train, windows
+from onestep_jax.encoder.encoding import evaluate
+from onestep_jax.encoder.folder import make_encoder
+from onestep_jax.encoder.training import VALIDATION_TEXTS
 from onestep_jax.store import storage
 
 TEXTS = word_texts(6)
@@ -120,6 +123,24 @@ def test_folder_and_card(worded, straight, home):
     rows = [json.loads(line) for line in (home / "straight/training/log.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [10, 20, 24]
     assert rows[-1]["validation"] == figures
+
+
+def test_it_is_measured_and_used_at_the_temperature_of_its_training(worded, tmp_path):
+    """The corrections take the gradients that they were trained on; nats are told at 1."""
+    design = dataclasses.replace(DESIGN, temperature=0.2)
+    made = trained(worded, tmp_path, design=design, recipe=dataclasses.replace(SMALL, updates=4))
+    loaded = load_encoder(tmp_path, worded)
+    assert loaded.design == made.design == design
+    held = windows.make_pool(worded, windows.divide(TEXTS)[1])
+    tokens_BT = held.windows(np.random.default_rng(0), VALIDATION_TEXTS, 4)
+    for name, figures in made.trained["figures"].items():
+        found = [row[name] for row in evaluate(worded, loaded, tokens_BT)]
+        np.testing.assert_allclose(found, figures, rtol=1e-4)
+    for text, tokens_T in zip(encode(worded, loaded, tokens_BT[:3].tolist()), tokens_BT, strict=False):
+        rows = evaluate(worded, loaded, [tokens_T])
+        np.testing.assert_allclose(text.trials[0].trace[:, 1], [row["nats"] for row in rows], rtol=1e-4)
+    other = make_encoder(worded, DESIGN, made.weights, {})
+    assert abs(evaluate(worded, other, tokens_BT)[2]["nats"] - made.trained["figures"]["nats"][2]) > 1e-3
 
 
 # --- resume ---
@@ -247,6 +268,7 @@ def test_damaged_tokens_are_made_again(worded, straight, copied, damage):
         ({"recipe": dataclasses.replace(SMALL, lr=0.5)}, "lr: 0.01 there, 0.5 here"),
         ({"recipe": dataclasses.replace(SMALL, updates=25)}, "updates: 24 there, 25 here"),
         ({"design": dataclasses.replace(DESIGN, corrections=1)}, "corrections: 2 there, 1 here"),
+        ({"design": dataclasses.replace(DESIGN, temperature=0.5)}, "temperature: 1.0 there, 0.5 here"),
         ({"prefix": [5]}, "prefix: [] there, [5] here"),
         ({"texts": word_texts(6, seed=1)}, "texts: '"),
         ({"validation": ["w1 w2 w3 w4 w5"]}, "validation: '"),
