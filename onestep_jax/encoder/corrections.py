@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from onestep_jax.encoder.design import Design, Weights
-from onestep_jax.model.decoder import Array, Network, Params, Past
+from onestep_jax.model.decoder import Array, Network, Params, Past, weights_dtype
 from onestep_jax.model.token_losses import argmax
 
 _HIDDEN = 1.5  # width of the network of a correction, in components of z
@@ -106,7 +106,7 @@ def score(
     """
     scheme = design.scheme
     blank_TD = jnp.zeros((len(tokens_T), network.embed_width), z_LD.dtype)
-    x_TD = scheme.inputs(design.leaves(z_LD), blank_TD, jnp.int32(len(tokens_T)))
+    x_TD = scheme.inputs(design.leaves(z_LD), blank_TD, jnp.int32(len(tokens_T))).astype(weights_dtype(frozen))
     h_TD = network.hidden(frozen, x_TD, past)[scheme.reads(len(tokens_T))]
     logits_TV = network.head(frozen, h_TD).astype(jnp.float32)
     loss = _cross_entropy(logits_TV, tokens_T, design.temperature)

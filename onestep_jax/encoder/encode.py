@@ -56,8 +56,8 @@ def encode(
       length: tokens of each text to keep; None for all. Texts longer than the encoder was trained for are encoded with
         a warning.
       refine: the most corrections of a text, by default those that the encoder has; each is one gradient evaluation. A
-        text that is exact takes no more. Else the best vectors on the way are kept: most tokens exact, then the lowest
-        loss.
+        text that the decode program finds exact takes no more. Else the best vectors on the way are kept: most tokens
+        exact, then the lowest loss.
       run: run directory to record in; an existing one is gone on with.
       batch: texts at a time.
       progress: called with the numbers of texts done and in all.
@@ -140,6 +140,7 @@ class _Work:
 
     def __init__(self, model: Model, encoder: Encoder, scheme: OneStep, steps: int, batch: int):
         self.model, self.encoder, self.scheme, self.steps, self.batch = model, encoder, scheme, steps, batch
+        self._prefix = np.asarray(encoder.design.prefix, np.int32)
 
     @pinned
     def results(
@@ -150,13 +151,13 @@ class _Work:
         progress: Callable[[int, int], None] | None,
     ) -> list[TextResult]:
         """Results of the texts of some indices, in that order."""
-        model, prefix = self.model, np.asarray(self.encoder.design.prefix, np.int32)
+        model, prefix = self.model, self._prefix
         chosen = [tokens[i] for i in indices]
         nats = text_nats(model, chosen, prefixes=[prefix] * len(chosen))
         program, began = Program(model.network, self.encoder.design), time.perf_counter()
         made: dict[int, TextResult] = {}
         for rows, ways in ways_of(
-            program, model.params, self.encoder.weights, chosen, self.steps, self.batch, progress, stop=True
+            program, model.params, self.encoder.weights, chosen, self.steps, self.batch, progress, self._emitted
         ):
             spent, points = time.perf_counter() - began, sum(len(way.nats_K) for way in ways)
             for row, way in zip(rows, ways, strict=True):
@@ -168,6 +169,14 @@ class _Work:
         results = [made[row] for row in range(len(chosen))]
         decoded = decode(model, results, scheme=self.scheme)
         return [_settled(text, one) for text, one in zip(results, decoded, strict=True)]
+
+    def _emitted(self, tokens_RT: np.ndarray, z_RLD: np.ndarray) -> np.ndarray:
+        """The ids (R, T) that the decode program makes of vectors; in bfloat16 a correction rounds elsewhere."""
+        nothing = np.zeros(1, np.float32)
+        about = {"index": 0, "text_id": "", "prefix": self._prefix, "nats": nothing, "h_lm": 0.0}
+        ways = [Way(z_LD[None], nothing, tokens_T[None]) for tokens_T, z_LD in zip(tokens_RT, z_RLD, strict=True)]
+        texts = [self._result(about | {"tokens": way.predicted_KT[0]}, way, 0.0) for way in ways]
+        return np.stack([one.tokens for one in decode(self.model, texts, scheme=self.scheme)])
 
     def _result(self, about: Mapping[str, Any], way: Way, seconds: float) -> TextResult:
         """The best vectors on the way of one text."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from onestep_jax.encoder.objective import Figures, Program, Way, mean_figures, p
 from onestep_jax.encoder.reading import check_room, read
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Array, Model, Params, Past
+
+Confirm: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 BATCH = 32
 _BATCHES = 4  # whose texts go on together
@@ -29,7 +31,7 @@ def ways_of(
     steps: int,
     batch: int = BATCH,
     progress: Callable[[int, int], None] | None = None,
-    stop: bool = False,
+    confirm: Confirm | None = None,
 ) -> Iterator[tuple[list[int], list[Way]]]:
     """The ways of texts, a group of one length at a time, as (indices, a way for each).
 
@@ -42,7 +44,9 @@ def ways_of(
       steps: corrections.
       batch: texts at a time.
       progress: called with the numbers of texts done and in all.
-      stop: a text that is exact takes no more corrections, as a fit ends there.
+      confirm: (tokens (R, T), vectors (R, L, D)) of texts that are exact here → the ids that another program makes of
+        them, which stand in the ways. A text that is exact there too takes no more corrections, as a fit ends where the
+        decode program confirms it; one that is not goes on. None: every text takes all.
     """
     lengths, past, done = [len(ids) for ids in texts], _past(program, frozen), 0
 
@@ -57,7 +61,7 @@ def ways_of(
         for first in range(0, len(rows), _BATCHES * batch):
             chosen = rows[first : first + _BATCHES * batch]
             tokens_NT = np.stack([texts[i] for i in chosen])
-            yield chosen, _group_ways(program, frozen, weights, past, tokens_NT, steps, batch, arrived, stop)
+            yield chosen, _group_ways(program, frozen, weights, past, tokens_NT, steps, batch, arrived, confirm)
 
 
 def _group_ways(
@@ -69,7 +73,7 @@ def _group_ways(
     steps: int,
     batch: int,
     arrived: Callable[[int], None],
-    stop: bool,
+    confirm: Confirm | None,
 ) -> list[Way]:
     """The ways of texts of one length: all that are still going take a correction, batch by batch, then the next one.
 
@@ -93,8 +97,13 @@ def _group_ways(
             else:
                 scored = _scored(program, frozen, past, z_BLD, tokens_BT)
             nats_KN[k, rows], predicted_KNT[k, rows] = scored.nats, scored.predicted_T
-        exact = (predicted_KNT[k, going] == tokens_NT[going]).all(axis=1)
-        ending = exact & stop if k < steps else np.ones_like(exact)
+        ending = np.zeros(len(going), bool)
+        if confirm is not None:
+            seeming = going[(predicted_KNT[k, going] == tokens_NT[going]).all(axis=1)]
+            if len(seeming):
+                predicted_KNT[k, seeming] = confirm(tokens_NT[seeming], z_KNLD[k, seeming])
+            ending = (predicted_KNT[k, going] == tokens_NT[going]).all(axis=1)
+        ending |= k == steps
         taken_N[going[ending]] = k
         arrived(int(ending.sum()))
         going = going[~ending]

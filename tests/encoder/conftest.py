@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from onestep_jax import Model, load_model
@@ -16,6 +18,12 @@ def little(tiny: Model) -> Model:
     config = dataclasses.replace(tiny.config, layers=1)
     described = tiny.described | {"num_hidden_layers": 1}
     return Model(config, params, None, "little", "fedcba9876543210", described)
+
+
+@pytest.fixture(scope="session")
+def half(little: Model) -> Model:
+    """With its weights in bfloat16."""
+    return dataclasses.replace(little, params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), little.params))
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,19 @@ def test_the_loss_is_that_of_a_fit(little, tokens_T, z_LD, prefix, arrangement):
     assert_close(gradient, expected_gradient)
 
 
+def test_the_loss_is_in_the_dtype_of_the_weights(half, tokens_T, z_LD):
+    """As in the decode program; the gradient is float32. Operations one by one, as fused ones round elsewhere."""
+    leaves = {"e": z_LD[0], "m": z_LD[1]}
+    expected = score_text(half.network, MATRIX.scheme, half.params, leaves, tokens_T, jnp.int32(T))
+    found = score(half.network, MATRIX, half.params, None, z_LD, tokens_T)
+    assert found.nats == pytest.approx(float(expected.nats), rel=1e-6)
+    np.testing.assert_array_equal(found.predicted_T, expected.predicted_T)
+    gradient = jax.eval_shape(
+        jax.grad(lambda z_LD: score(half.network, MATRIX, half.params, None, z_LD, tokens_T).loss), z_LD
+    )
+    assert (found.loss.dtype, gradient.dtype) == (jnp.float32, jnp.float32)
+
+
 # --- steps ---
 
 

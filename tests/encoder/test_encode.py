@@ -137,6 +137,29 @@ def test_a_text_that_is_exact_takes_no_more_corrections(little, tokens):
     assert 0 < ended.seconds < gone_on.seconds
 
 
+def test_the_decode_program_has_the_last_word_on_an_exact_text(half, tokens, monkeypatch):
+    """In bfloat16 a correction may disagree; then the text goes on, as in a fit, and that word is what is told."""
+    made, target = emitted(half, tokens[0])
+    given = []
+
+    def doubting(model, texts, **how):
+        given.append([text.vectors["e"] for text in texts])
+        found = decode(model, texts, **how)
+        if len(given) == 1:
+            (one,) = found
+            found = [dataclasses.replace(one, tokens=np.where(np.arange(4) == 1, (one.tokens + 1) % 61, one.tokens))]
+        return found
+
+    monkeypatch.setattr(encode_module, "decode", doubting)
+    (text,) = encode(half, stepping(half, made, 1e-4), [target], batch=1)
+    assert (text.status, text.steps, text.best_step, text.accuracy) == ("refined", 1, 1, 1)
+    np.testing.assert_array_equal(text.trials[0].trace[:, 2], [0.75, 1])
+    np.testing.assert_array_equal(text.trials[0].first_hit, [0, 1, 0, 0])
+    assert text.vectors["e"].dtype == np.float32
+    assert [len(vectors) for vectors in given] == [1, 1, 1]  # refuted, confirmed, recorded
+    np.testing.assert_array_equal(given[1], given[2])
+
+
 def test_texts_are_encoded_alike_alone_and_together(little, encoder, tokens, results):
     for i, tokens_T in enumerate(tokens):
         (alone,) = encode(little, encoder, [tokens_T], batch=1)

@@ -136,7 +136,16 @@ def test_a_text_that_is_exact_takes_no_more_corrections(little, encoder, program
     ((_, whole),) = ways_of(program, little.params, moving, texts, 2, batch=2)
     told = []
     given = (program, little.params, moving, texts, 2)
-    ((_, ended),) = ways_of(*given, batch=2, progress=lambda *done: told.append(done), stop=True)
+    asked = []
+
+    def confirm(tokens_RT, z_RLD):
+        asked.append((tokens_RT, z_RLD))
+        return tokens_RT
+
+    ((_, ended),) = ways_of(*given, batch=2, progress=lambda *done: told.append(done), confirm=confirm)
+    ((tokens_RT, z_RLD),) = asked
+    np.testing.assert_array_equal(tokens_RT, [texts[1], texts[3]])
+    np.testing.assert_allclose(z_RLD, [constant, constant], rtol=1e-6)
     assert [len(way.nats_K) for way in whole] == [3] * 5
     assert [len(way.nats_K) for way in ended] == [3, 1, 3, 1, 3]
     assert told == [(2, 5), (5, 5)]
@@ -145,6 +154,22 @@ def test_a_text_that_is_exact_takes_no_more_corrections(little, encoder, program
         np.testing.assert_allclose(way.z_KLD, before.z_KLD[:taken], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(way.nats_K, before.nats_K[:taken], rtol=1e-5)
         np.testing.assert_array_equal(way.predicted_KT, before.predicted_KT[:taken])
+
+
+def test_an_exact_text_that_is_refuted_goes_on(little, encoder, program):
+    """With the ids that the other program makes of it, at the last correction too."""
+    design = dataclasses.replace(DESIGN, reader="none", prefix=PREFIX)
+    constant = np.random.default_rng(3).normal(size=encoder.weights["constant"].shape).astype(np.float32)
+    still = {"constant": constant, "steps": {"diagonal": np.zeros((2, constant.size), np.float32)}}
+    given, drawn = (program._replace(design=design), little.params, still), np.zeros(4, np.int32)
+    ((_, (way,)),) = ways_of(*given, [drawn], 0, batch=1)
+    text = way.predicted_KT[0]
+    other = np.where(np.arange(4) == 1, (text + 1) % 61, text)
+    for answers in ([text], [other, text], [other, other, other]):
+        left = list(answers)
+        ((_, (way,)),) = ways_of(*given, [text], 2, batch=1, confirm=lambda *_, left=left: left.pop(0)[None])
+        np.testing.assert_array_equal(way.predicted_KT, answers)
+        assert not left
 
 
 def test_numbers_of_corrections(encoder):
