@@ -2,7 +2,7 @@
 
 training/recipe.json   design, recipe, model and texts; what must not change
 training/updates.json  how many updates a training by the clock makes
-training/tokens-*.npz  token ids of the texts
+training/tokens-*.npz  token ids of the texts, named by texts and tokenizer
 training/NNNNNNN/      Orbax, the arrays of the state before update N; renamed into place when it is whole
 training/NNNNNNN.json  its commit record, with a checksum
 training/log.jsonl     figures of the updates
@@ -82,9 +82,9 @@ class Snapshots:
         finally:
             lock.release()
 
-    def pool(self, digest: str, make: Callable[[], Pool]) -> Pool:
-        """The token ids of texts of a digest, made once."""
-        path = self._folder / f"tokens-{digest}.npz"
+    def pool(self, name: str, make: Callable[[], Pool]) -> Pool:
+        """The token ids that a name tells of, made once; texts and tokenizer are in the name."""
+        path = self._folder / f"tokens-{name}.npz"
         # numpy raises whatever a damaged file makes it stumble over; its own sums tell whether the arrays are whole.
         with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as kept:
             return Pool(kept["tokens"], kept["ends"])

@@ -26,7 +26,7 @@ from onestep_jax.encoder.reading import check_room
 from onestep_jax.encoder.recipe import Recipe
 from onestep_jax.encoder.snapshots import Snapshots
 from onestep_jax.encoder.training import Report, State, Trainer
-from onestep_jax.encoder.windows import Pool, divide, make_pool
+from onestep_jax.encoder.windows import Pool, check_ids, divide, make_pool, tokenizer_digest
 from onestep_jax.errors import DURATION, PAUSE, STEPS, Interrupted, UserError, check_kind, check_known, check_list
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.prefixes import resolve_prefix
@@ -107,8 +107,7 @@ def train_encoder(
     snapshots = Snapshots(folder, identity)
     with snapshots.alone():
         pools = [
-            snapshots.pool(identity[name], lambda some=some: make_pool(model, some))
-            for name, some in (("texts", train), ("validation", held))
+            _pool(model, snapshots, identity[name], some) for name, some in (("texts", train), ("validation", held))
         ]
         trainer = Trainer(model, design, settled, *pools, optimizer=optimizer, start=start)
         snapshots.claim()  # only now, as the settings of a training that cannot begin shall not bind the next one
@@ -182,6 +181,13 @@ def _texts(texts: Sequence[str], validation: Sequence[str] | None) -> tuple[list
         return divide(found)
     held = check_list("strings", "validation", validation)
     return found, [check_text("validation", i, text) for i, text in enumerate(held)]
+
+
+def _pool(model: Model, snapshots: Snapshots, digest: str, texts: Sequence[str]) -> Pool:
+    """The token ids of texts of a digest, by the tokenizer of a model."""
+    pool = snapshots.pool(f"{digest}-{tokenizer_digest(model)}", lambda: make_pool(model, texts))
+    check_ids(model, pool.tokens_M)
+    return pool
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,9 +66,30 @@ def make_pool(model: Model, texts: Sequence[str]) -> Pool:
         ids += [np.asarray(row, np.int64) for row in made]
         np.add.at(sizes, [i for i, _ in some], [len(row) for row in made])
     tokens = np.concatenate([np.zeros(0, np.int64), *ids])
-    if len(tokens) and tokens.max() >= model.config.vocab_size:
-        raise UserError(f"token id {tokens.max()} has no row in the model's table of {model.config.vocab_size}")
+    check_ids(model, tokens)
     return Pool(tokens.astype(kept), np.cumsum(sizes))
+
+
+def check_ids(model: Model, tokens_M: np.ndarray) -> None:
+    """Refuse token ids beyond the vocabulary of a model, such as those of another one's tokenizer.
+
+    Raises:
+      UserError: for such an id.
+    """
+    if len(tokens_M) and tokens_M.max() >= model.config.vocab_size:
+        raise UserError(f"token id {tokens_M.max()} has no row in the model's table of {model.config.vocab_size}")
+
+
+def tokenizer_digest(model: Model) -> str:
+    """16 hexadecimal digits of what decides the ids of a text: a fast tokenizer, or else its tokens and the model."""
+    tokenizer = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = backend.to_str()
+    else:
+        vocabulary = sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else []
+        content = json.dumps([model.fingerprint, type(tokenizer).__name__, vocabulary])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def divide(texts: Sequence[str]) -> tuple[list[str], list[str]]:

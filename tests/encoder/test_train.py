@@ -1,5 +1,6 @@
 """`train_encoder`: it learns, and a training that was stopped, killed or damaged ends with the same weights."""
 
+import copy
 import dataclasses
 import errno
 import json
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tokenizers
 from encoders import DESIGN, SMALL, word_texts
 
 from onestep_jax import Design, Interrupted, UserError, encode, load_encoder, train_encoder
@@ -257,6 +259,36 @@ def test_damaged_tokens_are_made_again(worded, straight, copied, damage):
     for path in (copied / "training").glob("tokens-*.npz"):
         damage(path)
     same(trained(worded, copied), straight)
+
+
+def test_kept_tokens_are_of_the_tokenizer_and_of_the_vocabulary(worded, tmp_path, monkeypatch):
+    """A command that failed binds no model, and leaves token ids in the folder."""
+
+    class Begun(Exception):
+        pass
+
+    def begun(_model, _design, _recipe, *pools, **_):
+        raise Begun(*pools)
+
+    def pools(model):
+        with pytest.raises(Begun) as caught:
+            trained(model, tmp_path)
+        return [pool.tokens_M.tolist() for pool in caught.value.args]
+
+    monkeypatch.setattr(train, "Trainer", begun)
+    first = pools(worded)
+    described = json.loads(worded.tokenizer.backend_tokenizer.to_str())
+    described["model"]["vocab"] = {word: 60 - i for word, i in described["model"]["vocab"].items()}
+    turned = copy.deepcopy(worded.tokenizer)
+    turned._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
+    other = pools(dataclasses.replace(worded, tokenizer=turned))
+    assert other == [[60 - i for i in tokens] for tokens in first]
+    kept = sorted((tmp_path / "training").glob("tokens-*"))
+    assert (len(kept), pools(worded)) == (4, first)
+    assert sorted((tmp_path / "training").glob("tokens-*")) == kept
+    small = dataclasses.replace(worded, config=dataclasses.replace(worded.config, vocab_size=6))
+    with pytest.raises(UserError, match="has no row in the model's table of 6"):
+        trained(small, tmp_path)
 
 
 # --- what is refused ---

@@ -44,6 +44,24 @@ def test_texts_that_are_too_short(pool):
         pool.windows(np.random.default_rng(0), 4, 10)
 
 
+def test_the_digest_of_a_tokenizer(tiny_folder):
+    """It is that of another object of the same, also of one without a backend, whose model is in it as well."""
+    model, again = load_model(tiny_folder), load_model(tiny_folder)
+    assert len(windows.tokenizer_digest(model)) == 16
+    assert windows.tokenizer_digest(model) == windows.tokenizer_digest(again)
+
+    class Slow:
+        def __init__(self, words):
+            self.get_vocab = lambda: {word: i for i, word in enumerate(words)}
+
+    slow = [dataclasses.replace(model, tokenizer=Slow(words)) for words in (["a", "b"], ["a", "b"], ["b", "a"])]
+    slow.append(dataclasses.replace(slow[0], fingerprint="0" * 16))
+    slow.append(dataclasses.replace(slow[0], tokenizer=None))
+    digests = [windows.tokenizer_digest(one) for one in (model, *slow)]
+    assert digests[1] == digests[2]
+    assert len(set(digests)) == 5
+
+
 def test_texts_become_a_pool(tiny_folder, tiny, monkeypatch):
     """Without special tokens; a long text is tokenised in pieces, some of them at a time."""
     monkeypatch.setattr(windows, "_TOGETHER", 2)
