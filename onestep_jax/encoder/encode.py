@@ -19,7 +19,7 @@ from onestep_jax.encoder.design import Encoder
 from onestep_jax.encoder.encoding import BATCH, check_steps, ways_of
 from onestep_jax.encoder.objective import Program, Way
 from onestep_jax.encoder.reading import check_room
-from onestep_jax.errors import MOST_TEXTS, UserError, check_kind
+from onestep_jax.errors import MOST_TEXTS, UserError, check_kind, check_list
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.likelihood import first_term, text_nats
 from onestep_jax.prototokens.reconstruction import Decoded, decode
@@ -71,6 +71,7 @@ def encode(
     use_cache()
     check_kind("what load_model returns", Model, model=model)
     check_kind("what load_encoder returns", Encoder, encoder=encoder)
+    texts = check_list("strings, or lists of token ids", "texts", texts)
     MOST_TEXTS.check("batch", batch)
     if encoder.model != model.fingerprint:
         raise UserError(f"the encoder belongs to model {encoder.model}, not to {model.source!r} ({model.fingerprint})")

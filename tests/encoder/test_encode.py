@@ -187,6 +187,8 @@ def test_what_cannot_be_encoded(little, encoder, tokens):
             "the encoder belongs to model 0000000000000000, not",
         ),
         ({"encoder": "default"}, "encoder = 'default', of type str: expected what load_encoder returns"),
+        ({"texts": "w1 w2"}, "texts = 'w1 w2', of type str: expected strings, or lists of token ids"),
+        ({"texts": 3}, "texts = 3, of type int: expected strings, or lists of token ids"),
         ({"texts": []}, "no texts: expected at least one"),
         ({"texts": [[61]]}, "token id 61 is not in the model's vocabulary"),
         ({"texts": ["w1"]}, "'little' has no tokenizer"),
