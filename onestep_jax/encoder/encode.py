@@ -181,7 +181,7 @@ class _Work:
 
     def _result(self, about: Mapping[str, Any], way: Way, seconds: float) -> TextResult:
         """The best vectors on the way of one text."""
-        hits_KT = way.predicted_KT == about["tokens"]
+        hits_KT, leaves = way.predicted_KT == about["tokens"], self.encoder.design.leaf_names
         accuracy_K = hits_KT.mean(axis=1)
         steps = len(way.nats_K) - 1
         best = max(range(steps + 1), key=lambda k: (accuracy_K[k], -way.nats_K[k]))
@@ -201,7 +201,8 @@ class _Work:
         )
         return TextResult(
             **about,
-            vectors=dict(zip(self.encoder.design.leaf_names, way.z_KLD[best], strict=True)),
+            # Copies, or a result would keep the vectors of its whole group alive.
+            vectors={name: row.copy() for name, row in zip(leaves, way.z_KLD[best], strict=True)},
             predicted=way.predicted_KT[best].astype(np.int32),
             accuracy=accuracy,
             c_tokens=int(hits_KT[best].sum()),
@@ -219,5 +220,5 @@ def _settled(text: TextResult, decoded: Decoded) -> TextResult:
     """A result with what the decode program makes of its vectors, which `verify` will compare."""
     correct = int((decoded.tokens == text.tokens).sum())
     accuracy = correct / len(text.tokens)
-    found = {"predicted": decoded.tokens, "c_tokens": correct, "accuracy": accuracy, "margin": decoded.margin}
+    found = {"predicted": decoded.tokens.copy(), "c_tokens": correct, "accuracy": accuracy, "margin": decoded.margin}
     return dataclasses.replace(text, **found, trials=(dataclasses.replace(text.trials[0], accuracy=accuracy),))

@@ -169,6 +169,19 @@ def test_texts_are_encoded_alike_alone_and_together(little, encoder, tokens, res
     assert told == [(1, 3), (3, 3)]  # of 3 tokens, and of 4
 
 
+def test_results_keep_nothing_else_alive(results):
+    """Not the vectors after the other corrections, nor those of the other texts."""
+    for text in results:
+        for array in (
+            *text.vectors.values(),
+            text.predicted,
+            text.nats,
+            text.trials[0].trace,
+            text.trials[0].first_hit,
+        ):
+            assert array.base is None
+
+
 def test_fewer_corrections(little, encoder, tokens):
     read_only = encode(little, encoder, tokens, refine=0, batch=2)
     for text, tokens_T in zip(read_only, tokens, strict=True):
