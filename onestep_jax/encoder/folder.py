@@ -40,6 +40,12 @@ def fingerprint(design: Design, weights: Weights) -> str:
     return digest.hexdigest()[:16]
 
 
+def rounded(weights: Weights, dtype: str) -> Weights:
+    """Weights as a folder of a dtype holds them, as float32 numpy arrays."""
+    kept = jnp.dtype(dtype)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32).astype(kept).astype(np.float32), weights)
+
+
 def make_encoder(model: Model, design: Design, weights: Weights, trained: Mapping[str, Any]) -> Encoder:
     """An encoder of a decoder, with its fingerprint; weights as numpy arrays."""
     host = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), weights)
@@ -67,14 +73,13 @@ def save_encoder(encoder: Encoder, folder: str | Path, dtype: str = "float32") -
         name: np.ascontiguousarray(np.asarray(leaf, np.float32).astype(kept))
         for name, leaf in flatten_dict(encoder.weights, sep="/").items()
     }
-    rounded = {name: array.astype(np.float32) for name, array in tensors.items()}
     about = {
         "format": FORMAT,
         "kind": "encoder",
         "design": encoder.design.describe(),
         "model": encoder.model,
         "model source": encoder.model_source,
-        "fingerprint": fingerprint(encoder.design, unflatten_dict(rounded, sep="/")),
+        "fingerprint": fingerprint(encoder.design, rounded(encoder.weights, dtype)),
         "dtype": dtype,
         "trained": dict(encoder.trained),
     }

@@ -19,7 +19,7 @@ from onestep_jax.devices.machine import device_name
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.devices.stop_signals import signals_caught
 from onestep_jax.encoder.design import Design, Encoder
-from onestep_jax.encoder.folder import DTYPES, make_encoder, save_encoder
+from onestep_jax.encoder.folder import DTYPES, make_encoder, rounded, save_encoder
 from onestep_jax.encoder.growing import grown_design
 from onestep_jax.encoder.objective import Figures
 from onestep_jax.encoder.reading import check_room
@@ -116,6 +116,7 @@ def train_encoder(
             settled = dataclasses.replace(settled, updates=updates)
             trainer = Trainer(model, design, settled, *pools, optimizer=optimizer, start=start)
         state = _run(trainer, snapshots, save_every, validate_every, progress)
+        state = state._replace(weights=rounded(state.weights, dtype))  # so that what is measured is what is kept
         trained = _trained(trainer, state, data, (len(train), len(held)), pools[0])
         if start is not None:
             before = {"design": start.design.describe(), "trained": dict(start.trained)}

@@ -145,6 +145,19 @@ def test_it_is_measured_and_used_at_the_temperature_of_its_training(worded, tmp_
     assert abs(evaluate(worded, other, tokens_BT)[2]["nats"] - made.trained["figures"]["nats"][2]) > 1e-3
 
 
+def test_what_is_returned_and_measured_is_what_is_kept(worded, straight, home, tmp_path):
+    """In bfloat16 too, into which the weights are rounded; the saved states stay float32."""
+    folder = shutil.copytree(home / "straight", tmp_path / "half")
+    made = trained(worded, folder, dtype="bfloat16")
+    same(load_encoder(folder, worded), made)
+    assert made.fingerprint != straight.fingerprint
+    held = windows.make_pool(worded, windows.divide(TEXTS)[1])
+    rows = evaluate(worded, made, held.windows(np.random.default_rng(0), VALIDATION_TEXTS, 4))
+    np.testing.assert_allclose([row["nats"] for row in rows], made.trained["figures"]["nats"], atol=2e-6)
+    assert made.trained["figures"]["nats"] != straight.trained["figures"]["nats"]
+    same(trained(worded, folder), straight)
+
+
 # --- resume ---
 
 
