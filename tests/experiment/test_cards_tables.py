@@ -71,10 +71,17 @@ def test_table2_sharing(tmp_path: Path, two_layers: Model):
         assert row["avg mean"] == pytest.approx(np.mean([of["mean"] for of in seeds]), abs=1e-5)
         assert max(of["mean"] for of in seeds) - 1e-6 <= row["max mean"] <= 1
         assert row["vectors a text"] == 1 + 1 / group
+        whole = (row["avg first mean"] + 7 * row["avg rest mean"]) / 8
+        assert row["avg mean"] == pytest.approx(whole, abs=1e-5)
+        assert row["avg rest mean"] == pytest.approx(np.mean([of["rest mean"] for of in seeds]), abs=1e-5)
+        assert row["avg rest mean"] <= row["max rest mean"] <= 1
     for leaf in ("e", "m"):
         assert rows[leaf, 1]["avg mean"] == 1
         assert rows[leaf, 4]["steps of a group"] > rows[leaf, 1]["steps of a group"]
         results = read_results(tmp_path / "table2_sharing" / "runs" / f"{leaf}-4")
+        if leaf == "e":  # token 1 is read at the shared vector alone
+            assert len({int(text.predicted[0]) for text in results.texts[:4]}) == 1
+            assert rows["e", 4]["avg first mean"] < 1
         other = {"e": "m", "m": "e"}[leaf]
         shared, own = results.vectors[leaf], results.vectors[other]
         assert len(np.unique(shared[:4], axis=0)) == len(np.unique(shared[4:], axis=0)) == 1
@@ -161,6 +168,7 @@ def test_table4_training_time(tmp_path: Path, two_layers: Model):
     for row in rows:
         assert row["texts"] == row["solved"] == row["reconstructed"] == 4
         assert 0 < row["seconds mean"] == row["seconds a solved text"] < 60
+        assert 0 < row["seconds least"] <= row["seconds median"] <= row["seconds most"] < 60
         assert row["milliseconds a step"] * row["steps mean"] == pytest.approx(1000 * row["seconds mean"], rel=1e-3)
         assert row["paper seconds"] == ""
     assert rows[0]["steps mean"] == pytest.approx(rows[1]["steps mean"], rel=0.2)
