@@ -3,10 +3,13 @@
     onestep experiment attention --model meta-llama/Llama-3.2-1B
 
 The m positions of [e, m, …, m] have no content of their own. Texts are fitted, and the attention that the m positions
-pay to e, to themselves and to the m positions before them is measured per layer and head, beside what attention spread
-evenly over the visible positions would pay. Then a vector is replaced and the text decoded again: e by m, by zero, by
-the mean of all texts, by another text's e; and m likewise. "donor" is the accuracy on the text that the vector came
-from. The question is one of the successors (arXiv:2602.18301); the paper gives no number.
+pay to e, to themselves ("itself"), to the m positions before them ("others") and to a frozen prefix before e is
+measured per layer and head, beside what attention spread evenly over the visible positions would pay. The four sum to
+one. The prefix of a model whose first position is an attention sink is BOS, and it draws much of the attention.
+
+Then a vector is replaced and the text decoded again: e by m, by zero, by the mean of all texts, by another text's e;
+and m likewise. "donor" is the accuracy on the text that the vector came from. The question is one of the successors
+(arXiv:2602.18301); the paper gives no number.
 
 Writes attention.csv (a row a layer and head), attention_positions.csv (a row a layer and position), ablations.csv (a
 row a replacement), attention.png (layers × heads, and by position) and ablations.png.
@@ -81,7 +84,7 @@ def _head(seen: Attention, layer: int, head: int) -> dict[str, Any]:
     row = {"layer": layer, "head": head, "texts": int(np.sum(~np.isnan(e)))}
     row |= {"e mean": np.nanmean(e), "e std": np.nanstd(e), "e uniform": np.nanmean(even)}
     row |= {"e / uniform": np.nanmean(e) / np.nanmean(even)}
-    for name in ("itself", "others"):
+    for name in ("itself", "others", "prefix"):
         row[f"{name} mean"] = np.nanmean(getattr(seen.shares, name)[:, layer, head])
         row[f"{name} uniform"] = np.nanmean(getattr(seen.uniform, name)[:, layer, 0])
     return row

@@ -26,7 +26,7 @@ ABLATIONS = ("e=m", "e=0", "e=mean", "e=other", "m=e", "m=0", "m=mean", "m=other
 
 
 class Shares(NamedTuple):
-    """Attention weights of the m positions of each text, by what they go to; the three sum to one.
+    """Attention weights of the m positions of each text, by what they go to; the four sum to one.
 
     Each is the mean over the query positions 1 … P − 1, where P is the number of input positions of the text. A text of
     one position has no m, and so NaN.
@@ -35,11 +35,14 @@ class Shares(NamedTuple):
       e: (texts, L, H) weight on `e`.
       itself: (texts, L, H) weight of a position on itself.
       others: (texts, L, H) weight on the m positions before it.
+      prefix: (texts, L, H) weight on the frozen prefix before `e`; zero for a text without one. A prefix of BOS is an
+        attention sink in many models.
     """
 
     e: np.ndarray
     itself: np.ndarray
     others: np.ndarray
+    prefix: np.ndarray
 
 
 class Attention(NamedTuple):
@@ -75,7 +78,7 @@ class Ablation(NamedTuple):
 
 
 def attention(model: Model, results: Results, *, batch: int = BATCH) -> Attention:
-    """Measure how much weight each layer and head puts on `e`, on the position itself and on the m positions before.
+    """Measure the weight of each layer and head on `e`, the position itself, the m positions before, and the prefix.
 
     Args:
       model: the model that the vectors were fitted on.
@@ -99,8 +102,8 @@ def attention(model: Model, results: Results, *, batch: int = BATCH) -> Attentio
     first = [len(text.prefix) for text in texts]
     measured = [tuple(w_LHT[:, :, first[i] : count] for w_LHT in rows[i]) for i, count in enumerate(counts)]
     even = [_uniform(model.config, first[i], count) for i, count in enumerate(counts)]
-    curve_LHT, texts_T = _curve([e_LHT for e_LHT, _ in measured])
-    uniform_L1T, _ = _curve([e_L1T for e_L1T, _ in even])
+    curve_LHT, texts_T = _curve([e_LHT for e_LHT, *_ in measured])
+    uniform_L1T, _ = _curve([e_L1T for e_L1T, *_ in even])
     return Attention(
         shares=_shares(measured),
         uniform=_shares(even),
@@ -189,33 +192,39 @@ def _input_vectors(model: Model, scheme: Scheme, text: TextResult, positions: in
 
 
 @partial(jax.jit, static_argnums=0)
-def _weights(config: ModelConfig, params: Params, x_GTD: Array, places_G: Array) -> tuple[Array, Array]:
-    """Weight of each position on that of `e`, `places_G`, and on itself, (G, L, H, T) each."""
+def _weights(config: ModelConfig, params: Params, x_GTD: Array, places_G: Array) -> tuple[Array, Array, Array]:
+    """Weight of each position on that of `e`, `places_G`, on itself, and on those before `e`, (G, L, H, T) each."""
 
-    def one(x_TD: Array, place: Array) -> tuple[Array, Array]:
+    def one(x_TD: Array, place: Array) -> tuple[Array, Array, Array]:
         weights_LHTS = Model(config, {}).states(params, x_TD).attention_LHTS
-        return weights_LHTS[..., place], jnp.diagonal(weights_LHTS, axis1=-2, axis2=-1)
+        prefix_S = jnp.arange(weights_LHTS.shape[-1]) < place
+        before_LHT = jnp.where(prefix_S, weights_LHTS, 0).sum(-1)
+        return weights_LHTS[..., place], jnp.diagonal(weights_LHTS, axis1=-2, axis2=-1), before_LHT
 
     return jax.vmap(one)(x_GTD, places_G)
 
 
-def _uniform(config: ModelConfig, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _uniform(config: ModelConfig, first: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_weights` from `e` at position `first` on, for attention spread evenly over what a layer sees: (L, 1, P)."""
     at_T = np.arange(first, count)
     windows = [config.layer(i).window for i in range(config.layers)]
     seen_LT = np.stack([np.minimum(at_T + 1, count if window is None else window) for window in windows])
-    return ((at_T[None] - first < seen_LT) / seen_LT)[:, None], (1 / seen_LT)[:, None]
+    before_LT = np.maximum(first - (at_T[None] + 1 - seen_LT), 0)
+    e_LT = (at_T[None] - first < seen_LT) / seen_LT
+    return e_LT[:, None], (1 / seen_LT)[:, None], (before_LT / seen_LT)[:, None]
 
 
 def _shares(measured: list[Any]) -> Shares:
-    """Means over the m positions of each text's (L, H, P) weights on e and on itself."""
+    """Means over the m positions of each text's (L, H, P) weights on e, on itself and on the prefix."""
 
     def mean(weights_LHT: np.ndarray) -> np.ndarray:
         kept_LHT = weights_LHT[:, :, 1:].astype(float)
         return kept_LHT.mean(-1) if kept_LHT.shape[-1] else np.full(kept_LHT.shape[:-1], np.nan)
 
-    e_GLH, itself_GLH = (np.stack([mean(weights) for weights in column]) for column in zip(*measured, strict=True))
-    return Shares(e=e_GLH, itself=itself_GLH, others=1 - e_GLH - itself_GLH)
+    columns = zip(*measured, strict=True)
+    e_GLH, itself_GLH, prefix_GLH = (np.stack([mean(weights) for weights in column]) for column in columns)
+    others_GLH = 1 - e_GLH - itself_GLH - prefix_GLH
+    return Shares(e=e_GLH, itself=itself_GLH, others=others_GLH, prefix=prefix_GLH)
 
 
 def _curve(weights: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -58,6 +58,30 @@ def test_against_each_text_by_itself(tiny: Model, results: Results, batch: int):
         np.testing.assert_allclose(found.shares.others[i], others, atol=1e-5)
 
 
+def test_a_prefix_has_a_share_of_its_own(tiny: Model, results: Results):
+    """The four shares sum to one, and what a sink in front draws is not counted as looking at other m."""
+    prefix = np.array([1, 2, 3], np.int32)
+    texts = tuple(dataclasses.replace(text, prefix=prefix) for text in results if len(text.tokens) > 1)
+    found = attention(tiny, dataclasses.replace(results, texts=texts))
+    embedded = np.asarray(tiny.embed(tiny.params, prefix), np.float32)
+    for i, text in enumerate(texts):
+        x_TD = np.concatenate([embedded, [text.vectors["e"]], [text.vectors["m"]] * (len(text.tokens) - 1)])
+        weights = np.asarray(tiny.states(tiny.params, jnp.asarray(x_TD)).attention_LHTS)[:, :, 4:]
+        np.testing.assert_allclose(found.shares.prefix[i], weights[..., :3].sum(-1).mean(-1), rtol=1e-4)
+        np.testing.assert_allclose(found.shares.e[i], weights[..., 3].mean(-1), rtol=1e-4)
+        before = np.tri(len(text.tokens), k=-1, dtype=bool)[1:, 1:]
+        others = (weights[..., 4:] * before[None, None]).sum(-1).mean(-1)
+        np.testing.assert_allclose(found.shares.others[i], others, atol=1e-5)
+    for shares in (found.shares, found.uniform):
+        np.testing.assert_allclose(np.sum(shares, axis=0), 1, atol=1e-5)
+        assert shares.prefix.min() > 0
+    np.testing.assert_allclose(found.uniform.prefix[0], np.full((2, 1), np.mean(3 / np.arange(5, 12))))
+    narrow = attention(indifferent(windowed(tiny)), dataclasses.replace(results, texts=texts))
+    for measured, even in zip(narrow.shares, narrow.uniform, strict=True):
+        np.testing.assert_allclose(measured, np.broadcast_to(even, measured.shape), atol=1e-6)
+    assert not attention(tiny, results).uniform.prefix[0].any()
+
+
 def test_an_unguided_e_has_one_more_m(tiny: Model, results: Results):
     scheme = {"arrangement": "unguided-e", "share": None, "group": 1}
     found = attention(tiny, dataclasses.replace(results, scheme=scheme, texts=results.texts[:3]))
