@@ -16,7 +16,8 @@ it cannot be had, or with `--encoder none`, a line says so and the tables hold t
 settings of the texts must be those of that run.
 
 Writes figure5.csv (a row a bin of text distances), figure5_gap.csv (a row a measure: by how much the same context is
-nearer at equal text distance) and figure5.png.
+nearer at equal text distance, which is within a bin, and its 95 % interval by drawing contexts, and texts within them,
+with replacement) and figure5.png.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ import numpy as np
 
 from onestep_jax import OneStep
 from onestep_jax.analysis.distances import (
+    Gap,
     Relations,
-    continued_texts,
     cosine_distances,
     learned_vectors,
+    nearer_by,
     plain_ids,
     relation_pairs,
 )
-from onestep_jax.analysis.similarity import Bin, binned, gap, semantic_distances, token_distances
+from onestep_jax.analysis.similarity import Bin, binned, in_bins, semantic_distances, token_distances
 from onestep_jax.errors import UserError, check_known
 from onestep_jax.experiment.study import Study
 from onestep_jax.store.reading import read_results
 from onestep_jax.store.results import Results
+from onestep_jax.texts import continued_texts
 from onestep_jax.tokens import as_text
 
 NAMES = {"same_context": "same context", "different_contexts": "different contexts"}
@@ -90,18 +93,21 @@ def packaged() -> Config:
 def run(config: Config, study: Study) -> None:
     """Fit or read, then measure the distances of texts and of `e`."""
     check_known("value of --share", [config.share], ["m", "none"])
-    sizes = {name: getattr(config, name) for name in ("count", "context", "continuations", "seeds", "length", "seed")}
-    owners, texts = continued_texts(study.model, config.texts, **sizes)
+    sizes = {name: getattr(config, name) for name in ("count", "context", "seeds", "length", "seed")}
+    owners, texts = continued_texts(study.model, config.texts, per_context=config.continuations, **sizes)
     results = read(config, study, texts) if config.runs else fitted(config, study, texts)
     pairs = relation_pairs(owners, plain_ids(results), seed=config.seed)
     learned = learned_vectors(results)
     vectors = {name: cosine_distances(learned, getattr(pairs, name)) for name in NAMES}
-    curves = {}
+    curves, gaps = {}, []
     for measure, distances in text_distances(config, study, results, pairs).items():
-        curves[measure] = binned(distances, vectors, bins=config.bins)
-    exact = np.mean(results.accuracy == 1)
+        curves[measure] = found = binned(distances, vectors, bins=config.bins)
+        strata = {name: in_bins(values, found) for name, values in distances.items()}
+        same = Relations(np.zeros(0), **vectors)
+        gap = nearer_by(same, pairs, owners, plain_ids(results), strata=strata, seed=config.seed)
+        gaps.append(_gap(measure, found, gap, config, results))
     study.table("figure5", [_row(measure, bin) for measure, found in curves.items() for bin in found])
-    study.table("figure5_gap", [_gap(measure, found, exact) for measure, found in curves.items()])
+    study.table("figure5_gap", gaps)
     draw(curves, study)
 
 
@@ -152,12 +158,13 @@ def _row(measure: str, found: Bin) -> dict[str, Any]:
     return row | {"e distance mean": found.mean, "e distance std": found.std}
 
 
-def _gap(measure: str, curves: Sequence[Bin], exact: float) -> dict[str, Any]:
+def _gap(measure: str, curves: Sequence[Bin], gap: Gap, config: Config, results: Results) -> dict[str, Any]:
     """By how much pairs of one context are nearer at equal text distance; `shared bins` is how many say so."""
     sides = [{bin.low for bin in curves if bin.relation == name} for name in NAMES]
     pairs = {f"{NAMES[name]} pairs": sum(bin.pairs for bin in curves if bin.relation == name) for name in NAMES}
-    row: dict[str, Any] = {"measure": measure, "exact": exact} | pairs
-    row |= {"shared bins": len(sides[0] & sides[1]), "nearer by": gap(curves)}
+    row: dict[str, Any] = {"measure": measure, "share": config.share, "exact": np.mean(results.accuracy == 1)} | pairs
+    row |= {"shared bins": len(sides[0] & sides[1]), "nearer by": gap.gap, "low": gap.low, "high": gap.high}
+    row |= {"contexts resampled": gap.contexts, "texts resampled": gap.texts}
     return row | {"paper": "slightly nearer"}
 
 

@@ -17,8 +17,11 @@ on the first 128); contexts and continuations of 128 tokens are taken here. Besi
 an `m` of each text's own, to see whether the order hangs on the sharing. Every fit counts, exact or not; how many are
 exact stands in each row.
 
+Pairs share vectors, so that their number says little about how sure a difference is. Its 95 % interval is that of
+drawing contexts, and texts within them, with replacement.
+
 Writes figure6.csv (a row a way and relation), figure6_auc.csv (a row a way and two relations: how well distance tells
-the one from the other, 0.5 for not at all) and figure6.png.
+the one from the other, 0.5 for not at all, by how much the one is nearer, and the interval of that) and figure6.png.
 """
 
 from __future__ import annotations
@@ -31,17 +34,20 @@ import numpy as np
 
 from onestep_jax import OneStep
 from onestep_jax.analysis.distances import (
+    Gap,
     Relations,
-    continued_texts,
+    cosine_distances,
     learned_vectors,
+    nearer_by,
     plain_ids,
-    relation_distances,
+    relation_pairs,
     separations,
     summary,
 )
 from onestep_jax.errors import check_known
 from onestep_jax.experiment.study import Study
 from onestep_jax.store.results import Results
+from onestep_jax.texts import continued_texts
 
 PAPER = {"same_text": (0.7, 0.9)}  # cosine distances, about
 NAMES = {
@@ -90,16 +96,21 @@ def packaged() -> Config:
 def run(config: Config, study: Study) -> None:
     """Fit the continuations in each way and compare the `e`."""
     check_known("value of --share", config.share, SHARES)
-    sizes = {name: getattr(config, name) for name in ("count", "context", "continuations", "seeds", "length", "seed")}
-    owners, texts = continued_texts(study.model, config.texts, **sizes)
+    sizes = {name: getattr(config, name) for name in ("count", "context", "seeds", "length", "seed")}
+    owners, texts = continued_texts(study.model, config.texts, per_context=config.continuations, **sizes)
     rows, ranks, found = [], [], {}
     for share in config.share:
         scheme = OneStep(share="m", group=len(texts)) if share == "m" else OneStep()
         options = {"preset": config.preset, "steps": config.steps, "seed": config.seed}
         results = study.fit(f"share-{share}", texts, scheme=scheme, **options)
-        found[share] = relation_distances(learned_vectors(results), owners, plain_ids(results), seed=config.seed)
+        pairs = relation_pairs(owners, plain_ids(results), seed=config.seed)
+        vectors = learned_vectors(results)
+        found[share] = Relations(*(cosine_distances(vectors, of_relation) for of_relation in pairs))
         rows += _described(share, results, found[share])
-        ranks += [{"way": SHARES[share], "fits": len(results)} | row for row in separations(found[share])]
+        for row in separations(found[share]):
+            sides = {"nearer": row["nearer"], "farther": row["farther"], "seed": config.seed}
+            gap = nearer_by(found[share], pairs, owners, plain_ids(results), **sides)
+            ranks.append({"way": SHARES[share], "fits": len(results)} | row | gap_columns(gap))
     study.table("figure6", rows)
     study.table("figure6_auc", ranks)
     draw(found, study)
@@ -114,6 +125,12 @@ def _described(share: str, results: Results, distances: Relations) -> list[dict[
         paper = PAPER.get(row["relation"], (None, None)) if share == "m" else (None, None)
         rows.append(first | row | {"paper from": paper[0], "paper to": paper[1]})
     return rows
+
+
+def gap_columns(gap: Gap) -> dict[str, Any]:
+    """A difference of distances, its interval, and how many were resampled for it."""
+    row = {"nearer by": gap.gap, "low": gap.low, "high": gap.high}
+    return row | {"contexts resampled": gap.contexts, "texts resampled": gap.texts}
 
 
 def draw(found: Mapping[str, Relations], study: Study) -> None:

@@ -32,10 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onestep_jax import Anchor, OneStep, Relational, Results
-from onestep_jax.analysis.distances import continued_texts, cosine_distances, learned_vectors
+from onestep_jax.analysis.distances import cosine_distances, learned_vectors
 from onestep_jax.analysis.similarity import agreement, chance, retrieval
 from onestep_jax.experiment.study import Study
 from onestep_jax.prototokens.auxiliary import ANCHOR, TEACHER, anchor_points
+from onestep_jax.texts import continued_texts
 from onestep_jax.texts.embeddings import text_embeddings
 
 
@@ -100,8 +101,8 @@ def ways(config: Config) -> Iterator[Way]:
 
 def run(config: Config, study: Study) -> None:
     """Fit in every way, then compare with the teacher."""
-    sizes = {name: getattr(config, name) for name in ("count", "context", "continuations", "length", "seed")}
-    owners, texts = continued_texts(study.model, config.texts, **sizes, seeds=1)
+    sizes = {name: getattr(config, name) for name in ("count", "context", "length", "seed")}
+    owners, texts = continued_texts(study.model, config.texts, **sizes, per_context=config.continuations, seeds=1)
     teacher_NF = text_embeddings(study.model, texts, config.teacher)
     order_N = np.random.default_rng(config.seed).permutation(len(texts))
     rows = []

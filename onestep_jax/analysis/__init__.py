@@ -1,7 +1,7 @@
 """Analyses of fitted proto-tokens: numbers from stored results; no plots.
 
 metrics        horizons, nats and sizes of one stored result
-ranks          area under the ROC curve and rank correlation
+samples        area under the ROC curve, rank correlation, permutation tests
 text_capacity  capacity of one text from fits of its prefixes, and a cell of Table 3
 prefix_table   fits of prefixes, texts × lengths, from which capacities are read
 rounds         how such a table is filled

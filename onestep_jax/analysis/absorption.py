@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from onestep_jax.analysis.ranks import spearman
+from onestep_jax.analysis.samples import spearman
 from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, Preset

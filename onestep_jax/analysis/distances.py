@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onestep_jax.analysis.ranks import auc
+from onestep_jax.analysis.samples import auc
 from onestep_jax.errors import UserError, check_known, check_least
-from onestep_jax.model.decoder import Model
 from onestep_jax.store.results import Results
-from onestep_jax.texts import corpora
 from onestep_jax.tokens import plain_id
 
 MOST = 200_000  # pairs of one relation
@@ -35,33 +33,6 @@ class Relations(NamedTuple):
     same_text: np.ndarray
     same_context: np.ndarray
     different_contexts: np.ndarray
-
-
-def continued_texts(
-    model: Model, source: str, *, count: int, context: int, continuations: int, seeds: int, length: int, seed: int = 0
-) -> tuple[list[int], list[np.ndarray]]:
-    """Make the texts of Figures 5 and 6: the model's own continuations of contexts, the last of each `seeds` times.
-
-    Args:
-      model: continues the contexts, at temperature 1.
-      source: of the contexts, see `corpora.contexts`.
-      count: number of contexts.
-      context: tokens of each.
-      continuations: number of continuations of each context.
-      seeds: how often the last continuation of each context appears, to be fitted with different seeds.
-      length: tokens of each continuation.
-      seed: of all that is drawn.
-
-    Returns:
-      For every text to fit, the number of its context and its token ids.
-    """
-    given = corpora.contexts(model, source, count=count, length=context, seed=seed)
-    drawn = corpora.continuations(model, given, length=length, per_context=continuations, seed=seed)
-    owners, texts = [], []
-    for number, (*once, often) in enumerate(drawn):
-        texts += [*once, *[often] * seeds]
-        owners += [number] * (len(once) + seeds)
-    return owners, texts
 
 
 def learned_vectors(results: Results, leaf: str = "e") -> np.ndarray:
@@ -197,7 +168,7 @@ def relation_distances(
 def summary(distances: Relations) -> list[dict[str, Any]]:
     """One row for each relation that has pairs: their number, mean, standard deviation, extremes and quartiles.
 
-    Two pairs with a row in common are not independent, so `std / √pairs` is not a standard error.
+    Two pairs with a row in common are not independent, so `std / √pairs` is not a standard error; see `nearer_by`.
     """
     rows = []
     for relation, values in distances._asdict().items():
@@ -230,3 +201,99 @@ def separations(distances: Mapping[str, np.ndarray] | Relations) -> list[dict[st
         {"nearer": nearer, "farther": farther, "auc": auc(named[nearer], named[farther])}
         for nearer, farther in itertools.combinations(present, 2)
     ]
+
+
+class Gap(NamedTuple):
+    """How much nearer the pairs of one relation are than those of another.
+
+    Attributes:
+      gap: difference of their mean distances; with strata, averaged over those that both have, each with the weight of
+        the relation that has fewer pairs there. NaN if there is none.
+      low, high: 95 % interval by resampling; NaN where most draws have no pairs to compare.
+      contexts, texts: how many were resampled.
+    """
+
+    gap: float
+    low: float
+    high: float
+    contexts: int
+    texts: int
+
+
+def nearer_by(
+    distances: Relations,
+    pairs: Relations,
+    contexts: Sequence[Hashable],
+    texts: Sequence[Hashable],
+    *,
+    nearer: str = "same_context",
+    farther: str = "different_contexts",
+    strata: Mapping[str, np.ndarray] | None = None,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Gap:
+    """Measure how much nearer one relation is, with an interval that knows that pairs share vectors.
+
+    Contexts are drawn with replacement, and texts within each drawn context. A pair counts as often as both its rows
+    were drawn together: in one copy of a context for `same_text` and `same_context`, in any for `different_contexts`.
+
+    Args:
+      distances, pairs: (P,) and (P, 2) of each relation, see `relation_distances` and `relation_pairs`.
+      contexts, texts: of each row.
+      nearer, farther: fields of `Relations`.
+      strata: relation → (P,) whole numbers; only pairs of one stratum are compared, such as a bin of text distances.
+      draws: of the resampling.
+      seed: of the draws.
+    """
+    check_least(1, draws=draws)
+    owner_N, text_N = distinct(contexts)[1], distinct(texts)[1]
+    sides = [_Side(name, distances, pairs, strata) for name in (nearer, farther)]
+    rng = np.random.default_rng(seed)
+    drawn = np.array([_gap(sides, _multiplicity(owner_N, text_N, rng)) for _ in range(draws)])
+    known = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(known, (0.025, 0.975)).tolist() if 2 * len(known) > draws else (np.nan, np.nan)
+    once_KN = (owner_N == np.unique(owner_N)[:, None]).astype(float)
+    return Gap(_gap(sides, once_KN), low, high, len(once_KN), len(set(text_N.tolist())))
+
+
+class _Side:
+    """The pairs of one relation, their distances and strata."""
+
+    def __init__(self, relation: str, distances: Relations, pairs: Relations, strata: Any):
+        self.relation, self.values = relation, getattr(distances, relation)
+        self.first, self.second = getattr(pairs, relation).T
+        self.stratum = np.zeros(len(self.values), int) if strata is None else strata[relation]
+
+    def sums(self, count_KN: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """(strata,) number of pairs and sum of their distances, where row n is in copy k of a context so many times."""
+        if self.relation == "different_contexts":
+            total_N = count_KN.sum(0)
+            weight_P = total_N[self.first] * total_N[self.second]
+        elif self.relation == "same_text":  # copies of a text each bring its seeds
+            weight_P = count_KN.sum(0)[self.first]
+        else:
+            weight_P = (count_KN[:, self.first] * count_KN[:, self.second]).sum(0)
+        sums = (np.bincount(self.stratum, w, minlength=size) for w in (weight_P, weight_P * self.values))
+        return next(sums), next(sums)
+
+
+def _gap(sides: Sequence[_Side], count_KN: np.ndarray) -> float:
+    """Mean distance of the second side less that of the first, over the strata that both have."""
+    size = 1 + max((int(side.stratum.max()) for side in sides if len(side.stratum)), default=0)
+    (near, near_sum), (far, far_sum) = (side.sums(count_KN, size) for side in sides)
+    weight = np.minimum(near, far)
+    both = weight > 0
+    if not both.any():
+        return float("nan")
+    return float(weight[both] @ (far_sum[both] / far[both] - near_sum[both] / near[both]) / weight.sum())
+
+
+def _multiplicity(owner_N: np.ndarray, text_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """How often each row is in each of the drawn copies of contexts, (K, N)."""
+    names = np.unique(owner_N)
+    count_KN = np.zeros((len(names), len(owner_N)))
+    for copy, name in enumerate(rng.choice(names, len(names))):
+        own = np.unique(text_N[owner_N == name])
+        drawn = np.bincount(rng.choice(own, len(own)), minlength=text_N.max() + 1)
+        count_KN[copy] = np.where(owner_N == name, drawn[text_N], 0)
+    return count_KN

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from onestep_jax.analysis.ranks import auc, spearman
+from onestep_jax.analysis.samples import auc, spearman
 from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.store.results import TextResult
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onestep_jax.analysis.distances import ROWS_AT_A_TIME, Relations, cosine_distances, distinct
-from onestep_jax.analysis.ranks import spearman
+from onestep_jax.analysis.samples import spearman
 from onestep_jax.errors import UserError, check_least
 from onestep_jax.texts.embeddings import sentence_embeddings
 
@@ -128,11 +128,18 @@ def binned(
     return found
 
 
+def in_bins(text_distances: np.ndarray, curves: Sequence[Bin]) -> np.ndarray:
+    """Number of the bin of `binned` that each text distance is in, counted over the bins of all relations, (P,)."""
+    lows = np.unique([bin.low for bin in curves])
+    return np.searchsorted(lows, text_distances, side="right") - 1
+
+
 def gap(curves: Sequence[Bin], nearer: str = "same_context", farther: str = "different_contexts") -> float:
     """How much nearer the vectors of one relation are at equal text distance, Figure 5 in one number.
 
     It is the difference of the mean vector distances of two relations in a bin, averaged over the bins that both have,
-    weighted by the pairs of the relation that has fewer; NaN if they have no bin in common.
+    weighted by the pairs of the relation that has fewer; NaN if they have no bin in common. `distances.nearer_by` gives
+    the same with an interval, for the pairs themselves and `in_bins`.
     """
     sides = [{bin.low: bin for bin in curves if bin.relation == name} for name in (nearer, farther)]
     shared = [(sides[0][low], sides[1][low]) for low in sides[0] if low in sides[1]]

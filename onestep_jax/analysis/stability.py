@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from onestep_jax.analysis.metrics import THRESHOLD
-from onestep_jax.analysis.ranks import auc
+from onestep_jax.analysis.samples import auc
 from onestep_jax.errors import UserError
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.reconstruction import decode

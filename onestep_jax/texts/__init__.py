@@ -3,7 +3,7 @@
 May import `errors`, `tokens`, `model`.
 """
 
-from onestep_jax.texts.corpora import contexts, continuations, is_named, load_tokens
+from onestep_jax.texts.corpora import contexts, continuations, continued_texts, is_named, load_tokens
 from onestep_jax.texts.files import read_source
 
-__all__ = ["contexts", "continuations", "is_named", "load_tokens", "read_source"]
+__all__ = ["contexts", "continuations", "continued_texts", "is_named", "load_tokens", "read_source"]

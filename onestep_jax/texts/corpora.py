@@ -160,6 +160,33 @@ def continuations(
     return [list(drawn) for drawn in zip(*rounds, strict=True)]
 
 
+def continued_texts(
+    model: Model, source: str, *, count: int, context: int, per_context: int, seeds: int, length: int, seed: int = 0
+) -> tuple[list[int], list[np.ndarray]]:
+    """Make the texts of Figures 5 and 6: the model's own continuations of contexts, the last of each `seeds` times.
+
+    Args:
+      model: continues the contexts, at temperature 1.
+      source: of the contexts, see `contexts`.
+      count: number of contexts.
+      context: tokens of each.
+      per_context: number of continuations of each context.
+      seeds: how often the last continuation of each context appears, to be fitted with different seeds.
+      length: tokens of each continuation.
+      seed: of all that is drawn.
+
+    Returns:
+      For every text to fit, the number of its context and its token ids.
+    """
+    given = contexts(model, source, count=count, length=context, seed=seed)
+    drawn = continuations(model, given, length=length, per_context=per_context, seed=seed)
+    owners, texts = [], []
+    for number, (*once, often) in enumerate(drawn):
+        texts += [*once, *[often] * seeds]
+        owners += [number] * (len(once) + seeds)
+    return owners, texts
+
+
 def draw_seed(seed: int, j: int) -> int:
     """Seed of `generate` for the j-th continuation of every context, below 2^31."""
     return int(np.random.SeedSequence([seed, j]).generate_state(1)[0]) >> 1

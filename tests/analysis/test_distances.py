@@ -14,6 +14,7 @@ from onestep_jax.analysis.distances import (
     Relations,
     cosine_distances,
     learned_vectors,
+    nearer_by,
     plain_ids,
     relation_distances,
     relation_pairs,
@@ -161,6 +162,62 @@ def test_nearer_relations_are_told_apart():
     expected = [values.mean(), values.std(), *np.percentile(values, [0, 25, 50, 75, 100])]
     got = [first[key] for key in ("mean", "std", "min", "quartile_1", "median", "quartile_3", "max")]
     np.testing.assert_allclose(got, expected)
+
+
+def gap_of(vectors: np.ndarray, contexts: list[str], texts: list[str], **options: Any):
+    pairs = relation_pairs(contexts, texts)
+    return nearer_by(relation_distances(vectors, contexts, texts), pairs, contexts, texts, **options)
+
+
+def test_the_interval_of_a_difference_finds_what_is_there():
+    contexts, texts = design(6, 5, 4)
+    rng = np.random.default_rng(0)
+    centres = {name: rng.normal(size=32) for name in [*contexts, *texts]}
+    vectors = np.stack([centres[c] + centres[t] + rng.normal(size=32) for c, t in zip(contexts, texts, strict=True)])
+    means = {row["relation"]: row["mean"] for row in summary(relation_distances(vectors, contexts, texts))}
+    for nearer, farther in itertools.combinations(means, 2):
+        found = gap_of(vectors, contexts, texts, nearer=nearer, farther=farther, draws=300)
+        assert found.gap == pytest.approx(means[farther] - means[nearer])
+        assert 0 < found.low < found.gap < found.high < 1
+        assert (found.contexts, found.texts) == (6, 30)
+        back = gap_of(vectors, contexts, texts, nearer=farther, farther=nearer, draws=300)
+        assert (back.low, back.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+def test_the_interval_knows_that_pairs_share_vectors():
+    """Pairs of one context are near or far together, so 1.96 · std / √pairs is far too narrow."""
+
+    def drawn(names: list[str], rng: np.random.Generator) -> np.ndarray:
+        """Vectors of which those of every other context, at random, lie together."""
+        centres = {name: rng.normal(size=8) * 2 * rng.integers(2) for name in sorted(set(names))}
+        return np.stack([centres[name] + rng.normal(size=8) for name in names])
+
+    many, few = design(300, 4, 1), design(8, 4, 1)
+    distances = relation_distances(drawn(many[0], np.random.default_rng(9)), *many)
+    expected = distances.different_contexts.mean() - distances.same_context.mean()
+    held, naive = [], []
+    for case in range(40):
+        vectors = drawn(few[0], np.random.default_rng(case))
+        found = gap_of(vectors, *few, draws=100, seed=case)
+        held.append(found.low <= expected <= found.high)
+        distances = relation_distances(vectors, *few)
+        sides = (distances.same_context, distances.different_contexts)
+        error = np.sqrt(sum(side.var() / len(side) for side in sides))
+        naive.append(abs(found.gap - expected) < 1.96 * error)
+    assert np.mean(held) >= 0.85
+    assert np.mean(naive) < 0.8
+
+
+def test_differences_are_within_strata():
+    """The far relation has more pairs of a stratum that is far; within both strata the two relations are alike."""
+    pairs = Relations(np.zeros((0, 2), int), np.array([[0, 1], [2, 3]]), np.array([[0, 2], [0, 3], [1, 2], [1, 3]]))
+    distances = Relations(np.zeros(0), np.array([1.0, 2.0]), np.array([1.0, 2.0, 2.0, 2.0]))
+    strata = {"same_context": np.array([0, 1]), "different_contexts": np.array([0, 1, 1, 1])}
+    rows = ["a", "a", "b", "b"], ["1", "2", "3", "4"]
+    assert nearer_by(distances, pairs, *rows, strata=strata, draws=10).gap == 0
+    assert nearer_by(distances, pairs, *rows, draws=10).gap == 0.25
+    alone = {"same_context": np.array([0, 0]), "different_contexts": np.array([1, 1, 1, 1])}
+    assert np.isnan(nearer_by(distances, pairs, *rows, strata=alone, draws=10)).tolist()[:3] == [True] * 3
 
 
 def result(text_id: str, vectors: dict[str, np.ndarray]) -> TextResult:

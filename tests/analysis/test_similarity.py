@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from onestep_jax import UserError
-from onestep_jax.analysis.distances import Relations
+from onestep_jax.analysis.distances import Relations, nearer_by, relation_pairs
 from onestep_jax.analysis.similarity import (
     agreement,
     binned,
     chance,
     gap,
+    in_bins,
     retrieval,
     semantic_distances,
     token_distances,
@@ -60,6 +61,19 @@ def test_binned_curves_by_hand():
     np.testing.assert_allclose([bin.std for bin in curves], [0.1, 0, 0, np.std([1.0, 0.7, 0.9])], atol=1e-15)
     np.testing.assert_allclose([bin.text_distance for bin in curves], [0.05, 0.9, 0.2, 0.7])
     np.testing.assert_allclose(gap(curves), (0.2 + (2.6 / 3 - 0.8)) / 2)
+
+
+def test_the_gap_of_the_curves_is_that_of_the_pairs():
+    rng = np.random.default_rng(4)
+    contexts, texts = np.repeat(np.arange(6), 4).tolist(), list(range(24))
+    pairs = relation_pairs(contexts, texts)
+    text, vector = (Relations(*(rng.random(len(of_relation)) for of_relation in pairs)) for _ in range(2))
+    for bins in (1, 7):
+        curves = binned(text, vector, bins=bins)
+        strata = {name: in_bins(values, curves) for name, values in text._asdict().items()}
+        found = nearer_by(vector, pairs, contexts, texts, strata=strata, draws=50)
+        np.testing.assert_allclose(found.gap, gap(curves), rtol=1e-12)
+        assert found.low < found.gap < found.high
 
 
 def test_every_pair_is_in_one_bin():

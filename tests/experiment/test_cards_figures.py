@@ -83,6 +83,8 @@ def test_figure5(tmp_path, two_layers, capsys, monkeypatch):
     (gap,) = tables["figure5_gap"]
     assert (gap["same context pairs"], gap["different contexts pairs"]) == (20, 96)
     assert gap["exact"] > 0.5
+    assert (gap["share"], gap["contexts resampled"], gap["texts resampled"]) == ("none", 4, 12)
+    assert gap["low"] < gap["nearer by"] < gap["high"]
 
     run = tmp_path / "figure5_text_distance" / "runs" / "share-none"
 
@@ -142,6 +144,11 @@ def test_figure6(tmp_path):
     auc = {(row["way"], row["nearer"], row["farther"]): row["auc"] for row in tables["figure6_auc"]}
     assert len(auc) == 6
     assert auc["m shared by all", "same_text", "different_contexts"] > 0.75
+    for row in tables["figure6_auc"]:
+        near, far = (rows[row["way"], row[side]]["mean"] for side in ("nearer", "farther"))
+        assert row["nearer by"] == pytest.approx(far - near, abs=1e-5)
+        assert row["low"] < row["nearer by"] < row["high"]
+        assert (row["contexts resampled"], row["texts resampled"]) == (4, 12)
     runs = tmp_path / "figure6_distances" / "runs"
     m = read_results(runs / "share-m").vectors["m"]
     assert (m == m[:1]).all()
