@@ -10,9 +10,15 @@ tokens, continuations of 256, e and m fitted to the first 128 of these. Its find
 
 Here relatedness is measured, by the tokens that agree place by place ("exact"), the longest common prefix and
 substring, and the overlap of the bags of tokens (F1), against the text of the vectors and against other texts; p is
-that of a permutation test. "rest" compares with the part of the continuation that was not fitted. Two controls: the
-decoding in one pass, by the same measures, and generation from the embedding of the text's first token ("t"), since
-after e, which emits that token, the model sees it too: only what goes beyond "t" is read out of the vectors.
+that of a permutation test. "rest" compares with the part of the continuation that was not fitted.
+
+Controls are the decoding in one pass, by the same measures, and generation from the embeddings of the text's first
+token ("t"), or its first two ("t t2"). After e, which emits the first token, the model sees it too, and [e, m] emits
+the second. So only what goes beyond the control is read out of the vectors. In the rows "compared with" t or t t2,
+"other" is the control's mean, and p that of flipping the signs of the differences, text by text.
+
+`--starts` chooses the combinations. By default they are all, without those with BOS where the fits have a frozen
+prefix, which is BOS already.
 
 Writes access.csv (a row a start, temperature and measure), access_texts.csv (what was generated) and access.png.
 """
@@ -25,11 +31,9 @@ from typing import Any
 
 import numpy as np
 
-from onestep_jax.analysis import access as analysis
-from onestep_jax.analysis.access import Relatedness
+from onestep_jax.analysis.access import MEASURES, Access, Relatedness, access, relatedness
 from onestep_jax.experiment.study import Study
 from onestep_jax.model.decoder import Model
-from onestep_jax.model.likelihood import beginning
 from onestep_jax.prototokens.reconstruction import decode
 from onestep_jax.store.results import Results
 from onestep_jax.texts import contexts, continuations
@@ -50,7 +54,7 @@ class Config:
     context: int = 128
     continuation: int = 256
     length: int = 128
-    starts: tuple[str, ...] = analysis.COMBINATIONS
+    starts: tuple[str, ...] = ()
     temperatures: tuple[float, ...] = (0.0, 1.0)
     others: int = 8
     permutations: int = 10_000
@@ -63,7 +67,9 @@ def config(smoke: bool) -> Config:
     """The paper's size, or seconds."""
     if smoke:
         base = Config("default", "demo", count=4, context=8, continuation=16, length=8, preset="fast", steps=250)
-        return dataclasses.replace(base, starts=("e", "e m", "BOS"), temperatures=(0.0,), permutations=1000)
+        return dataclasses.replace(
+            base, starts=("e", "e m", "BOS", "t", "t t2"), temperatures=(0.0,), permutations=1000
+        )
     return Config()
 
 
@@ -84,14 +90,16 @@ def run(config: Config, study: Study) -> None:
     options = {"preset": config.preset, "steps": config.steps, "seed": config.seed}
     results = study.fit("continuations", [ids[: config.length] for ids in whole], **options)
 
-    starts = [start for start in config.starts if beginning(model) is not None or "BOS" not in start]
     test = {"others": config.others, "permutations": config.permutations, "seed": config.seed}
-    found = analysis.access(model, results, combinations=starts, temperatures=config.temperatures, **test)
+    chosen = config.starts or None
+    found = access(model, results, combinations=chosen, temperatures=config.temperatures, **test)
+    starts = list(dict.fromkeys(start for start, _ in found.generated))
     emitted = np.stack([one.tokens for one in decode(model, results)])
     fitted = np.stack([text.tokens for text in results])
     rest = np.stack([ids[config.length :] for ids in whole])
-    rows = [_row("fitted", one) for one in relate(ONE_PASS, 0.0, emitted, fitted, tuple(analysis.MEASURES), config)]
+    rows = [_row("fitted", one) for one in relate(ONE_PASS, 0.0, emitted, fitted, tuple(MEASURES), config)]
     rows += [_row("fitted", one) for one in found.rows]
+    rows += [_row(control, one) for control, compared in found.beyond.items() for one in compared]
     for (start, temperature), out in found.generated.items():
         related = relate(start, temperature, out, rest, ("substring", "overlap"), config)
         rows += [_row("rest", one) for one in related]
@@ -107,7 +115,7 @@ def relate(
     tokens = min(out.shape[1], wanted.shape[1])
     columns = np.arange(1 + min(config.others, config.count - 1))
     choice = (np.arange(len(out))[:, None] + columns[None]) % len(wanted)
-    return analysis.relatedness(
+    return relatedness(
         start,
         temperature,
         out[:, :tokens],
@@ -120,11 +128,11 @@ def relate(
 
 
 def _row(compared: str, found: Relatedness) -> dict[str, Any]:
-    generated = found.start not in (ONE_PASS, "BOS", "t", "BOS t")
+    generated = bool({"e", "m"} & set(found.start.split()))
     return {"compared with": compared, **found._asdict(), "paper": PAPER if generated else None}
 
 
-def _texts(model: Model, results: Results, found: analysis.Access):
+def _texts(model: Model, results: Results, found: Access):
     for (start, temperature), out in found.generated.items():
         for text, ids in zip(results, out, strict=True):
             strings = {"generated": as_text(model.tokenizer, ids), "fitted": as_text(model.tokenizer, text.tokens)}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax.analysis.attention import check_belongs
+from onestep_jax.analysis.samples import permutation_p, sign_flip_p
 from onestep_jax.errors import UserError, check_known, check_least
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.generation import BATCH, generate
@@ -22,9 +23,11 @@ from onestep_jax.prototokens.reconstruction import behind_prefix
 from onestep_jax.store.results import Results, TextResult
 from onestep_jax.tokens import plain_id
 
-# Vectors that generation starts from. "t" is the embedding of the text's first token; "t", "BOS t" and "BOS" are
-# controls without `e` and `m`.
-COMBINATIONS = ("e", "e m", "m", "m e", "BOS e", "BOS e m", "BOS", "t", "BOS t")
+# Vectors that generation starts from. "t" and "t2" are the embeddings of the text's first and second token. What holds
+# neither `e` nor `m` is a control.
+COMBINATIONS = ("e", "e m", "m", "m e", "BOS e", "BOS e m", "BOS", "t", "t t2", "BOS t")
+# True tokens that a start sees before anything is compared → the control that sees the same ones, and nothing else.
+CONTROLS = {1: "t", 2: "t t2"}
 
 
 # --- measures ---
@@ -133,20 +136,32 @@ def relatedness(
     return rows
 
 
-def permutation_p(scores: np.ndarray, permutations: int, rng: np.random.Generator) -> float:
-    """Probability that a random column of each row sums to at least as much as the first, if columns are exchangeable.
+# --- against a control ---
 
-    Args:
-      scores: (texts, 1 + others), own first.
-      permutations: number of random ones. The given one counts too, so p is at least 1 / (1 + permutations).
-      rng: draws them.
+Scores: TypeAlias = dict[tuple[str, float], tuple[np.ndarray, int]]  # start, temperature → (measures, texts), tokens
+
+
+def beyond_control(
+    start: str, control: str, temperature: float, scores: Scores, *, permutations: int, seed: Sequence[int]
+) -> list[Relatedness]:
+    """Compare what a start generates with what its control generates, both with the text itself, text by text.
+
+    Returns:
+      One row for each measure. `other` is the mean of the control, and p that of `sign_flip_p`.
     """
-    rows, own, reached = np.arange(len(scores))[None], scores[:, 0].sum(), 0
-    for first in range(0, permutations, 1000):
-        columns = rng.integers(scores.shape[1], size=(min(1000, permutations - first), len(scores)))
-        # Sums of the same numbers in other columns may differ by rounding.
-        reached += int(np.sum(scores[rows, columns].sum(-1) >= own - 1e-9))
-    return (1 + reached) / (1 + permutations)
+    (own_ME, tokens), (control_ME, _) = scores[start, temperature], scores[control, temperature]
+    rows = []
+    for measure, own, other in zip(MEASURES, own_ME, control_ME, strict=True):
+        p = sign_flip_p(own - other, permutations, np.random.default_rng(seed))
+        means = {"own": float(own.mean()), "other": float(other.mean()), "difference": float((own - other).mean())}
+        rows.append(Relatedness(start, temperature, measure, **means, p=p, texts=len(own), tokens=tokens))
+    return rows
+
+
+def _own_scores(out: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, int]:
+    """(measures, texts) of generated texts against the texts themselves, and how many tokens were compared."""
+    scores = [[compare(*pair) for pair in zip(out, wanted, strict=True)] for compare in MEASURES.values()]
+    return np.array(scores, float), out.shape[1]
 
 
 # --- the test ---
@@ -157,10 +172,12 @@ class Access(NamedTuple):
 
     Attributes:
       rows: one for each combination, temperature and measure.
+      beyond: control → rows of the starts that see the same true tokens as this control, see `beyond_control`.
       generated: (combination, temperature) → (texts, count) int32, all tokens that were generated.
     """
 
     rows: list[Relatedness]
+    beyond: dict[str, list[Relatedness]]
     generated: dict[tuple[str, float], np.ndarray]
 
 
@@ -179,14 +196,15 @@ def access(
 
     All texts are cut to the shortest, so that own and other texts have one length. Stop tokens end nothing. Tokens that
     the one forward pass was trained to give are not compared: `e` alone gives the first token, and `e m` the second.
-    After `e` the model therefore sees the true first token. The control "t" starts from that token's embedding alone;
-    only what exceeds this control was read out of the vectors.
+    After `e` the model therefore sees the true first token, and after `e m` a text whose first two tokens are spent.
+    The controls "t" and "t t2" start from the embeddings of these tokens alone. Only what exceeds the control was read
+    out of the vectors.
 
     Args:
       model: the model that the vectors were fitted on.
       results: of an arrangement with one `e` in front.
       combinations: of `COMBINATIONS`, each behind the prefix of its text; by default all, without BOS where the
-        tokenizer has none, or the texts have a prefix.
+        tokenizer has none, or the texts have a prefix. A start is compared with its control where both are named.
       temperatures: of the softmax that tokens are drawn from; 0 for greedy.
       others: number of other texts that each is compared with, drawn at random.
       permutations: of the test.
@@ -204,7 +222,8 @@ def access(
     targets = np.stack([text.tokens[:shortest] for text in texts])
     choice = _other_texts(texts, others, np.random.default_rng((seed, 0)))
     unguided = results.scheme["arrangement"] == "unguided-e"
-    found = Access(rows=[], generated={})
+    found = Access(rows=[], beyond={}, generated={})
+    scores: Scores = {}
     for start in _combinations(model, texts, combinations):
         prompts = start_vectors(model, texts, start)
         skipped, trained = _aligned(start, unguided)
@@ -219,6 +238,12 @@ def access(
             found.rows.extend(
                 relatedness(start, temperature, compared, wanted, choice, permutations=permutations, seed=(seed, 1))
             )
+            scores[start, temperature] = _own_scores(compared, wanted)
+    for start, temperature in scores:
+        control = CONTROLS.get(sum(_aligned(start, unguided)))
+        if control not in (None, start) and (control, temperature) in scores and "e" in start.split():
+            rows = beyond_control(start, control, temperature, scores, permutations=permutations, seed=(seed, 3))
+            found.beyond.setdefault(control, []).extend(rows)
     return found
 
 
@@ -237,10 +262,14 @@ def _combinations(model: Model, texts: Sequence[TextResult], given: Sequence[str
 def start_vectors(model: Model, texts: Sequence[TextResult], start: str) -> list[np.ndarray]:
     """Input vectors (T, D) that generation starts from, for each text: its prefix, then the combination."""
     bos = beginning(model)
-    # One lookup for all first tokens, with BOS (or any id, where there is none) as the last.
-    ids = np.array([*(text.tokens[0] for text in texts), 0 if bos is None else bos])
+    # One lookup for all first and second tokens, with BOS (or any id, where there is none) as the last.
+    pairs = [np.resize(text.tokens[:2], 2) for text in texts]
+    ids = np.array([*np.concatenate(pairs), 0 if bos is None else bos])
     embedded = np.asarray(model.embed(model.params, jnp.asarray(ids)), np.float32)
-    named = [{**text.vectors, "BOS": embedded[-1], "t": embedded[i]} for i, text in enumerate(texts)]
+    named = [
+        {**text.vectors, "BOS": embedded[-1], "t": embedded[2 * i], "t2": embedded[2 * i + 1]}
+        for i, text in enumerate(texts)
+    ]
     starts = [np.stack([vectors[part] for part in start.split()]) for vectors in named]
     return [behind_prefix(model, text, x_TD) for text, x_TD in zip(texts, starts, strict=True)]
 
@@ -251,8 +280,8 @@ def _aligned(start: str, unguided: bool) -> tuple[int, int]:
     At its last position, the beginning of an arrangement gives what it was trained to give there. In "one-step" that is
     token 0 for [e] and token 1 for [e, m]. Where `e` is unguided it is nothing for [e], and token 0 for [e, m].
     """
-    if start in ("t", "BOS t"):
-        return 1, 0
+    if start.endswith(("t", "t2")):
+        return sum(part in ("t", "t2") for part in start.split()), 0
     if unguided:
         return (0, 1) if start == "e m" else (0, 0)
     return {"e": (0, 1), "e m": (1, 1)}.get(start, (0, 0))

@@ -19,7 +19,6 @@ from onestep_jax.analysis.access import (
     common_substring,
     exact,
     overlap,
-    permutation_p,
     start_vectors,
 )
 from onestep_jax.model.generation import generate
@@ -59,24 +58,36 @@ def test_substring_against_all_pairs():
         assert common_substring(np.array(a), np.array(b)) == longest
 
 
-def test_permutation_test_finds_what_is_there_and_nothing_else():
-    noise = np.random.default_rng(1).random((30, 5))
-    related = noise.copy()
-    related[:, 0] += 0.5
-    assert permutation_p(related, 999, np.random.default_rng(0)) == 1 / 1000
-    assert permutation_p(noise, 2500, np.random.default_rng(0)) > 0.05
-    assert permutation_p(np.ones((30, 5)), 99, np.random.default_rng(0)) == 1
-    unrelated = [
-        permutation_p(np.random.default_rng(i).random((8, 3)), 99, np.random.default_rng(i)) for i in range(300)
-    ]
-    assert np.mean(np.array(unrelated) <= 0.1) == pytest.approx(0.1, abs=0.05)
+def test_starts_are_compared_with_the_control_that_saw_the_same_tokens(tiny: Model, results: Results):
+    starts = ["e", "e m", "m", "t", "t t2"]
+    found = access(tiny, results, combinations=starts, temperatures=(0.0,), permutations=99)
+    targets = np.stack([text.tokens[:7] for text in results])
+    out = {start: found.generated[start, 0.0] for start in starts}
+    assert {control: [row.start for row in rows] for control, rows in found.beyond.items()} == {
+        "t": ["e"] * len(MEASURES),
+        "t t2": ["e m"] * len(MEASURES),
+    }
+    for control, start, seen in (("t", "e", 1), ("t t2", "e m", 2)):
+        # the one pass gives the last of the tokens that were seen
+        compared = {start: out[start][:, 1:], control: out[control]}
+        for row in found.beyond[control]:
+            own, other = (
+                np.mean([MEASURES[row.measure](a, b) for a, b in zip(made, targets[:, seen:], strict=True)])
+                for made in (compared[start], compared[control])
+            )
+            assert (row.own, row.other, row.tokens) == (pytest.approx(own), pytest.approx(other), 7 - seen)
+            assert row.difference == pytest.approx(own - other)
+            assert 1 / 2**6 <= row.p <= 1
+    assert access(tiny, results, combinations=["e"], temperatures=(0.0,), permutations=9).beyond == {}
 
 
 def test_start_vectors(with_bos: Model, results: Results):
     e, m = results.vectors["e"], results.vectors["m"]
-    bos, first = (np.asarray(with_bos.embed(with_bos.params, np.array([i])))[0] for i in (60, results[2].tokens[0]))
+    ids = np.array([60, *results[2].tokens[:2]])
+    bos, first, second = np.asarray(with_bos.embed(with_bos.params, ids))
     expected = {"e": [e[2]], "e m": [e[2], m[2]], "m": [m[2]], "m e": [m[2], e[2]], "BOS e": [bos, e[2]]}
     expected |= {"BOS e m": [bos, e[2], m[2]], "BOS": [bos], "t": [first], "BOS t": [bos, first]}
+    expected |= {"t t2": [first, second]}
     assert expected.keys() == set(COMBINATIONS)
     for start, vectors in expected.items():
         np.testing.assert_array_equal(start_vectors(with_bos, list(results), start)[2], np.stack(vectors))
@@ -106,8 +117,8 @@ def test_what_the_one_pass_gives_is_not_compared(tiny: Model, results: Results):
     np.testing.assert_array_equal(found.generated["e", 0.0][solved, 0], targets[solved, 0])
     np.testing.assert_array_equal(found.generated["e m", 0.0][solved, 0], targets[solved, 1])
     sizes = {row.start: row.tokens for row in found.rows}
-    assert sizes == {"e": 6, "e m": 5, "m": 7, "m e": 7, "t": 6}
-    places = {"e": (1, 1), "e m": (1, 2), "m": (0, 0), "m e": (0, 0), "t": (0, 1)}
+    assert sizes == {"e": 6, "e m": 5, "m": 7, "m e": 7, "t": 6, "t t2": 5}
+    places = {"e": (1, 1), "e m": (1, 2), "m": (0, 0), "m e": (0, 0), "t": (0, 1), "t t2": (0, 2)}
     for row in found.rows:
         if row.measure == "exact":
             a, b = places[row.start]
@@ -137,6 +148,7 @@ def test_alignment_where_e_is_unguided(tiny: Model):
     assert module._aligned("e m", True) == (0, 1)
     assert module._aligned("e", True) == (0, 0)
     assert module._aligned("t", True) == (1, 0)
+    assert module._aligned("t t2", True) == (2, 0)
 
 
 def test_other_texts_are_other_texts(results: Results):

@@ -40,7 +40,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def test_access(tmp_path: Path, two_layers: Model):
     tables = smoke("access", tmp_path, two_layers)
     rows = {(row["compared with"], row["start"], row["measure"]): row for row in tables["access"]}
-    assert len(rows) == len(tables["access"]) == 4 * 4 + 3 * 2
+    assert len(rows) == len(tables["access"]) == 4 * 6 + 5 * 2 + 2 * 4
     assert all(row["texts"] == 4 for row in rows.values())
     assert all(row["difference"] == pytest.approx(row["own"] - row["other"], abs=1e-5) for row in rows.values())
 
@@ -59,6 +59,14 @@ def test_access(tmp_path: Path, two_layers: Model):
         assert rows["fitted", start, "exact"]["own"] < 0.5
         assert rows["fitted", start, "exact"]["p"] > 0.02
     assert {row["start"] for row in rows.values() if row["paper"] == "nothing related"} == {"e", "e m"}
+    # beside what is generated from the same true tokens alone
+    for start, control in (("e", "t"), ("e m", "t t2")):
+        for measure in ("exact", "prefix", "substring", "overlap"):
+            own, other, row = (
+                rows[*key, measure] for key in (("fitted", start), ("fitted", control), (control, start))
+            )
+            assert (row["own"], row["other"], row["tokens"]) == (own["own"], other["own"], own["tokens"])
+            assert 1 / 2**4 <= row["p"] <= 1
 
     # fitted are the beginnings of the model's own continuations, the rest is what comes after
     given = contexts(two_layers, "demo", count=4, length=8)
@@ -82,6 +90,7 @@ def test_attention(tmp_path: Path):
     assert len(rows) == 8 * 8
     for row in rows:
         assert row["e mean"] + row["itself mean"] + row["others mean"] == pytest.approx(1, abs=1e-4)
+        assert row["prefix mean"] == row["prefix uniform"] == 0
         assert row["e uniform"] == pytest.approx(np.mean([1 / (t + 1) for t in range(1, 8)]), abs=1e-5)
         assert row["e / uniform"] == pytest.approx(row["e mean"] / row["e uniform"], abs=1e-4)
     # some head fetches e, some looks away
