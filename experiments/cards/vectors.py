@@ -148,7 +148,10 @@ def _by_text(capacities: list[Capacity]) -> list[dict[str, Any]]:
 
 
 def _draw(study: Study, rows: list[dict[str, Any]]) -> None:
-    """Capacity in tokens and nats over the floats stored, a line a series; the controls as crosses and levels."""
+    """Capacity in tokens and nats over the floats stored, a line a series; the controls as crosses and levels.
+
+    An arrow says that some texts held the longest length tried, so that the capacity is a lower bound.
+    """
     with study.figure("vectors", columns=2, size=(4.8, 4.2)) as axes:
         for axis, column in zip(axes, ("tokens mean", "nats mean"), strict=True):
             for place, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
@@ -159,6 +162,9 @@ def _draw(study: Study, rows: list[dict[str, Any]]) -> None:
                 axis.plot(
                     floats, capacity, "x-" if series in (PLAIN, MEMORY) else "o-", color=f"C{place}", label=series
                 )
+            capped = [row for row in rows if row["at the longest length"]]
+            ends = ([row["floats"] for row in capped], [row[column] for row in capped])
+            axis.scatter(*ends, marker=r"$\uparrow$", s=90, color="0.2", zorder=4, label="at least" if capped else None)
             axis.set(xlabel="floats stored a text", xscale="log", ylim=(0, None))
             axis.set_ylabel(f"capacity, {column.removesuffix(' mean')} (mean over texts)")
             axis.set_axisbelow(True)
