@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from findings import CLAIMS, Tables, section
+from bounds import RUN, Tables
+from findings import CLAIMS, section
 from question_findings import QUESTIONS
 from summaries import ITEMS, paper_hours
 
@@ -48,6 +49,11 @@ VERDICTS = """## What holds
 
 [`findings.py`](findings.py) judges sentences of the paper from the same tables. What does not hold on these models may
 hold on larger ones, and what holds here may not.
+
+* A capacity with ≥ is a lower bound, since some texts held the longest length tried. One with < is that of texts that
+  held not even the shortest. *Cannot be told* stands where this could turn the answer, and at a tie.
+* A range in brackets after a difference of distances is its 95 % interval, by drawing contexts, and texts within them.
+  *No* stands only where it excludes a difference of 0.02, and at least five contexts are asked for.
 """
 
 QUESTION_VERDICTS = """## What the field asked
@@ -71,8 +77,14 @@ were made with AdamW.
 
 
 def read_tables(folder: Path) -> Tables:
-    """Rows of every CSV of a result, by name."""
+    """Rows of every CSV of a result, by name; and under `RUN` one of its settings and protocols, lists with commas."""
     tables = {}
+    config = folder / "config.json"
+    if config.exists():
+        record = json.loads(config.read_text(encoding="utf-8"))
+        found = record["settings"] | {"protocols": record.get("protocols", [])}
+        joined = {name: ",".join(map(str, one)) if isinstance(one, list) else str(one) for name, one in found.items()}
+        tables[RUN] = [joined]
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             tables[path.stem] = list(csv.DictReader(file))
@@ -96,7 +108,11 @@ def row(name: str) -> str:
             cells.append("not yet recorded")
             continue
         figures = [f"[{path.stem}](results/{model}/{name}/{path.name})" for path in sorted(found[1].glob("*.png"))]
-        cells.append(" ".join([f"{item.ours(read_tables(found[1]))}.", *figures]))
+        try:
+            said = item.ours(read_tables(found[1]))
+        except KeyError as missing:  # a record of an earlier card
+            said = f"the record has no column {missing}"
+        cells.append(" ".join([f"{said}.", *figures]))
     return f"| {' | '.join(cells)} |"
 
 

@@ -1,50 +1,75 @@
 """Which sentences of the paper's successors, and which likely guesses, hold on each model; see `findings`.
 
-A claim is judged from the tables of one card and says by how much. Where all ways reach the longest length that was
-tried, it cannot be told from these tables.
+A claim is judged from the tables of one card and says by how much. Where a text that reached the longest length tried
+could turn the answer, or two ways tie on the tried lengths, it cannot be told from these tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from findings import Claim, Tables, Verdict, number, pick
+from bounds import Held, Rows, Tables, every, held, less, shortest, unheld, unheld_at_most
+from findings import Claim, Verdict, number, pick
 
 SHORT = 0.18  # Progressive Cramming: a geometric search falls short by 18 to 28 % of the tokens
 MARGIN = 0.5  # in logits, from which on 90 to 100 % of the solutions are exact elsewhere (Progressive Cramming)
 DEARER = 1.25  # times as many evaluations: what is said to cost little costs less than that
 
 
+def of_growth(tables: Tables, way: str) -> Held:
+    """Mean capacity of a way of the card on growth."""
+    (row,) = pick(tables["growth"], way=way)
+    return held(row, below=unheld(pick(tables["growth_texts"], way=way)), shortest=shortest(tables))
+
+
+def falls_short(one: Held, other: Held) -> tuple[float, float]:
+    """By which share one capacity is less than another, at least and at most."""
+    return 1 - one.high / other.low, 1 - one.low / other.high
+
+
 def _underestimates(tables: Tables) -> Verdict:
-    short = number(tables["growth"], "short of growth, tokens", way="geometric")
-    fresh = number(tables["growth"], "short of growth, tokens", way="every, fresh")
-    return short >= SHORT, f"short by {short:.1%} of the tokens, every length from random vectors by {fresh:.1%}"
+    geometric, fresh, grown = (of_growth(tables, way) for way in ("geometric", "every, fresh", "growth"))
+    least, most = falls_short(geometric, grown)
+    said = f"{geometric} against {grown} tokens"
+    if least == most:
+        said += f", short by {least:.1%}"
+    return least >= SHORT or (None if most >= SHORT else False), f"{said}; every length from random vectors {fresh}"
 
 
 def _warm_alone(tables: Tables) -> Verdict:
-    (warm,), (grown,) = (pick(tables["growth"], way=way) for way in ("geometric, warm", "growth"))
-    tokens = [float(row["tokens mean"]) for row in (warm, grown)]
-    work = [float(row["evaluations"]) for row in (warm, grown)]
-    said = f"{tokens[0]:.1f} against {tokens[1]:.1f} tokens, for {work[0] / work[1]:.2f} of the evaluations"
-    return tokens[0] >= tokens[1] and work[0] < work[1], said
+    warm, grown = (of_growth(tables, way) for way in ("geometric, warm", "growth"))
+    work = [number(tables["growth"], "evaluations", way=way) for way in ("geometric, warm", "growth")]
+    said = f"{warm} against {grown} tokens, for {work[0] / work[1]:.2f} of the evaluations"
+    return every([less(grown, warm), work[0] < work[1]]), said
+
+
+def of_vectors(tables: Tables, row: Mapping[str, str], column: str = "tokens mean") -> Held:
+    """Mean capacity of a scheme of the card on vectors; the shortest length bounds tokens, and no nats."""
+    own = pick(tables["vectors_texts"], series=row["series"], number=row["number"])
+    return held(row, column, below=unheld(own), shortest=shortest(tables) if column.startswith("tokens") else 0)
 
 
 def _more(series: str) -> Callable[[Tables], Verdict]:
     def judge(tables: Tables) -> Verdict:
-        one = number(tables["vectors"], "tokens mean", series="plain")
-        rows = pick(tables["vectors"], series=series)
-        said = ", ".join(f"{row['number']}: {float(row['tokens mean']):.1f}" for row in rows)
-        return all(float(row["tokens mean"]) > one for row in rows), f"mean tokens of one {one:.1f}, of {said}"
+        (plain,) = pick(tables["vectors"], series="plain")
+        one = of_vectors(tables, plain)
+        found = {row["number"]: of_vectors(tables, row) for row in pick(tables["vectors"], series=series)}
+        said = ", ".join(f"{count}: {capacity}" for count, capacity in found.items())
+        return every(less(one, capacity) for capacity in found.values()), f"mean tokens of one {one}, of {said}"
 
     return judge
 
 
 def _fewer_dimensions(tables: Tables) -> Verdict:
-    plain = number(tables["vectors"], "tokens mean", series="plain")
+    (plain,) = pick(tables["vectors"], series="plain")
+    one = of_vectors(tables, plain)
     rows = [row for row in tables["vectors"] if row["series"] in ("fixed", "own", "shared")]
     best = max(rows, key=lambda row: float(row["tokens mean"]))
-    said = f"at most {float(best['tokens mean']):.1f} ({best['series']}, {best['number']} dimensions)"
-    return float(best["tokens mean"]) >= 3 * plain, f"{said} against {plain:.1f} tokens"
+    most = max(of_vectors(tables, row).high for row in rows)
+    said = f"at most {of_vectors(tables, best)} ({best['series']}, {best['number']} dimensions) against {one} tokens"
+    if float(best["tokens mean"]) >= 3 * one.high:
+        return True, said
+    return (False if most < 3 * one.low else None), said
 
 
 def _margin_carries_over(tables: Tables) -> Verdict:
@@ -71,26 +96,42 @@ def _relations_are_cheap(tables: Tables) -> Verdict:
     return accuracy >= float(none["accuracy mean"]) - 0.01 and times <= DEARER, said
 
 
+def of_control(tables: Tables, weights: str, part: str) -> Held:
+    """Mean capacity of a model of the untrained control."""
+    models, lengths = (
+        [{"part": "none" if row["weights"] == "trained" else "all"} | row for row in tables[name]]
+        for name in ("control_untrained_models", "control_untrained")
+    )
+    (row,) = pick(models, weights=weights, part=part)
+    return _of_lengths(row, pick(lengths, weights=weights, part=part))
+
+
+def of_dynamics(tables: Tables, row: Mapping[str, str]) -> Held:
+    """Mean capacity of a checkpoint of the card on dynamics."""
+    return _of_lengths(row, pick(tables["dynamics_lengths"], checkpoint=row["checkpoint"]))
+
+
+def _of_lengths(row: Mapping[str, str], lengths: Rows) -> Held:
+    least = min(int(one["length"]) for one in lengths)
+    return held(row, "c_tokens mean", "at longest", below=unheld_at_most(lengths), shortest=least)
+
+
 def _holds_less(kind: str, part: str = "all") -> Callable[[Tables], Verdict]:
     """Whether these weights, of the whole model or of a part alone, cost capacity."""
 
     def judge(tables: Tables) -> Verdict:
-        rows = [{"part": "all"} | row for row in tables["control_untrained_models"]]
-        trained = number(rows, "c_tokens mean", weights="trained")
-        other = number(rows, "c_tokens mean", weights=kind, part=part)
+        trained, other = of_control(tables, "trained", "none"), of_control(tables, kind, part)
         longest = max(int(row["length"]) for row in tables["control_untrained"])
-        if trained == other == longest:
-            return None, f"all reach the longest length, {longest} tokens"
-        return other < trained, f"mean tokens {other:.1f} against {trained:.1f}, of at most {longest}"
+        return less(other, trained), f"mean tokens {other} against {trained}, the longest length tried {longest}"
 
     return judge
 
 
 def _of_training(tables: Tables) -> Verdict:
     first, *_, last = [row for row in tables["dynamics"] if row["step"]]
-    tokens = [float(row["c_tokens mean"]) for row in (first, last)]
-    said = f"{tokens[0]:.1f} tokens at step {first['step']}, {tokens[1]:.1f} at step {last['step']}"
-    return tokens[1] > tokens[0], said
+    tokens = [of_dynamics(tables, row) for row in (first, last)]
+    said = f"{tokens[0]} tokens at step {first['step']}, {tokens[1]} at step {last['step']}"
+    return less(*tokens), said
 
 
 def _some_layers_need_no_e(tables: Tables) -> Verdict:
@@ -100,14 +141,19 @@ def _some_layers_need_no_e(tables: Tables) -> Verdict:
     return free > 0, f"no loss in {free} of {len(one)} layers; accuracy {max(one):.2f} without the one needed least"
 
 
-def _own_prefix_helps(tables: Tables) -> Verdict:
+def behind_prefixes(tables: Tables, column: str = "tokens mean") -> dict[str, Held]:
+    """Mean capacity behind each prefix."""
     rows = {row["prefix"]: row for row in tables["prefix_suffix"]}
-    tokens = {name: float(row["tokens mean"]) for name, row in rows.items()}
-    best = max(("other", "bos"), key=lambda name: tokens[name])
-    said = "mean tokens behind " + ", ".join(f"{name} {value:.1f}" for name, value in tokens.items())
-    if all(rows[name]["texts at the longest length"] == rows[name]["texts"] for name in ("true", best)):
-        return None, f"{said}, the longest length tried"
-    return tokens["true"] > tokens[best], said
+    unknown = {name: unheld(pick(tables["prefix_suffix_texts"], prefix=name)) for name in rows}
+    least = shortest(tables) if column.startswith("tokens") else 0
+    capped = "texts at the longest length"
+    return {name: held(row, column, capped, below=unknown[name], shortest=least) for name, row in rows.items()}
+
+
+def _own_prefix_helps(tables: Tables) -> Verdict:
+    found = behind_prefixes(tables)
+    said = "mean tokens behind " + ", ".join(f"{name} {capacity}" for name, capacity in found.items())
+    return every(less(found[name], found["true"]) for name in ("other", "bos")), said
 
 
 def _surprise_costs(tables: Tables) -> Verdict:

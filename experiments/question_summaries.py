@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from findings import Tables, pick
+from bounds import Tables, held, setting
+from findings import pick
+from question_findings import behind_prefixes, falls_short, of_dynamics, of_growth, of_vectors
 
 
 def failures(tables: Tables) -> str:
@@ -54,7 +56,7 @@ def dynamics(tables: Tables) -> str:
     steps = [row for row in rows if row["step"]]
     chosen = [steps[0], steps[len(steps) // 2], steps[-1]] if len(steps) > 3 else rows
     cells = (
-        f"{'step ' + row['step'] if row['step'] else row['checkpoint']} {float(row['c_tokens mean']):.1f} tokens "
+        f"{'step ' + row['step'] if row['step'] else row['checkpoint']} {of_dynamics(tables, row)} tokens "
         f"({float(row['evaluations mean']):.0f} evaluations, {float(row['nats per token']):.2f} nats a token)"
         for row in chosen
     )
@@ -83,7 +85,7 @@ def cramming(tables: Tables) -> str:
         f"{float(row['generated mean']):.2f} generated"
         for row in tables["cramming"]
     )
-    return "; ".join(cells)
+    return "; ".join(cells) + _budget(tables)
 
 
 def sink(tables: Tables) -> str:
@@ -102,23 +104,26 @@ def sink(tables: Tables) -> str:
     return f"{'; '.join(found)}. Fits, trained: {'; '.join(cells)}"
 
 
+def _budget(tables: Tables) -> str:
+    steps = setting(tables, "steps")
+    return f"; within {steps} evaluations a fit" if steps else ""
+
+
 def growth(tables: Tables) -> str:
     cells = (
-        f"{row['way']} {float(row['tokens mean']):.1f} tokens ({float(row['nats mean']):.0f} nats) in "
-        f"{float(row['evaluations']):,.0f} evaluations"
+        f"{row['way']} {of_growth(tables, row['way'])} tokens "
+        f"({held(row, 'nats mean').said(0)} nats) in {float(row['evaluations']):,.0f} evaluations"
         for row in tables["growth"]
     )
-    (geometric,) = pick(tables["growth"], way="geometric")
-    short = f"{float(geometric['short of growth, tokens']):.0%} of the tokens"
+    least, most = falls_short(of_growth(tables, "geometric"), of_growth(tables, "growth"))
+    short = f"{least:.0%} of the tokens" if least == most else "a share that the longest length tried leaves open"
     return f"the geometric search falls short of growth by {short}. Means: {'; '.join(cells)}"
 
 
 def prefix_suffix(tables: Tables) -> str:
-    cells = (
-        f"{row['prefix']} {float(row['tokens median']):.0f} ({float(row['nats median']):.0f} nats)"
-        for row in tables["prefix_suffix"]
-    )
-    return f"median capacity behind {', '.join(cells)}"
+    nats = behind_prefixes(tables, "nats mean")
+    cells = (f"{name} {held} ({nats[name].said(0)} nats)" for name, held in behind_prefixes(tables).items())
+    return f"mean capacity in tokens behind {', '.join(cells)}"
 
 
 def encoder(tables: Tables) -> str:
@@ -138,13 +143,11 @@ def vectors(tables: Tables) -> str:
     said = []
     for series in dict.fromkeys(row["series"] for row in tables["vectors"]):
         own = pick(tables["vectors"], series=series)
-        cells = (f"{row['number']}: {float(row['tokens mean']):.0f}" for row in own)
-        nats = f"{float(own[-1]['nats mean']):.0f} nats"
+        cells = (f"{row['number']}: {of_vectors(tables, row)}" for row in own)
+        nats = f"{of_vectors(tables, own[-1], 'nats mean').said(0)} nats"
         control = series in ("plain", "memory")
-        said.append(
-            f"{series} {float(own[0]['tokens mean']):.0f}, {nats}" if control else f"{series} {', '.join(cells)}"
-        )
-    return f"mean tokens by number of vectors or dimensions: {'; '.join(said)}"
+        said.append(f"{series} {of_vectors(tables, own[0])}, {nats}" if control else f"{series} {', '.join(cells)}")
+    return f"mean tokens by number of vectors or dimensions: {'; '.join(said)}{_budget(tables)}"
 
 
 def margins(tables: Tables) -> str:
@@ -156,8 +159,8 @@ def margins(tables: Tables) -> str:
         f"evaluations, {share(row, 'exact in bfloat16')} exact in bfloat16, {share(row, 'exact in PyTorch')} in PyTorch"
         for row in tables["margins"]
     )
-    held = (f"{float(row['tokens mean']):.1f} at ε = {row['margin']}" for row in tables["margins_capacity"])
-    return f"{'; '.join(cells)}; mean capacity in tokens {', '.join(held)}"
+    capacity = (f"{held(row)} at ε = {row['margin']}" for row in tables["margins_capacity"])
+    return f"{'; '.join(cells)}; mean capacity in tokens {', '.join(capacity)}"
 
 
 def meaning(tables: Tables) -> str:

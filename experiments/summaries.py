@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from findings import Tables, number, of_table3, pick
+from bounds import Tables, held
+from findings import (
+    beyond_controls,
+    interval,
+    longest_lossless,
+    number,
+    of_table3,
+    pick,
+    resampled,
+    texts_of_pairs,
+)
 from question_summaries import (
     absorption,
     control,
@@ -62,7 +72,8 @@ def table2(tables: Tables) -> str:
     for leaf in "em":
         own = pick(rows, shared=leaf)
         cells = (f"{float(row['max mean']):.2f}/{float(row['avg mean']):.2f}" for row in own)
-        said.append(f"{leaf}: {', '.join(cells)}")
+        rest = (f"{float(row['max rest mean']):.2f}/{float(row['avg rest mean']):.2f}" for row in own)
+        said.append(f"{leaf}: {', '.join(cells)} (without the first token {', '.join(rest)})")
     groups = ", ".join(row["texts a group"] for row in pick(rows, shared="m"))
     return f"max/avg at S_g = {groups}, N = {rows[0]['length']}: {'; '.join(said)}"
 
@@ -72,8 +83,9 @@ def table3(tables: Tables) -> str:
     of_m = {m: of_table3(tables, m) for m in ("own", "shared")}
     for kind, m in itertools.product(of_m["own"], of_m):
         row = of_m[m][kind]
-        said.append(f"{kind}, m {m}: {row['C_tokens max']} tokens (mean "
-                    f"{float(row['C_tokens mean']):.0f}), {float(row['H_LM mean, nats']):.0f} nats")  # fmt: skip
+        best = held(row, "C_tokens max").said(0)
+        tokens, nats = (held(row, column).said(0) for column in ("C_tokens mean", "H_LM mean, nats"))
+        said.append(f"{kind}, m {m}: {best} tokens (mean {tokens}), {nats} nats")
     for row in tables.get("table3_search", []):
         said.append(
             f"search of {row['texts from'].split(':')[0]}: same capacity for {float(row['same capacity']):.0%} of the "
@@ -83,23 +95,40 @@ def table3(tables: Tables) -> str:
 
 
 def table4(tables: Tables) -> str:
-    cells = (f"N = {row['length']}, {row['fitted']}: {float(row['seconds mean']):.1f} s" for row in tables["table4"])
-    return "; ".join(cells)
+    rows = tables["table4"]
+    cells = (f"N = {row['length']}, {row['fitted']}: {_seconds(row)}" for row in rows)
+    what = "median and range" if "seconds median" in rows[0] else "mean ± standard deviation"
+    return f"{what} over {rows[0]['texts']} texts: {'; '.join(cells)}"
+
+
+def _seconds(row: dict[str, str]) -> str:
+    if "seconds median" not in row:  # a record of an earlier card
+        return f"{float(row['seconds mean']):.1f} ± {float(row['seconds std']):.1f} s"
+    median, least, most = (float(row[f"seconds {name}"]) for name in ("median", "least", "most"))
+    return f"{median:.1f} s ({least:.1f} to {most:.1f})"
 
 
 def figure3(tables: Tables) -> str:
-    cells = (f"with {row['vectors']} trained {float(row['ratio median']):.2f}" for row in tables["figure3_summary"])
+    signs = {(True, False): "≥ ", (False, True): "≤ ", (False, False): ""}
+    cells = []
+    for row in tables["figure3_summary"]:
+        first, second = (float(row[f"{way}tokens at the longest length"]) > 0 for way in ("", "autoregressive "))
+        ratio = f"{float(row['ratio median']):.2f}"
+        both = f"{ratio}, but both reach the longest length tried"
+        told = both if first and second else f"{signs[first, second]}{ratio}"
+        cells.append(f"with {row['vectors']} trained {told}")
     return f"median ratio of nats, {'; '.join(cells)}"
 
 
 def figure4(tables: Tables) -> str:
     cells = (f"×{float(row['ratio']):.1f} at batch {row['batch']}" for row in tables["figure4_longest"] if row["ratio"])
-    return "one pass faster by " + ", ".join(cells)
+    return f"one pass faster by {', '.join(cells)} ({longest_lossless(tables, tables['figure4_longest'][0])})"
 
 
 def figure5(tables: Tables) -> str:
-    cells = (f"{row['measure']} distance: nearer by {float(row['nearer by']):.3f}" for row in tables["figure5_gap"])
-    return "; ".join(cells)
+    cells = (f"{row['measure']} distance: nearer by {interval(row)}" for row in tables["figure5_gap"])
+    row = tables["figure5_gap"][0]
+    return f"{'; '.join(cells)}, in brackets 95 %; {resampled(row)}, share: {row['share']}"
 
 
 def figure6(tables: Tables) -> str:
@@ -118,26 +147,31 @@ def figure7(tables: Tables) -> str:
         for row in tables["figure7"]
     )
     ratio = max(float(row["length ratio max"]) for row in tables["figure7"])
-    return f"{'; '.join(cells)}; length ratio ≤ {ratio:.2f} ({tables['figure7'][0]['pairs']} pairs)"
+    of = f"{tables['figure7'][0]['pairs']} pairs, texts: {texts_of_pairs(tables)}"
+    return f"{'; '.join(cells)}; length ratio ≤ {ratio:.2f} ({of})"
 
 
 def access(tables: Tables) -> str:
-    rows = pick(tables["access"], measure="exact", compared_with="fitted")
-    one_pass = number(rows, "own", start="one pass")
-    others = [row for row in rows if row["start"] != "one pass"]
-    worst = max(others, key=lambda row: float(row["difference"]))
+    one_pass = number(tables["access"], "own", start="one pass", measure="exact")
+    worst = max(
+        (row for row in beyond_controls(tables) if row["measure"] == "exact"), key=lambda row: float(row["own"])
+    )
+    other = "against other texts" if worst["compared with"] == "fitted" else f"from {worst['compared with']} alone"
     return (
         f"one pass {one_pass:.2f} of the tokens; by generation at most {float(worst['own']):.2f} "
-        f"(from {worst['start']}, {float(worst['other']):.2f} against other texts, p = {float(worst['p']):.2g})"
+        f"(from {worst['start']}, {float(worst['other']):.2f} {other}, p = {float(worst['p']):.2g})"
     )
 
 
 def attention(tables: Tables) -> str:
     share = np.array([float(row["e mean"]) for row in tables["attention"]])
     uniform = float(tables["attention"][0]["e uniform"])
+    prefix = np.mean([float(row["prefix mean"]) for row in tables["attention"]])
+    drawn = f", of the prefix {prefix:.2f} (uniform {float(tables['attention'][0]['prefix uniform']):.2f})"
     dropped = max(float(row["accuracy mean"]) for row in tables["ablations"] if row["replaced"] != "kept")
     return (
-        f"share of e {share.mean():.2f} on average (uniform {uniform:.2f}), {share.max():.2f} in the highest head; "
+        f"share of e {share.mean():.2f} on average (uniform {uniform:.2f}), {share.max():.2f} in the highest head"
+        f"{drawn if prefix else ''}; "
         f"accuracy after replacing e or m ≤ {dropped:.2f}"
     )
 

@@ -23,7 +23,8 @@ A trained own W is a way to find e and need not be kept: e itself has D numbers.
 Capacity is that of Table 3: the longest of the tried prefixes of a text at an accuracy of at least 0.99, its exact
 tokens, and its nats (H_LM). `--arrangement unguided-e` gives the arrangement in which the last e predicts no token.
 
-Writes vectors.csv (a row a scheme), vectors_texts.csv (a row a scheme and text) and vectors.png.
+Writes vectors.csv (a row a scheme), vectors_texts.csv (a row a scheme and text) and vectors.png, where an arrow marks a
+lower bound.
 """
 
 from __future__ import annotations
