@@ -193,6 +193,8 @@ def _short(tables: Tables) -> Verdict:
 def beyond_controls(tables: Tables) -> Rows:
     """Each start from e or m, against the control that saw the same true tokens, or other texts if it saw none."""
     controlled = [row for row in tables["access"] if row["compared with"] not in ("fitted", "rest")]
+    if not controlled:
+        raise KeyError("compared with: t")
     alone = {row["start"] for row in controlled}
     free = [row for row in pick(tables["access"], compared_with="fitted") if {"e", "m"} & set(row["start"].split())]
     return controlled + [row for row in free if row["start"] not in alone]

@@ -72,7 +72,7 @@ work on the same machine. *Paper's size* is what the card takes at its full size
 a text on one A100 or H100; it is not measured.
 
 *Protocol* is how the vectors were optimised, as the runs recorded it. Records of before 2026-11-26 do not say it; they
-were made with AdamW.
+were made with AdamW. A command with `--runs` reads the fits of another record and has no protocol of its own.
 """
 
 

@@ -298,4 +298,6 @@ def test_reading_is_judged_beside_the_control(control, free, texts, holds):
     judged, said = module("findings")._unreadable({"access": rows_of(columns, *rows)})
     assert judged is holds
     assert "for 2 tests" in said
+    with pytest.raises(KeyError, match="compared with: t"):
+        module("findings")._unreadable({"access": rows_of(columns, *rows[:2])})
     assert module("summaries").access({"access": rows_of(columns, *rows)}).endswith(f"alone, p = {p:.2g})")
