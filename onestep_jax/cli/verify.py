@@ -108,6 +108,9 @@ def _print(
         table.add_row("recorded twice, alike", f"{found.twice:,}; the next onestep fit on the run clears that")
     if found.foreign:
         table.add_row("foreign files", f"{len(found.foreign):,}, left where they are")
+    if found.apart:
+        told = f"{len(found.otherwise):,} of them come out otherwise, which is no damage"
+        table.add_row("fitted elsewhere", f"{told} ({found.apart})")
     if there is not None:
         texts, tokens = (
             f"{there.exact:,} of {there.texts:,} texts",

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onestep_jax.devices.arithmetic import pinned
+from onestep_jax.devices.arithmetic import computed_with, pinned
+from onestep_jax.devices.placement import local_devices
 from onestep_jax.errors import MOST_TEXTS, UserError, check_kind, check_list
 from onestep_jax.model.decoder import Model, Network, Params, Past
 from onestep_jax.model.generation import generate
@@ -118,7 +119,7 @@ def decode(
 
 def decoding_of(model: Model) -> Decoding:
     """What `store.verify.verify` asks for, to decode the vectors of a run again."""
-    return Decoding(functools.partial(decode, model), str(model.dtype))
+    return Decoding(functools.partial(decode, model), {"dtype": str(model.dtype), **computed_with(local_devices())})
 
 
 @pinned

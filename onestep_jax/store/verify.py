@@ -35,6 +35,7 @@ from onestep_jax.store.storage import make_folder, move, writing
 from onestep_jax.tokens import text_ids
 
 Report = Callable[[int, int], None]
+ARITHMETIC = ("dtype", "device", "matmul precision")  # what rounding depends on, as the records of a run name it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Verification:
       damaged_parts: name of a damaged part → what is whole of it.
       damaged_states: names.
       foreign: what lies among the files of the run and is none of them; no problem of the run's.
+      apart: what differs between the arithmetic of the run and that of the decoding, "" for nothing.
+      otherwise: text_id of each text that then comes out otherwise than recorded; no problem of the run's either.
     """
 
     texts: int
@@ -83,6 +86,8 @@ class Verification:
     damaged_parts: dict[str, list[TextResult]] = dataclasses.field(repr=False)
     damaged_states: list[str]
     foreign: list[str]
+    apart: str
+    otherwise: list[str]
 
 
 class Decoding(NamedTuple):
@@ -90,11 +95,17 @@ class Decoding(NamedTuple):
 
     Attributes:
       decode: (results, progress=…) → for each text something with the token ids (N,) that came out, as `tokens`.
-      dtype: of the model that it decodes with.
+      computed: the present value of each of `ARITHMETIC`; what is left out is taken to be as it was.
     """
 
     decode: Callable[..., Sequence[Any]]
-    dtype: str
+    computed: Mapping[str, Any]
+
+    def apart(self, config: Mapping[str, Any]) -> str:
+        """What differs from the arithmetic of a run, which is that of its first session."""
+        there = {key: value for key, value in {**config["settings"], **config["identity"]}.items() if key in ARITHMETIC}
+        pairs = {key: (there[key], self.computed.get(key, there[key])) for key in ARITHMETIC if key in there}
+        return "; ".join(f"{key}: {old} there, {new} here" for key, (old, new) in pairs.items() if old != new)
 
 
 def verify(folder: Path, decoding: Decoding | None = None, progress: Report | None = None) -> Verification:
@@ -123,16 +134,18 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
     found, twice, others = _unique(scans)
     problems += others
     wrong = [problem for name, text in found.values() for problem in _check_row(name, text)]
+    apart, otherwise = decoding.apart(config) if decoding else "", []
     if decoding is not None and found:
         ordered = with_prefixes((text for _, text in found.values()), read_prefixes(folder, identity))
         results = Results(ordered, identity["scheme"], identity["model"])
-        names = [found[text.text_id][0] for text in ordered]
-        wrong += _check_decoding(decoding, results, names, identity["dtype"], progress)
+        other = _check_decoding(decoding, results, found, progress)
+        wrong += [] if apart else other
+        otherwise = [str(problem.text_id) for problem in other if apart]
     problems += wrong
     damaged = _whole(scans, found, {problem.text_id for problem in wrong if problem.damage})
     damaged_states = [name for name, problem in states.items() if problem is not None and problem.damage]
     counts = (len(order), len(found), twice, len(found) if decoding else 0, len(scans), len(states))
-    return Verification(*counts, problems, damaged, damaged_states, foreign_files(folder))
+    return Verification(*counts, problems, damaged, damaged_states, foreign_files(folder), apart, otherwise)
 
 
 def _origin(
@@ -238,22 +251,20 @@ def _check_row(name: str, text: TextResult) -> list[Finding]:
     return [Finding(f"part {name}", text.text_id, f"its row says {said}, its predicted ids say {right}", True)]
 
 
-def _check_decoding(
-    decoding: Decoding, results: Results, names: Sequence[str], dtype: str, progress: Report | None
-) -> list[Finding]:
-    """Vectors, decoded again, against the predicted ids of the rows; `names` are the parts that the texts are in.
+def _check_decoding(decoding: Decoding, results: Results, found: _Found, progress: Report | None) -> list[Finding]:
+    """Vectors, decoded again, against the predicted ids of the rows.
 
-    In another batch the rounding of bfloat16 may decide a close call otherwise, so one token of a text may differ. In
-    another precision than the run's more may, so that this is no damage.
+    In another batch the rounding of bfloat16 may decide a close call otherwise, so one token of a text may differ. With
+    another arithmetic than the run's more may, so that this is no damage.
     """
-    allowed = 0 if dtype == decoding.dtype == "float32" else 1
-    problems = []
-    for name, text, decoded in zip(names, results, decoding.decode(results, progress=progress), strict=True):
+    dtype = decoding.computed["dtype"]
+    allowed, problems = 0 if dtype == "float32" else 1, []
+    for text, decoded in zip(results, decoding.decode(results, progress=progress), strict=True):
         other = int((decoded.tokens != text.predicted).sum())
         if other > allowed:
             what = f"its vectors decode to {other} other tokens than recorded, of {len(text.tokens)}"
-            told = f"{what}; {allowed} may differ in {decoding.dtype}"
-            problems.append(Finding(f"part {name}", text.text_id, told, dtype == decoding.dtype))
+            told = f"{what}; {allowed} may differ in {dtype}"
+            problems.append(Finding(f"part {found[text.text_id][0]}", text.text_id, told, True))
     return problems
 
 

@@ -1,12 +1,15 @@
 """`onestep fit --margin`, and `onestep verify` in another dtype, batch or attention, and under noise."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from onestep_jax import read_results
 from onestep_jax.cli.parser import main
+from onestep_jax.prototokens import reconstruction
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,30 @@ def test_another_dtype_is_no_damage(run, capsys, monkeypatch):
     assert not (run / "damaged").exists()
 
 
+@pytest.mark.parametrize("key", ["device", "matmul precision"])
+def test_a_fit_on_another_device_is_no_damage(run, tmp_path, capsys, monkeypatch, key):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    config["settings"][key] = "another"
+    path.write_text(json.dumps(config))
+    monkeypatch.setattr(reconstruction, "decode", lambda model, results, **_: [without_first(text) for text in results])
+    found = verified(tmp_path / "run", capsys, "--drop")
+    assert (found["problems"], found["kept"], len(found["otherwise"])) == ([], None, 2)
+    assert not (tmp_path / "run" / "damaged").exists()
+    assert main(["verify", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().out
+    assert "2 of them come out otherwise, which is no damage" in " ".join(told.split())
+    assert "--drop" not in told
+    del config["settings"][key]  # of a run that does not say it
+    path.write_text(json.dumps(config))
+    assert len(verified(tmp_path / "run", capsys, status=1)["problems"]) == 2
+
+
+def without_first(text):
+    return SimpleNamespace(tokens=text.predicted + (np.arange(len(text.predicted)) == 0))
+
+
 def test_noise(run, capsys):
     found = verified(run, capsys, "--noise")
     assert found["decoded"] == 2
@@ -98,8 +125,6 @@ def test_options_that_do_not_go(run, capsys, words, told):
 
 
 def test_a_damaged_run_is_not_decoded_elsewhere(run, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(run, tmp_path / "run")
     (table,) = (tmp_path / "run" / "traces").glob("*.parquet")
     table.write_bytes(table.read_bytes()[:-9])

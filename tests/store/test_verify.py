@@ -5,18 +5,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from store_runs import IDENTITY, opened, results, same, task
+from store_runs import IDENTITY, SETTINGS, opened, results, same, task
 
 from onestep_jax import read_results
 from onestep_jax.errors import UserError
 from onestep_jax.store import commits, verify
 from onestep_jax.store.parquet import write_rows
-from onestep_jax.store.run import join_run
+from onestep_jax.store.run import join_run, open_run
 from onestep_jax.store.status import Flight, read_status
 
 
-def problems(folder, decoding=None):
-    return [(problem.text_id, problem.what) for problem in verify.verify(folder, decoding).problems]
+def problems(folder, again=None):
+    return [(problem.text_id, problem.what) for problem in verify.verify(folder, again).problems]
 
 
 @pytest.mark.long
@@ -98,23 +98,48 @@ def test_a_text_of_another_run_and_tokens_of_another_text(tmp_path):
     assert problems(tmp_path / "run") == []
 
 
+def decoding(dtype="float32", changed=(0, 1, 2), **computed):
+    """Of two texts, of which some tokens come out otherwise than recorded."""
+
+    def decode(results, progress):
+        assert results.model == IDENTITY["model"]
+        return [SimpleNamespace(tokens=text.predicted + np.isin(np.arange(3), changed)) for text in results]
+
+    return verify.Decoding(decode, {"dtype": dtype, **computed})
+
+
 @pytest.mark.parametrize(("dtype", "allowed"), [("float32", 0), ("bfloat16", 1)])
 @pytest.mark.parametrize("other", [0, 1, 2])
 def test_how_many_tokens_may_decode_otherwise(tmp_path, dtype, allowed, other):
     texts = results(2)
     with opened(tmp_path / "run", texts, IDENTITY | {"dtype": dtype}) as run:
         run.append(texts)
-
-    def decode(results, progress):
-        assert results.model == IDENTITY["model"]
-        changed = np.arange(3) < other
-        return [SimpleNamespace(tokens=np.where(changed, text.predicted + 1, text.predicted)) for text in results]
-
-    found = verify.verify(tmp_path / "run", verify.Decoding(decode, "float32"))
-    assert found.decoded == 2
+    found = verify.verify(tmp_path / "run", decoding(dtype, changed=range(other)))
+    assert (found.decoded, found.apart, found.otherwise) == (2, "", [])
     assert len(found.problems) == (2 if other > allowed else 0)
-    assert all(problem.damage == (dtype == "float32") for problem in found.problems)
-    assert len(found.damaged_parts) == (1 if other > allowed and dtype == "float32" else 0)
+    assert all(problem.damage for problem in found.problems)
+    assert len(found.damaged_parts) == (1 if other > allowed else 0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computed", "told"),
+    [
+        ("bfloat16", {}, "dtype: float32 there, bfloat16 here"),
+        ("float32", {"device": "TPU v5e", "matmul precision": None}, "device: cpu there, TPU v5e here"),
+        ("float32", {"matmul precision": "highest"}, "matmul precision: None there, highest here"),
+    ],
+)
+def test_what_another_arithmetic_decodes_otherwise_is_no_damage(tmp_path, dtype, computed, told):
+    texts = results(2)
+    settings = {**SETTINGS, "device": "cpu", "matmul precision": None}
+    order = [(text.text_id, text.tokens) for text in texts]
+    with open_run(tmp_path / "run", IDENTITY | {"dtype": "float32"}, settings, order) as run:
+        run.append(texts)
+    found = verify.verify(tmp_path / "run", decoding(dtype, **computed))
+    assert (found.problems, found.damaged_parts) == ([], {})
+    assert (found.apart, found.otherwise) == (told, [text.text_id for text in texts])
+    found = verify.verify(tmp_path / "run", decoding(**{"device": "cpu", "matmul precision": None}))
+    assert (len(found.problems), found.apart, found.otherwise) == (2, "", [])
 
 
 def test_vectors_that_decode_to_other_tokens_are_set_aside(tmp_path):
@@ -125,10 +150,10 @@ def test_vectors_that_decode_to_other_tokens_are_set_aside(tmp_path):
     def decode(results, progress):
         return [SimpleNamespace(tokens=text.predicted + (text.index == 2)) for text in results]
 
-    decoding = verify.Decoding(decode, "float32")
-    assert [text_id for text_id, _ in problems(tmp_path / "run", decoding)] == [texts[2].text_id]
-    assert verify.set_aside(tmp_path / "run", verify.verify(tmp_path / "run", decoding)) == 2
-    assert problems(tmp_path / "run", decoding) == []
+    third = verify.Decoding(decode, {"dtype": "float32"})
+    assert [text_id for text_id, _ in problems(tmp_path / "run", third)] == [texts[2].text_id]
+    assert verify.set_aside(tmp_path / "run", verify.verify(tmp_path / "run", third)) == 2
+    assert problems(tmp_path / "run", third) == []
     same(read_results(tmp_path / "run"), texts[:2])
 
 
