@@ -176,7 +176,13 @@ class Portability:
 
 @pinned
 def portability(
-    model: Model, results: Results, way: Elsewhere, *, source: str | Path = "", progress: Told | None = None
+    model: Model,
+    results: Results,
+    way: Elsewhere,
+    *,
+    source: str | Path = "",
+    revision: str | None = None,
+    progress: Told | None = None,
 ) -> Portability:
     """Decode every text elsewhere, and count what comes out of it.
 
@@ -184,7 +190,7 @@ def portability(
       model: that the vectors were fitted on; for JAX in the dtype of `way`.
       results: of a fit, or read from a run directory.
       way: elsewhere.
-      source: of the checkpoint, for PyTorch; by default where `model` came from.
+      source, revision: of the checkpoint, for PyTorch; by default those of `model`.
       progress: called with the numbers of texts done and in all.
 
     Raises:
@@ -196,7 +202,8 @@ def portability(
     if not len(results):
         made = []
     elif way.backend == "torch":
-        made = _in_torch(model, results, way, source or model.source, progress)
+        given = (source, revision) if source else (model.source, model.revision)
+        made = _in_torch(model, results, way, *given, progress)
     else:
         made = _in_jax(model, results, way, progress)
     right = [int(np.sum(ids == text.tokens)) for ids, text in zip(made, results, strict=True)]
@@ -217,12 +224,12 @@ def _in_jax(model: Model, results: Results, way: Elsewhere, progress: Told | Non
 
 
 def _in_torch(
-    model: Model, results: Results, way: Elsewhere, source: str | Path, progress: Told | None
+    model: Model, results: Results, way: Elsewhere, source: str | Path, revision: str | None, progress: Told | None
 ) -> list[np.ndarray]:
     """What transformers' own model makes of the input vectors, as docs/elsewhere.md does it."""
     check_known("attention of PyTorch", [way.attention], ["own", *TORCH_ATTENTION])
     torch = import_torch("leave --backend torch away")
-    folder = None if str(source).startswith(PREFIX) else locate(source)
+    folder = None if str(source).startswith(PREFIX) else locate(source, revision)
     if folder is None or is_gguf(folder):
         what = "a model of untrained weights" if folder is None else "a GGUF file"
         raise UserError(f"{source}: {what}, which PyTorch does not load as the run did; expected a checkpoint folder")

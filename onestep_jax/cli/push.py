@@ -88,10 +88,10 @@ def _strings(results: Results, source: str | None) -> list[str | None]:
     """The texts as strings, of which there are none without a tokenizer."""
     from onestep_jax.report.token_strings import find_tokenizer
 
-    named = source or results.source
+    named, revision = (source, None) if source else (results.source, results.revision)
     if named.startswith(UNTRAINED):  # "untrained:KIND:SEED:SOURCE"
         named = named.split(":", 3)[-1]
-    tokenizer, reason = find_tokenizer(named)
+    tokenizer, reason = find_tokenizer(named, revision)
     if tokenizer is None:
         warnings.warn(f"the column text stays empty: {reason}; name another model by --tokenizer", stacklevel=1)
         return [None] * len(results)

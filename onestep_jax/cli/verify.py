@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     there = noise = None
     if model is not None and not damaged and (args.noise or way is not None):
         results = read_results(args.run)
-        there = _portability(args, config, model, results, way) if way is not None else None
+        there = _portability(model, results, way) if way is not None else None
         noise = _noise(model, results, BATCH if way is None else way.slots) if args.noise else None
     kept = set_aside(args.run, found) if args.drop and damaged else None
     if args.json:
@@ -76,12 +76,9 @@ def _elsewhere(args: argparse.Namespace, config: Mapping[str, Any]) -> Elsewhere
     return Elsewhere(dtype, BATCH if args.slots is None else args.slots, attention, args.backend)
 
 
-def _portability(
-    args: argparse.Namespace, config: Mapping[str, Any], model: Model, results: Results, way: Elsewhere
-) -> Portability:
-    source = args.model or config["settings"]["model"]
+def _portability(model: Model, results: Results, way: Elsewhere) -> Portability:
     with counting_bar("decoding elsewhere") as progress:
-        return portability(model, results, way, source=source, progress=progress)
+        return portability(model, results, way, progress=progress)
 
 
 def _noise(model: Model, results: Results, batch: int) -> list[dict[str, Any]]:

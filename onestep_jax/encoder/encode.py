@@ -84,7 +84,7 @@ def encode(
     work = _Work(model, encoder, scheme, steps, batch)
     if run is None:
         found = work.results(tokens, ids, range(len(ids)), progress)
-        return Results(tuple(found), scheme.describe(), model.fingerprint, model.source)
+        return Results(tuple(found), scheme.describe(), model.fingerprint, model.source, model.revision)
     return _recorded(work, run_path(run), tokens, ids, length, progress)
 
 
@@ -118,6 +118,7 @@ def _recorded(
     }
     settings = {
         "model": model.source,
+        "revision": model.revision,
         "h_lm of the first token": first_term(model, len(work.encoder.design.prefix)),
         **computed_with(local_devices()),
         **versions(),

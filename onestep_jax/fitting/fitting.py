@@ -160,7 +160,7 @@ def run_plan(plan: FitPlan, progress: Callable[[Progress], None] | None = None) 
     Sweep(plan, recorder, progress).optimise()
     texts = sorted(recorder.results, key=lambda text: text.index)
     described, model = plan.scheme.describe(), plan.model
-    return Results(texts=tuple(texts), scheme=described, model=model.fingerprint, source=model.source)
+    return Results(tuple(texts), described, model.fingerprint, model.source, model.revision)
 
 
 def _record(plan: FitPlan, folder: Path, progress: Callable[[Progress], None] | None) -> Results:

@@ -185,6 +185,7 @@ def resolve(
     model, placement, slots = _settle_devices(model, rows, chosen, transformation, placement, attention, slots, remat)
     settings = {
         "model": model.source,
+        "revision": model.revision,
         "preset": preset if isinstance(preset, str) else "given",
         "preset values": chosen.values(),
         "prefix": rows.word,

@@ -94,7 +94,7 @@ def load_model(
     loaded = load_tokenizer(folder) if tokenizer else None
     local = source != DEFAULT and os.path.exists(source)
     name = str(folder if local else source)  # the absolute path: a run finds it from any folder
-    return Model(settled, params, loaded, name, fingerprint, described, _stop_tokens(folder, described))
+    return Model(settled, params, loaded, name, fingerprint, described, _stop_tokens(folder, described), revision)
 
 
 def describe(folder: Path) -> tuple[dict[str, Any], Family, ModelConfig]:

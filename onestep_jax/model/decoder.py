@@ -246,6 +246,7 @@ class Model(Network):
       fingerprint: 16 hexadecimal digits that change with the architecture or any weight.
       described: the contents of its config.json.
       stop_tokens: ids that end a generated text.
+      revision: branch, tag or commit of a hub id, as it was asked for; None for the hub's own choice, and elsewhere.
     """
 
     params: Params = dataclasses.field(repr=False)
@@ -254,6 +255,7 @@ class Model(Network):
     fingerprint: str = ""
     described: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
     stop_tokens: tuple[int, ...] = ()
+    revision: str | None = None
 
     @property
     def network(self) -> Network:

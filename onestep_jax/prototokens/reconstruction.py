@@ -173,10 +173,15 @@ def check_model(model: Model, results: Results) -> None:
     check_kind("what load_model returns", Model, model=model)
     check_kind("results of fit or of read_results", Results, results=results)
     if results.model != model.fingerprint:
+        theirs, ours = (_named(one.source, one.revision) for one in (results, model))
         raise UserError(
-            f"the vectors belong to model {results.source!r} ({results.model}), not to {model.source!r} "
-            f"({model.fingerprint}); load the model they were fitted on"
+            f"the vectors belong to model {theirs} ({results.model}), not to {ours} ({model.fingerprint}); "
+            "load the model they were fitted on"
         )
+
+
+def _named(source: str, revision: str | None) -> str:
+    return f"{source!r}" if revision is None else f"{source!r} at revision {revision!r}"
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onestep_jax.errors import redacted
-from onestep_jax.report.wording import accuracy, fit_command, notation, number
+from onestep_jax.report.wording import accuracy, fit_command, model_name, model_options, notation, number
 from onestep_jax.store.results import Results
 
 _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]|[\ud800-\udfff]")
@@ -96,13 +96,13 @@ def _figures(results: Results) -> dict[str, str]:
 def _settings(name: str, config: Mapping[str, Any]) -> dict[str, str]:
     """Settings of the run and commands, as Markdown."""
     identity, settings = config["identity"], config["settings"]
-    run, model = Path("runs") / name.partition("/")[2], str(settings["model"])
-    fetch = [["onestep", "pull", f"hf:{name}", str(run)], ["onestep", "decode", str(run), "--model", model]]
+    run = Path("runs") / name.partition("/")[2]
+    fetch = [["onestep", "pull", f"hf:{name}", str(run)], ["onestep", "decode", str(run), *model_options(settings)]]
     read = f'from datasets import load_dataset\n\ntexts = load_dataset("{name}", split="train")'
     command = fit_command(run, identity, settings)
     told = "Its settings are in `config.json`; no single command line has them."
     return {
-        "model": code(model),
+        "model": code(model_name(settings)),
         "fingerprint": code(identity["model"]),
         "dtype": code(identity.get("dtype", "float32")),
         "scheme": _scheme(identity["scheme"]),

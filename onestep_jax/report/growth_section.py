@@ -16,7 +16,7 @@ from onestep_jax.report.inputs import GrownTexts
 from onestep_jax.report.markup import Markup, join, tag, visible
 from onestep_jax.report.sections import section, table
 from onestep_jax.report.token_strings import token_pieces
-from onestep_jax.report.wording import accuracy, notation, number
+from onestep_jax.report.wording import accuracy, model_name, notation, number
 
 STAGES = 4000  # on the page, over all growths; they bound its size
 NAMED = 3  # wrong tokens of a stage that are named
@@ -111,7 +111,7 @@ def _facts(one: GrownTexts) -> Markup:
     budget += f"; {number(total)} in all" if total else ""
     failures = one.settings.get("failures", 1)
     facts = [
-        ("Model", f"{visible(str(settings.get('model')))}, {identity.get('dtype', 'dtype not recorded')}, frozen"),
+        ("Model", f"{visible(model_name(settings))}, {identity.get('dtype', 'dtype not recorded')}, frozen"),
         ("Input", notation(one.table.scheme)),
         ("Protocol", protocol(identity, settings)),
         ("Stages", f"{lengths[0]} to {lengths[-1]} tokens, {step} more each time"),

@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from onestep_jax.analysis.growth import KIND
 from onestep_jax.analysis.prefix_table import PrefixTable, read_prefix_table, round_folder, table_settings
@@ -19,6 +19,8 @@ from onestep_jax.store.records.kinds import ExperimentKind
 from onestep_jax.store.results import Results
 from onestep_jax.store.storage import entries, run_path
 
+_Tokenizers: TypeAlias = dict[tuple[str, str | None], tuple[Any, str]]
+"""Source and revision of a model → its tokenizer, and why there is none."""
 _CURE = "put it back from a copy, or give another folder"
 Progress = Callable[[int, int], None]
 """Called with the numbers of folders read and in all."""
@@ -137,7 +139,7 @@ def read_folders(folders: Sequence[Path], progress: Progress | None = None) -> F
     names = _names([place for place in places if not _is_experiment(place)])
     runs: list[FittedRun | GrownTexts] = []
     experiments, notes = [], []
-    tokenizers: dict[str, tuple[Any, str]] = {}
+    tokenizers: _Tokenizers = {}
     for done, place in enumerate(places, start=1):
         if _is_experiment(place):
             experiments.append(_read_experiment(place))
@@ -222,12 +224,12 @@ def _read_experiment(folder: Path) -> Experiment:
     return Experiment(title=title, folder=folder, config=config, tables=tables, figures=figures)
 
 
-def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -> FittedRun | None:
-    """The run, or None if no text is recorded; `tokenizers` keeps source → tokenizer and why there is none."""
+def _read_run(folder: Path, name: str, tokenizers: _Tokenizers) -> FittedRun | None:
+    """The run, or None if no text is recorded; `tokenizers` are those of the runs before."""
     config, results = read_config(folder), read_results(folder)
     if not results.texts:
         return None
-    tokenizer, without = _tokenizer(results.source, tokenizers)
+    tokenizer, without = _tokenizer(config["settings"], tokenizers)
     return FittedRun(
         name=name,
         folder=folder,
@@ -239,20 +241,21 @@ def _read_run(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -
     )
 
 
-def _read_growth(folder: Path, name: str, tokenizers: dict[str, tuple[Any, str]]) -> GrownTexts | None:
+def _read_growth(folder: Path, name: str, tokenizers: _Tokenizers) -> GrownTexts | None:
     """The growth, or None if no stage of a text is recorded."""
     table, settings, first = read_prefix_table(folder), table_settings(folder), round_folder(folder, 0)
     if not table.found or settings is None or first is None:
         return None
     config = read_config(first)
-    tokenizer, without = _tokenizer(config["settings"]["model"], tokenizers)
+    tokenizer, without = _tokenizer(config["settings"], tokenizers)
     return GrownTexts(name, folder, settings, config, table, tokenizer, without)
 
 
-def _tokenizer(source: str, tokenizers: dict[str, tuple[Any, str]]) -> tuple[Any, str]:
-    if source not in tokenizers:
-        tokenizers[source] = find_tokenizer(source)
-    return tokenizers[source]
+def _tokenizer(settings: Mapping[str, Any], tokenizers: _Tokenizers) -> tuple[Any, str]:
+    model = (settings["model"], settings.get("revision"))
+    if model not in tokenizers:
+        tokenizers[model] = find_tokenizer(*model)
+    return tokenizers[model]
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:

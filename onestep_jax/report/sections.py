@@ -12,7 +12,7 @@ from onestep_jax.report.data import text_strings
 from onestep_jax.report.headline import Headline, Sizes, headline, sizes
 from onestep_jax.report.inputs import FittedRun
 from onestep_jax.report.markup import Markup, join, one_line, tag, visible
-from onestep_jax.report.wording import accuracy, asked, duration, notation, number, size
+from onestep_jax.report.wording import accuracy, asked, duration, model_name, notation, number, size
 from onestep_jax.store.results import TextResult
 
 CURVED_RUNS = 12  # runs whose curves are drawn
@@ -95,7 +95,7 @@ def _facts(run: FittedRun, one: Headline) -> Markup:
     if seeds != 1:
         budget += ", over as many seeds as they last for" if seeds == AUTO else f" and seed, up to {seeds} seeds"
     facts = [
-        ("Model", f"{visible(run.results.source)}, {identity.get('dtype', 'dtype not recorded')}, frozen"),
+        ("Model", f"{visible(model_name(settings))}, {identity.get('dtype', 'dtype not recorded')}, frozen"),
         ("Input", notation(run.results.scheme)),
         ("Protocol", protocol(identity, settings)),
         *asked(identity),

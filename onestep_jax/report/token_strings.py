@@ -17,17 +17,17 @@ _BROKEN = "\ufffd"  # a tokenizer's string for bytes that are no character
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-def find_tokenizer(source: str) -> tuple[Any, str]:
+def find_tokenizer(source: str, revision: str | None = None) -> tuple[Any, str]:
     """Load the tokenizer of a model, without its weights.
 
     Args:
-      source: of the model, see `load_model`.
+      source, revision: of the model, see `load_model`.
 
     Returns:
       The tokenizer and "", or None and the reason why there is none.
     """
     try:
-        tokenizer = load_tokenizer(locate(source, weights=False))
+        tokenizer = load_tokenizer(locate(source, revision, weights=False))
     except UserError as error:
         return None, str(error)
     return tokenizer, "" if tokenizer is not None else f"model {source!r} has no tokenizer"

@@ -26,6 +26,18 @@ def notation(description: Mapping[str, Any]) -> str:
     return words
 
 
+def model_name(settings: Mapping[str, Any]) -> str:
+    """Where a run's model came from, with its revision if one was asked for."""
+    revision = settings.get("revision")
+    return str(settings.get("model")) if revision is None else f"{settings.get('model')} at revision {revision}"
+
+
+def model_options(settings: Mapping[str, Any]) -> list[str]:
+    """--model and --revision of a run."""
+    revision = settings.get("revision")
+    return ["--model", str(settings.get("model")), *([] if revision is None else ["--revision", str(revision)])]
+
+
 def number(value: float | None, places: int = 0) -> str:
     """A number with thousands separators and `places` decimals; "–" if it is not known."""
     return "–" if value is None or not math.isfinite(value) else f"{value:,.{places}f}"
@@ -81,7 +93,7 @@ def fit_command(folder: Path, identity: Mapping[str, Any], settings: Mapping[str
     prefix, losses = _prefix_options(identity, settings, preset.prefix), _loss_options(identity)
     if prefix is None or losses is None:
         return None
-    words = ["onestep", "fit", "--texts", "SOURCE", "--model", str(settings.get("model")), "--length", str(length)]
+    words = ["onestep", "fit", "--texts", "SOURCE", *model_options(settings), "--length", str(length)]
     words += _scheme_options(identity["scheme"], preset.arrangement) + prefix
     words += ["--preset", str(name), *_optimizer_options(optimizer, preset)]
     for name in ("steps", "seed", "seeds", "margin", "dtype"):

@@ -246,7 +246,8 @@ def read_results(folder: str | Path, arrays: Arrays | None = None) -> Results:
     parts = each_part(folder, lambda name: read_part(folder, name, tokens, shared_leaf(config), arrays))
     found: dict[str, TextResult] = {text.text_id: text for part in parts for text in part}
     ordered = with_prefixes(found.values(), read_prefixes(folder, identity))
-    return Results(ordered, identity["scheme"], identity["model"], config["settings"].get("model", ""))
+    source, revision = (config["settings"].get(key) for key in ("model", "revision"))
+    return Results(ordered, identity["scheme"], identity["model"], source or "", revision)
 
 
 def read_summary(folder: Path) -> dict[str, dict[str, Any]]:

@@ -97,12 +97,14 @@ class Results:
       scheme: description of the arrangement, see `schemes.from_description`.
       model: fingerprint of the model that the vectors belong to.
       source: where that model came from, such as "default" or a hub id.
+      revision: of that hub id, None where none was asked for.
     """
 
     texts: tuple[TextResult, ...]
     scheme: Mapping[str, Any]
     model: str
     source: str = ""
+    revision: str | None = None
 
     def __len__(self) -> int:
         return len(self.texts)

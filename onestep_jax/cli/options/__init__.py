@@ -130,9 +130,11 @@ def load(
 
 
 def load_of_run(args: argparse.Namespace, config: Mapping[str, Any]) -> Model:
-    """The model of a run by its config.json, where --model and --dtype do not name another."""
-    source = args.model or config["settings"]["model"]
-    return load(source, args.dtype or config["identity"]["dtype"], args.revision)
+    """The model of a run by its config.json, where --model, --revision and --dtype do not name another."""
+    settings = config["settings"]
+    usual = None if args.model else settings.get("revision")
+    revision = args.revision or usual
+    return load(args.model or settings["model"], args.dtype or config["identity"]["dtype"], revision)
 
 
 def unknown_options(rest: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:

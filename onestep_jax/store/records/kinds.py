@@ -99,6 +99,7 @@ class SettingsKind(Struct, frozen=True):
     """What may change; these are of the first session."""
 
     model: str
+    revision: str | None = None
     preset: str = ""
     preset_values: PresetKind = msgspec.field(default=PresetKind(), name="preset values")
     prefix: str | None = None
