@@ -9,6 +9,7 @@ from typing import Any
 
 from onestep_jax import errors
 from onestep_jax.cli.options import add_model_options, add_number, add_texts_options, load, local_option, numbers
+from onestep_jax.cli.options.scheme import prefix_of
 from onestep_jax.cli.terminal import console, say, training_bar
 from onestep_jax.encoder.design import CHANNELS, CORRECTIONS, POOLINGS, READERS, STEPS, Design
 from onestep_jax.encoder.recipe import SHARE, Recipe
@@ -82,7 +83,7 @@ def _train_options(sub: argparse.ArgumentParser) -> None:
         help=f"of the loss, and of the gradients of corrections (default: {design.temperature:g})",
     )
     parts.add_argument("--arrangement", metavar="NAME", help=f"of Table 1 (default: {design.arrangement})")
-    parts.add_argument("--prefix", metavar="WHAT", help="frozen tokens before the vectors, as of onestep fit")
+    parts.add_argument("--prefix", metavar="WHAT", help="frozen tokens before the vectors, or @FILE, as of onestep fit")
     _recipe_options(sub.add_argument_group("the training"), recipe)
 
 
@@ -140,7 +141,7 @@ def _train(args: argparse.Namespace) -> int:
 
     if args.hours is not None and args.updates is not None:
         raise UserError("--hours and --updates: give one of them")
-    prefix, args.prefix = args.prefix, None
+    prefix, args.prefix = prefix_of(args.prefix), None
     recipe, parts = Recipe(**_given(args, Recipe)), _given(args, Design)
     design = Design(**parts)
 

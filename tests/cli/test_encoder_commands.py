@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from onestep_jax import load_encoder, load_model, read_results
 from onestep_jax.cli.parser import main
+from onestep_jax.encoder import train
 
 SMALL = "--length 4 --corrections 1 --step diagonal --temperature 0.5 --batch 8 --prefix none --seed 3".split()
 
@@ -51,6 +52,16 @@ def test_train_prints_the_figures_and_goes_on_from_the_folder(tiny_folder, texts
     told = json.loads(capsys.readouterr().out)
     assert told["figures"] == encoder.trained["figures"]
     assert (trained / "model.safetensors").read_bytes() == before
+
+
+def test_a_prefix_comes_from_a_file_as_of_fit(tiny_folder, texts, tmp_path, monkeypatch):
+    (tmp_path / "before.txt").write_text("w1 w2")
+    given = []
+    monkeypatch.setattr(train, "train_encoder", lambda *_, prefix, **__: given.append(prefix) or sys.exit(0))
+    words = train_words(tiny_folder, texts, tmp_path / "out")
+    for prefix in (f"@{tmp_path / 'before.txt'}", "w3", "none"):
+        main([*words, "--prefix", prefix])
+    assert given == ["w1 w2", "w3", "none"]
 
 
 @pytest.mark.long
@@ -130,6 +141,7 @@ def test_help(words, capsys):
         ("encoder train {train} --validation none.txt", "none.txt: no such file"),
         ("encoder train --model {model} --texts {texts} --out gs://bucket/x", "expected a local folder"),
         ("encoder train --model {model} --texts {texts}", "--out"),
+        ("encoder train {train} --prefix @none.txt", "--prefix @none.txt: cannot be read"),
         ("encoder", "WHAT"),
         ("encoder tarin", "tarin"),
         ("encoder eval none --model {model} --texts {texts}", "encoder 'none': none/config.json cannot be read"),

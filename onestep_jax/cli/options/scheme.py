@@ -64,7 +64,7 @@ def scheme_of(args: argparse.Namespace, rows: int) -> Scheme:
 
 
 def _arranged(args: argparse.Namespace, group: int) -> OneStep | ManyVectors | Cramming:
-    prefix = _prefix(args.prefix)
+    prefix = prefix_of(args.prefix)
     if args.arrangement == "cramming":
         if args.share or group != 1:
             raise UserError("--arrangement cramming has no vector to share; leave --share and --group away")
@@ -92,8 +92,12 @@ def _projected(args: argparse.Namespace, of: OneStep | ManyVectors | Cramming, g
     return Projected(of, args.dimensions, projection, leaves=leaves, group=group, seed=seed)
 
 
-def _prefix(given: str | None) -> str | None:
-    """The value of --prefix, with the content of the file that it names."""
+def prefix_of(given: str | None) -> str | None:
+    """The value of --prefix, with the content of the file that @FILE names.
+
+    Raises:
+      UserError: if there is no such file, or it is empty or not in UTF-8.
+    """
     from onestep_jax.texts.local_files import decoded_lines
 
     if given is None or not given.startswith("@"):
