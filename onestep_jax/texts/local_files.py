@@ -23,12 +23,48 @@ from onestep_jax.errors import UserError, shown
 
 Row = dict[str, Any]  # column → value, of whatever type the file gives it
 
+
+class _Frames(io.RawIOBase):
+    """The content of a .zst, frame after frame; `zstandard`'s own reader takes the end of a cut file for its end.
+
+    Raises:
+      EOFError: at the end of a file that ends within a frame.
+    """
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        self._frame: Any = None  # the one that has begun and not ended
+        self._packed = self._plain = b""  # read and not yet unpacked, unpacked and not yet given
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._plain:
+            packed = self._packed or self._file.read(2**14)
+            if not packed and self._frame is not None:
+                raise EOFError("the file ends within a compressed frame")
+            if not packed:
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._plain, self._packed = self._frame.decompress(packed), b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._plain))
+        buffer[:count], self._plain = self._plain[:count], self._plain[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 OPEN: dict[str, Callable[[Path], Any]] = {
     "": lambda path: path.open("rb"),
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
-    ".zst": lambda path: io.BufferedReader(zstandard.open(path, "rb")),  # which alone gives no lines
+    ".zst": lambda path: io.BufferedReader(_Frames(path), 2**20),
 }
 # What these raise where the bytes are not what the ending says.
 _DAMAGED = (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError, ValueError)

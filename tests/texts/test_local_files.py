@@ -8,6 +8,7 @@ import lzma
 import sys
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -67,6 +68,33 @@ def test_endings_of_any_case_and_packing(tmp_path, name, ending):
     path = tmp_path / (name + ending.upper())
     path.write_bytes(PACK[ending](content or (tmp_path / "table").read_bytes()))
     assert read_source(str(path)) == ["è\n"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("ending", [*PACK][1:])
+def test_a_cut_file_is_no_shorter_one(tmp_path, ending, kind):
+    words = np.random.default_rng(0).integers(10**9, size=20_000).astype(str).tolist()
+    pq.write_table(pa.table({"text": words}), tmp_path / "table")
+    lines = words if kind == "txt" else ["text", *words] if kind == "csv" else [json.dumps({"text": w}) for w in words]
+    content = (tmp_path / "table").read_bytes() if kind == "parquet" else "\n".join(lines).encode()
+    packed = PACK[ending](content)
+    path = tmp_path / f"a.{kind}{ending}"
+    path.write_bytes(packed)
+    assert read_source(str(path), split="lines") == words
+    for kept in (len(packed) - 1, len(packed) // 2, 20):
+        path.write_bytes(packed[:kept])
+        with pytest.raises(UserError, match=r"cannot be read \(.* end(s|ed) .*\); is it damaged"):
+            read_source(str(path), split="lines")
+
+
+def test_frames_of_a_zst_follow_each_other(tmp_path):
+    skipped = b"\x50\x2a\x4d\x18" + b"\x05\x00\x00\x00" + b"extra"
+    path = tmp_path / "a.txt.zst"
+    path.write_bytes(zstandard.compress(b"one\n" * 9999) + skipped + zstandard.compress(b"two"))
+    assert read_source(str(path), split="lines") == ["one"] * 9999 + ["two"]
+    path.write_bytes(zstandard.compress(b"one") + b"no frame")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_source(str(path))
 
 
 def test_bytes_of_a_text_are_kept_but_its_mark(tmp_path):
