@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, args.dtype, args.revision)
     encoder = load_encoder(args.encoder, model)
     if texts is None:
-        texts = load_tokens(model, args.texts, count=args.limit, length=args.length, column=args.column)
+        how = {"column": args.column, "split": args.split}
+        texts = load_tokens(model, args.texts, count=args.limit, length=args.length, **how)
     began = time.perf_counter()
     with counting_bar("encoding") as progress:
         results = encode(model, encoder, texts, length=args.length, refine=args.refine, run=args.run, progress=progress)

@@ -115,7 +115,7 @@ def _recipe_options(group: Any, recipe: Recipe) -> None:
 def _eval_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("encoder", nargs="?", default="default", metavar="DIR", help="default: the packaged one")
     add_model_options(sub, default="default", default_text="default, the packaged one")
-    add_texts_options(sub)
+    add_texts_options(sub, limit=False)
     add_number(sub, "--count", errors.COUNT, default=64, metavar="K", help="texts (default: 64)")
     sub.add_argument(
         "--lengths", type=numbers(errors.SIZE), metavar="N,…", help="tokens (default: 4, 8, … to the encoder's)"

@@ -250,7 +250,8 @@ def _strings(args: argparse.Namespace) -> tuple[list[str] | None, list[str] | No
 def _named_texts(args: argparse.Namespace, model: Model) -> list[np.ndarray]:
     from onestep_jax.texts.corpora import load_tokens
 
-    return load_tokens(model, args.texts, count=args.limit, length=args.length, seed=args.seed, column=args.column)
+    how = {"seed": args.seed, "column": args.column, "split": args.split}
+    return load_tokens(model, args.texts, count=args.limit, length=args.length, **how)
 
 
 def _warn_of_short_texts(tokens: Sequence[np.ndarray], length: int) -> None:

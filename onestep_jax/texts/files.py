@@ -27,7 +27,7 @@ def read_source(source: str, *, split: str = "file", column: str = "text", limit
     """
     check_known("value of --split", [split], ["file", "lines"])
     rows, column = _rows(source, split, column)
-    return [row[column] for row in _whole_rows(source, rows, column, [], split, limit)]
+    return [row[column] for row in _whole_rows(source, rows, column, [], limit)]
 
 
 def read_with_prefixes(
@@ -49,7 +49,7 @@ def read_with_prefixes(
     if not source.startswith(HUB) and not is_table(Path(source)):
         raise UserError(f"{source}: no table, so it has no column {prefix_column!r}; give a .jsonl, .csv or .parquet")
     rows, column = _rows(source, "file", column)
-    found = list(_whole_rows(source, rows, column, [prefix_column], "file", limit))
+    found = list(_whole_rows(source, rows, column, [prefix_column], limit))
     for number, row in enumerate(found):
         if not isinstance(row.get(prefix_column), str | None):
             raise UserError(f"{source}: prefix {number} is {row[prefix_column]!r}; expected a text")
@@ -65,7 +65,7 @@ def _rows(source: str, split: str, column: str) -> tuple[Iterator[Row], str]:
 
 
 def _whole_rows(
-    where: str, rows: Iterable[Row], column: str, beside: Sequence[str], split: str, limit: int | None
+    where: str, rows: Iterable[Row], column: str, beside: Sequence[str], limit: int | None
 ) -> Iterator[Row]:
     """Rows that have a text in `column`; at most `limit`, and not none. Some row has each column of `beside`."""
     count, seen = 0, dict.fromkeys(beside, False)
@@ -77,8 +77,6 @@ def _whole_rows(
         if column not in row and not count:
             raise _no_column(where, column, row)
         text = row.get(column)
-        if split == "lines" and text is not None and not text.strip():
-            continue
         check_text(where, number, text)
         seen = {name: found or name in row for name, found in seen.items()}
         count += 1

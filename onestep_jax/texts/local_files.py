@@ -100,7 +100,7 @@ def read_rows(path: Path, *, split: str = "file") -> Iterator[Row]:
 
     Args:
       path: of the file.
-      split: how a .txt is read: "file" (one row) or "lines" (a row for each line, without its end).
+      split: how a .txt is read: "file" (one row) or "lines" (a row for each line that is not blank, without its end).
 
     Raises:
       UserError: for a file that is missing, empty, of an unknown kind or damaged.
@@ -149,7 +149,8 @@ def _whole_or_lines(path: Path, file: IO[bytes], split: str) -> Iterator[Row]:
         yield {"text": "".join(lines)}
         return
     for line in lines:
-        yield {"text": line.removesuffix("\n").removesuffix("\r")}
+        if line.strip():
+            yield {"text": line.removesuffix("\n").removesuffix("\r")}
 
 
 def _json_lines(path: Path, file: Iterable[bytes]) -> Iterator[Row]:

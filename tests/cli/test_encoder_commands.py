@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 from onestep_jax import load_encoder, load_model, read_results
 from onestep_jax.cli.parser import main
 from onestep_jax.encoder import train
+from onestep_jax.errors import UserError
+from onestep_jax.texts import corpora
 
 SMALL = "--length 4 --corrections 1 --step diagonal --temperature 0.5 --batch 8 --prefix none --seed 3".split()
 
@@ -113,6 +115,22 @@ def test_encode_records_a_run_and_a_second_one_finds_it_done(tiny_folder, texts,
     assert "3 texts: " in said.out + said.err
 
 
+@pytest.mark.parametrize("command", ["fit", "encode"])
+def test_lines_of_the_file_of_a_named_source(tiny_folder, texts, trained, tmp_path, monkeypatch, command):
+    asked = {}
+
+    def load_tokens(model, source, **how):
+        asked.update(how, source=source)
+        raise UserError("that will do")
+
+    monkeypatch.setattr(corpora, "load_tokens", load_tokens)
+    words = (
+        f"{command} --model {tiny_folder} --texts gen:{texts} --split lines --limit 2 --length 4 --run {tmp_path}/run"
+    )
+    assert main([*words.split(), *(["--encoder", str(trained)] if command == "encode" else [])]) == 2
+    assert (asked["source"], asked["split"], asked["count"]) == (f"gen:{texts}", "lines", 2)
+
+
 @pytest.mark.parametrize("words", ["encode", "encoder", "encoder train", "encoder eval", "fit"])
 def test_help(words, capsys):
     assert main([*words.split(), "--help"]) == 0
@@ -144,6 +162,7 @@ def test_help(words, capsys):
         ("encoder train {train} --prefix @none.txt", "--prefix @none.txt: cannot be read"),
         ("encoder", "WHAT"),
         ("encoder tarin", "tarin"),
+        ("encoder eval {encoder} --model {model} --texts {texts} --limit 3", "--limit"),
         ("encoder eval none --model {model} --texts {texts}", "encoder 'none': none/config.json cannot be read"),
         ("encode {encode} --encoder none", "encoder 'none': none/config.json cannot be read"),
         ("encode {encode} --refine 2", "refine = 2: this encoder has 1 corrections; give 0 to 1"),
@@ -163,6 +182,7 @@ def test_bad_input_is_one_line(tiny_folder, texts, trained, words, said, tmp_pat
     common = f"--model {tiny_folder} --texts {texts} --split lines"
     parts = {"train": f"{common} --out out", "encode": f"{common} --encoder {trained} --length 4 --run run"}
     parts |= {"fit": f"{common} --length 4 --run run", "model": tiny_folder, "texts": texts}
+    parts |= {"encoder": trained}
     assert main(words.format(**parts).split()) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onestep: ")]
     assert len(lines) == 1

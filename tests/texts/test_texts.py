@@ -38,6 +38,17 @@ def test_text_files(tmp_path):
     assert read_source(str(path), split="lines") == ["first line", "second line"]
 
 
+@pytest.mark.parametrize("split", ["file", "lines"])
+def test_lines_are_of_text_files_alone(tmp_path, split):
+    """A blank cell of a table is a text, and a cell that is none is one line of error."""
+    (tmp_path / "a.jsonl").write_text('{"text": " ", "n": 1}\n{"text": "b", "n": 2}\n')
+    (tmp_path / "a.csv").write_text("text\n b\n \n")
+    assert read_source(str(tmp_path / "a.jsonl"), split=split) == [" ", "b"]
+    assert read_source(str(tmp_path / "a.csv"), split=split) == [" b", " "]
+    with pytest.raises(UserError, match="text 0 is 1, of type int; expected a text"):
+        read_source(str(tmp_path / "a.jsonl"), split=split, column="n")
+
+
 def test_hub_source_names_its_split_and_column(monkeypatch):
     asked = []
 

@@ -75,13 +75,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_texts_options(parser: argparse.ArgumentParser) -> None:
-    """--texts, --split, --column and --limit, of a command that reads whole texts."""
+def add_texts_options(parser: argparse.ArgumentParser, *, limit: bool = True) -> None:
+    """--texts, --split and --column, and --limit of a command that reads a source from its beginning."""
     texts = parser.add_argument_group("texts")
     texts.add_argument("--texts", required=True, metavar="SOURCE", help="as of onestep fit")
     texts.add_argument("--split", default="file", metavar="HOW", help="a .txt is one text (file) or one a line (lines)")
     texts.add_argument("--column", default="text", help="column of a table (default: text)")
-    add_number(texts, "--limit", COUNT, metavar="K", help="use only the first K texts")
+    if limit:
+        add_number(texts, "--limit", COUNT, metavar="K", help="use only the first K texts")
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
