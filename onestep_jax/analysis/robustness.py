@@ -16,7 +16,7 @@ import numpy as np
 from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.errors import MOST_TEXTS, SIZE, Real, UserError, check_known, one_line
-from onestep_jax.fitting.sizing import check_attention
+from onestep_jax.fitting.sizing import check_attention, check_kernel
 from onestep_jax.model.decoder import Model
 from onestep_jax.model.gguf import is_gguf
 from onestep_jax.model.hub import locate
@@ -213,6 +213,19 @@ def portability(
     return Portability(way, len(results), sum(exact), results.solved, tokens, sum(right), lost)
 
 
+def check_way(way: Elsewhere) -> None:
+    """Refuse a way that this machine, or nobody, has; no model is needed for that.
+
+    Raises:
+      UserError: for an unknown attention, a kernel of another kind of device, or PyTorch that is not installed.
+    """
+    if way.backend == "jax":
+        check_kernel(way.attention, local_devices()[0])
+        return
+    check_known("attention of PyTorch", [way.attention], ["own", *TORCH_ATTENTION])
+    import_torch("leave --backend torch away")
+
+
 def _in_jax(model: Model, results: Results, way: Elsewhere, progress: Told | None) -> list[np.ndarray]:
     prefix = prefix_rows([text.prefix for text in results])
     if way.attention != "plain" and prefix:
@@ -227,7 +240,7 @@ def _in_torch(
     model: Model, results: Results, way: Elsewhere, source: str | Path, revision: str | None, progress: Told | None
 ) -> list[np.ndarray]:
     """What transformers' own model makes of the input vectors, as docs/elsewhere.md does it."""
-    check_known("attention of PyTorch", [way.attention], ["own", *TORCH_ATTENTION])
+    check_way(way)
     torch = import_torch("leave --backend torch away")
     folder = None if str(source).startswith(PREFIX) else locate(source, revision)
     if folder is None or is_gguf(folder):

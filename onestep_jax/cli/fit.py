@@ -11,10 +11,10 @@ import numpy as np
 
 from onestep_jax import errors
 from onestep_jax.cli.options import add_model_options, add_number, load, run_option, tell_results
-from onestep_jax.cli.options.losses import add_loss_options, losses_of
+from onestep_jax.cli.options.losses import add_loss_options, asked_losses, losses_of
 from onestep_jax.cli.options.optimizer import optimizer_of
 from onestep_jax.cli.options.scheme import add_scheme_options, scheme_of
-from onestep_jax.cli.options.start import add_start_options, start_of, started_scheme
+from onestep_jax.cli.options.start import add_start_options, read_start, start_of, started_scheme
 from onestep_jax.cli.terminal import fitting_bar, say_line
 from onestep_jax.devices.placement import Placement
 from onestep_jax.errors import UserError, check_known
@@ -22,14 +22,17 @@ from onestep_jax.fitting.distributed import join_job, together
 from onestep_jax.fitting.fitting import run_plan
 from onestep_jax.fitting.optimizers import PRESETS, Optimizer, preset_of
 from onestep_jax.fitting.plan import resolve
-from onestep_jax.fitting.sizing import choose_placement
-from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
+from onestep_jax.fitting.sizing import check_kernel, choose_placement
+from onestep_jax.model.checkpoint import DTYPES, default_dtype
 from onestep_jax.model.cost import parameter_counts
 from onestep_jax.model.decoder import Model
-from onestep_jax.model.hub import locate
-from onestep_jax.model.untrained import PREFIX, Untrained
+from onestep_jax.model.untrained import architecture
 from onestep_jax.prototokens.schemes import Scheme
+from onestep_jax.prototokens.starts import Starts
+from onestep_jax.prototokens.targets import check_length
+from onestep_jax.store.locks import check_free
 from onestep_jax.store.results import Results
+from onestep_jax.store.run import check_place
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
 REMAT = {"auto": "auto", "on": True, "off": False}
@@ -181,11 +184,11 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
         strings, prefixes = _strings(args)
         rows = args.copies * (args.limit if strings is None else len(strings))
         scheme = scheme_of(args, rows)
-        placement = placement_of(args, scheme, rows)
+        placement, read = _settle(args, scheme, rows)
         scan = SCAN[args.scan_layers]
         model = load(args.model, args.dtype, args.revision, mesh=placement.mesh, scan_layers=scan)
         texts = _named_texts(args, model) if strings is None else strings
-        start = start_of(args, model, texts)
+        start = start_of(args, read, model, texts)
         scheme = started_scheme(args, model, scheme, start)
         beside = losses_of(args, model, texts, prefixes, scheme)
     began = time.perf_counter()
@@ -260,12 +263,19 @@ def _warn_of_short_texts(tokens: Sequence[np.ndarray], length: int) -> None:
         say_line(f"onestep: warning: {short} of {len(tokens)} texts have fewer than {length} tokens; kept whole")
 
 
-def placement_of(args: argparse.Namespace, scheme: Scheme, texts: int) -> Placement:
-    """The placement that the options ask for, from the model's config.json alone: its weights are not yet read."""
+def _settle(args: argparse.Namespace, scheme: Scheme, texts: int) -> tuple[Placement, Starts | None]:
+    """The placement, and start vectors that lie on a disk; what is wrong is refused before the weights are read."""
+    asked_losses(args)
+    check_place(args.run)
+    if not args.distributed:  # of a job, process 0 may hold the run by now
+        check_free(args.run)
+    read = read_start(args)
     dtype = args.dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
-    asked = Untrained.parse(args.model) if args.model.startswith(PREFIX) else None
-    _, _, config = describe(locate(asked.model if asked else args.model, args.revision, weights=False))
-    config = asked.config(config) if asked else config
+    config = architecture(args.model, args.revision)
+    if args.start is None:  # its arrangement may be another, with more room
+        check_length(args.length, config.context, scheme)
     weights = parameter_counts(config)["total"] * jnp.dtype(DTYPES[dtype]).itemsize
-    return choose_placement(args.placement, weights, scheme, texts, model_axis=args.model_axis)
+    placement = choose_placement(args.placement, weights, scheme, texts, model_axis=args.model_axis)
+    check_kernel(args.attention, placement.devices[0])
+    return placement, read

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from onestep_jax.analysis.robustness import SHARE, Elsewhere, Portability, noise_radii, portability
+from onestep_jax.analysis.robustness import SHARE, Elsewhere, Portability, check_way, noise_radii, portability
 from onestep_jax.cli.options import add_model_of_run, add_number, add_run, load_of_run
 from onestep_jax.cli.terminal import console, counting_bar, say
 from onestep_jax.errors import MOST_TEXTS, UserError, check_known
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     if args.no_decode and (args.noise or way is not None):
         given = "--noise" if args.noise else "--slots, --attention, --backend and --dtype"
         raise UserError(f"--no-decode: it goes without {given}, which decode the vectors")
+    if way is not None:
+        check_way(way)
     model = None if args.no_decode else load_of_run(args, config)
     with counting_bar("verifying") as progress:
         found = verify(args.run, decoding_of(model) if model is not None and way is None else None, progress)

@@ -102,7 +102,7 @@ def load_encoder(source: str | Path, model: Model) -> Encoder:
     """
     check_kind("what load_model returns", Model, model=model)
     check_kind("a folder", (str, os.PathLike), source=source)
-    folder = Path(__file__).parent.parent / "data" / "encoder" if source == DEFAULT else Path(source)
+    folder = _folder(source)
     about = _read_config(folder, source)
     if about.get("model") != model.fingerprint:
         raise UserError(
@@ -122,6 +122,19 @@ def load_encoder(source: str | Path, model: Model) -> Encoder:
         raise Damaged(f"{folder / WEIGHTS}: damaged encoder: {told}; copy or train it again")
     found = found if written == design else fingerprint(design, weights)
     return Encoder(design, weights, model.fingerprint, model.source, found, _trained(about))
+
+
+def check_encoder(source: str | Path) -> None:
+    """Refuse what describes no encoder; neither its weights nor those of a decoder are read.
+
+    Raises:
+      UserError: if it is missing, or its config.json is damaged.
+    """
+    _read_config(_folder(source), source)
+
+
+def _folder(source: str | Path) -> Path:
+    return Path(__file__).parent.parent / "data" / "encoder" if source == DEFAULT else Path(source)
 
 
 def _read_config(folder: Path, source: str | Path) -> dict[str, Any]:

@@ -114,6 +114,18 @@ def _devices_for(weights: int, devices: Sequence[Any]) -> int:
     raise UserError(f"{size} do not fit into {len(devices)} devices of {memory_of(devices[0]) / 2**30:.1f} GiB each")
 
 
+def check_kernel(attention: str, device: Any) -> None:
+    """Refuse an attention that is unknown, or a fused kernel of another kind of device.
+
+    Raises:
+      UserError: saying which.
+    """
+    check_known("attention", [attention], ["plain", *KERNELS])
+    if attention != "plain" and (wanted := KERNELS[attention].platform) != device.platform:
+        said = f"it runs on a {wanted}, and this is a {device.platform}"
+        raise UserError(f"attention {attention} does not go here ({said}); use plain")
+
+
 def check_attention(network: Network, dtype: Any, positions: int, device: Any) -> None:
     """Refuse a fused kernel that this device, its libraries or this model does not support.
 
@@ -126,12 +138,9 @@ def check_attention(network: Network, dtype: Any, positions: int, device: Any) -
     Raises:
       UserError: with the kernel's own reason.
     """
-    check_known("attention", [network.attention], ["plain", *KERNELS])
+    check_kernel(network.attention, device)
     if network.attention == "plain":
         return
-    if (wanted := KERNELS[network.attention].platform) != device.platform:
-        said = f"it runs on a {wanted}, and this is a {device.platform}"
-        raise UserError(f"attention {network.attention} does not go here ({said}); use plain")
     params = abstract_params(network.config, dtype)
 
     def total(params: Params, x_TD: jax.Array) -> jax.Array:

@@ -14,9 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from onestep_jax.devices.arithmetic import pinned
 from onestep_jax.errors import UserError, check_known, check_least, check_list
-from onestep_jax.model.checkpoint import load_model
+from onestep_jax.model.checkpoint import describe, load_model
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Array, Decoder, Model, Params, parameter_shapes
+from onestep_jax.model.hub import locate
 from onestep_jax.model.stacked import place_of, row_writer, weight_of
 
 KINDS = ("init", "matched", "permuted")
@@ -168,6 +169,22 @@ def load_untrained(source: str, **options: Any) -> Model:
     _checked(asked.parts)
     trained = load_model(asked.model, **options)
     return untrained(trained, asked.seed, kind=asked.kind, keep_norms=asked.keep_norms, parts=asked.parts)
+
+
+def architecture(source: str, revision: str | None = None) -> ModelConfig:
+    """The architecture of a model, trained or untrained, by its config.json or the header of its GGUF file alone.
+
+    Raises:
+      UserError: if there is no such model, or it is not supported.
+    """
+    asked = Untrained.parse(source) if source.startswith(PREFIX) else None
+    _, _, config = describe(locate(asked.model if asked else source, revision, weights=False))
+    return asked.config(config) if asked else config
+
+
+def load_any(source: str, **options: Any) -> Model:
+    """Load a model, trained or untrained, by its source; options as of `load_model`."""
+    return (load_untrained if source.startswith(PREFIX) else load_model)(source, **options)
 
 
 def paths_of(config: ModelConfig, part: str) -> frozenset[str]:

@@ -89,6 +89,18 @@ def _check_leaves(scheme: Scheme, model: Model, rows: int) -> None:
             raise UserError(f"start vectors of {name!r} have shape {given}; expected {(rows, *shape)}, a row a text")
 
 
+def check_length(length: int, context: int, scheme: Scheme, prefix: int = 0) -> None:
+    """Refuse texts of a length for which a model's context has no room behind a prefix of so many tokens.
+
+    Raises:
+      UserError: with what takes the room.
+    """
+    if length > context - scheme.extra - prefix:
+        room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
+        room += f" less {prefix} of the prefix" if prefix else ""
+        raise UserError(f"length {length} is beyond the model's context of {context} positions{room}")
+
+
 def prepare(
     model: Model,
     texts: Sequence[str] | Sequence[Sequence[int]] | Sequence[np.ndarray],
@@ -112,10 +124,7 @@ def prepare(
     context = model.config.context - scheme.extra - longest
     if length is not None:
         SIZE.check("length", length)
-    if length is not None and length > context:
-        room = f" less {scheme.extra} of {scheme.notation}" if scheme.extra else ""
-        room += f" less {longest} of the prefix" if longest else ""
-        raise UserError(f"length {length} is beyond the model's context of {model.config.context} positions{room}")
+        check_length(length, model.config.context, scheme, longest)
     if len(texts) == 0:
         raise UserError("no texts: expected at least one")
     if any(isinstance(text, str) for text in texts):

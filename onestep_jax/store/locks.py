@@ -44,15 +44,33 @@ def locked(folder: Path) -> Iterator[int]:
     try:
         while not _locked(descriptor, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                owner = _owner(path, descriptor)
-                named = owner or "owner unknown"
-                raise UserError(f"{path.parent}: another process works on this run ({named}); {_cure(path, owner)}")
+                raise _busy(path, _owner(path, descriptor))
             time.sleep(0.05)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, (json.dumps(asdict(this_process())) + "\n").encode(), 0)
         yield last_number(folder) + 1
     finally:
         os.close(descriptor)
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a local run directory that another process holds; nothing is written, and no lock is kept.
+
+    Of a bucket only the waiting of `locked` tells whether the holder is alive.
+
+    Raises:
+      UserError: if another process holds it, naming it and what to do.
+    """
+    path, deadline = folder / "lock", time.monotonic() + PATIENCE
+    while is_local(path) and (owner := holder(path)) is not None:
+        if time.monotonic() > deadline:
+            raise _busy(path, None if owner is UNKNOWN else owner)
+        time.sleep(0.05)
+
+
+def _busy(path: Path, owner: Owner | None) -> UserError:
+    named = owner or "owner unknown"
+    return UserError(f"{path.parent}: another process works on this run ({named}); {_cure(path, owner)}")
 
 
 def holder(path: Path) -> Owner | None:

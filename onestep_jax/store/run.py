@@ -222,10 +222,7 @@ def open_run(
       UserError: if another process works on it, it holds results or saved work of another identity, or it cannot be
         written.
     """
-    find_config(folder)
-    found = {path.name.removesuffix(".tmp") for path in listing(folder)}
-    if found - _OURS and "config.json" not in found:
-        raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
+    check_place(folder)
     with writing(folder), ExitStack() as lock:
         make_folder(folder)
         number = lock.enter_context(locked(folder))
@@ -237,6 +234,18 @@ def open_run(
         run._committer.tidy()
         run._lock = lock.pop_all()
     return run
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder in which no run can begin or go on; nothing is written.
+
+    Raises:
+      UserError: if it is no folder, or holds other files and no run, or a run that this version cannot read.
+    """
+    find_config(folder)
+    found = {path.name.removesuffix(".tmp") for path in listing(folder)}
+    if found - _OURS and "config.json" not in found:
+        raise UserError(f"{folder}: not empty and no run directory (no config.json); give --run another folder")
 
 
 def join_run(folder: Path, identity: Mapping[str, Any], process: int, *, apart: bool = False) -> Run:

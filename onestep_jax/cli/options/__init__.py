@@ -13,9 +13,8 @@ from onestep_jax.cli.terminal import loading_bar, say
 from onestep_jax.devices.compile_cache import use_cache
 from onestep_jax.devices.placement import local_devices
 from onestep_jax.errors import COUNT, Real, UserError, Whole, redacted
-from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Model
-from onestep_jax.model.untrained import PREFIX, load_untrained
+from onestep_jax.model.untrained import load_any
 from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
 from onestep_jax.store.storage import run_path
@@ -117,9 +116,8 @@ def load(
     """A model, trained or untrained ("untrained:KIND:SEED:SOURCE"), with a bar while it is read; see `load_model`."""
     use_cache()
     local_devices()
-    read = load_untrained if source.startswith(PREFIX) else load_model
     with loading_bar() as progress:
-        return read(
+        return load_any(
             source,
             dtype=dtype,
             revision=revision,

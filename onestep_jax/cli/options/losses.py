@@ -58,7 +58,7 @@ def losses_of(
     args: argparse.Namespace, model: Model, texts: Sequence[Any], prefixes: Sequence[Any] | None, scheme: Scheme
 ) -> Losses:
     """The losses of the options for the texts of a fit, and what they know of them."""
-    asked = {name: _parse(name, value) for name in _KINDS if (value := getattr(args, name)) is not None}
+    asked = asked_losses(args)
     if not asked:
         return Losses({}, {})
     from onestep_jax.texts.embeddings import text_embeddings
@@ -78,6 +78,15 @@ def losses_of(
     if ANCHOR in found.context:
         found.context[ANCHOR] = anchor_points(found.context[ANCHOR], size)
     return found
+
+
+def asked_losses(args: argparse.Namespace) -> dict[str, tuple[str, float]]:
+    """Option → teacher and weight, of the losses that are asked for.
+
+    Raises:
+      UserError: for an option of another form.
+    """
+    return {name: _parse(name, value) for name in _KINDS if (value := getattr(args, name)) is not None}
 
 
 def _parse(name: str, value: str) -> tuple[str, float]:

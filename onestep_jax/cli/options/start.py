@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, check_known
 from onestep_jax.model.decoder import Model
 from onestep_jax.prototokens.schemes import OneStep, Scheme
 from onestep_jax.prototokens.starts import MISSING, Starts, read_vectors, scheme_of_start, start_vectors
@@ -34,18 +34,33 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def start_of(args: argparse.Namespace, model: Model, texts: Sequence[Any]) -> Starts | None:
-    """Start vectors by text, of the texts of a fit."""
+def read_start(args: argparse.Namespace) -> Starts | None:
+    """Start vectors by text that lie on a disk; None for none, and for those of an encoder, which needs the model.
+
+    Raises:
+      UserError: for options of another form, or a source that is not there or damaged.
+    """
+    from onestep_jax.encoder.folder import check_encoder
+
+    check_known("value of start_missing", [args.start_missing], MISSING)
     source: str | None = args.start
     if source is None:
         return None
     if source.startswith(ENCODER):
-        return _encoded(args, model, source.removeprefix(ENCODER), texts)
+        return check_encoder(source.removeprefix(ENCODER))
     if source.startswith(RUN):
         return read_results(run_path(source.removeprefix(RUN)))
     if not source.endswith(".safetensors"):
         raise UserError(f"--start {source}: expected encoder:DIR, run:DIR or FILE.safetensors")
     return read_vectors(Path(source))
+
+
+def start_of(args: argparse.Namespace, read: Starts | None, model: Model, texts: Sequence[Any]) -> Starts | None:
+    """Start vectors by text, of the texts of a fit: what `read_start` has read, or what an encoder makes of them."""
+    source: str | None = args.start
+    if source is None or not source.startswith(ENCODER):
+        return read
+    return _encoded(args, model, source.removeprefix(ENCODER), texts)
 
 
 def started_scheme(args: argparse.Namespace, model: Model, scheme: Scheme, start: Starts | None) -> Scheme:
