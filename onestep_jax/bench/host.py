@@ -25,8 +25,9 @@ from onestep_jax.devices.placement import Pmap, Program
 from onestep_jax.errors import UserError
 from onestep_jax.fitting import PRESETS, fit, make_problem, programs
 from onestep_jax.fitting.slots import Frozen, idle
-from onestep_jax.model.checkpoint import default_dtype, load_model
+from onestep_jax.model.checkpoint import default_dtype
 from onestep_jax.model.decoder import Model
+from onestep_jax.model.untrained import load_any
 from onestep_jax.prototokens.schemes import OneStep
 
 IDLE_CALLS = 100
@@ -103,7 +104,7 @@ def bench_host(
         cure = "XLA_FLAGS=--xla_force_host_platform_device_count=8 makes eight of a CPU"
         raise UserError(f"{max(devices)} devices: there are {len(local)}; give fewer with --devices, or {cure}")
     dtype = dtype or default_dtype()
-    model = load_model(source, dtype=dtype)
+    model = load_any(source, dtype=dtype)
     shape = (slots * max(devices), length)
     tokens = np.random.default_rng(0).integers(model.config.vocab_size, size=shape).tolist()
     found: dict[int, list[Timing]] = {count: [] for count in devices}

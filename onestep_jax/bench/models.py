@@ -9,9 +9,9 @@ import jax
 from flax.traverse_util import unflatten_dict
 
 from onestep_jax.bench.shapes import PREFIX, SHAPES
-from onestep_jax.errors import check_known
-from onestep_jax.model import pytorch
-from onestep_jax.model.checkpoint import DTYPES, default_dtype, default_scan, describe, load_model
+from onestep_jax.errors import UserError, check_known
+from onestep_jax.model import pytorch, untrained
+from onestep_jax.model.checkpoint import DTYPES, default_dtype, default_scan
 from onestep_jax.model.config import ModelConfig
 from onestep_jax.model.decoder import Model, parameter_shapes
 from onestep_jax.model.families import read_config
@@ -19,6 +19,7 @@ from onestep_jax.model.gguf import is_gguf
 from onestep_jax.model.hub import locate
 from onestep_jax.model.pytorch import frozen, load_torch
 from onestep_jax.model.stacked import stack_layers
+from onestep_jax.model.untrained import load_any
 
 STD = 0.02
 
@@ -27,14 +28,14 @@ def subject(source: str, dtype: str | None = None) -> Model:
     """Load a model to measure, or make one with random weights.
 
     Args:
-      source: folder, hub id or "default"; or "shape:NAME" for random weights of that shape of `SHAPES`.
+      source: as of `load_model` or `load_untrained`; or "shape:NAME" for random weights of that shape of `SHAPES`.
       dtype: of the weights, see `load_model`.
 
     Raises:
       UserError: for an unknown shape or dtype; see also `load_model`.
     """
     if not source.startswith(PREFIX):
-        return load_model(source, dtype=dtype)
+        return load_any(source, dtype=dtype)
     dtype = dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
     described = _shape(source)
@@ -62,7 +63,7 @@ def architecture(source: str) -> ModelConfig:
     """
     if source.startswith(PREFIX):
         return read_config(_shape(source))[1]
-    return describe(locate(source, weights=False))[2]
+    return untrained.architecture(source)
 
 
 def torch_subject(source: str, dtype: str, device: str) -> Any:
@@ -74,8 +75,11 @@ def torch_subject(source: str, dtype: str, device: str) -> Any:
       device: such as "cpu" or "cuda".
 
     Raises:
-      UserError: if torch is not installed, or for an unknown shape.
+      UserError: if torch is not installed, for an unknown shape, or for untrained weights.
     """
+    if source.startswith(untrained.PREFIX):
+        told = "untrained weights, which PyTorch does not load"
+        raise UserError(f"model {source!r}: {told}; leave PyTorch out, by --no-torch or --ways")
     torch = import_torch()
     kind, attention = getattr(torch, dtype), "sdpa"
     if not source.startswith(PREFIX):

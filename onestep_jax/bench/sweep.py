@@ -25,8 +25,9 @@ from onestep_jax.bench.timing import record
 from onestep_jax.devices.placement import Pmap
 from onestep_jax.errors import check_known
 from onestep_jax.fitting import PRESETS, fit, resolve, run_plan
-from onestep_jax.model.checkpoint import default_dtype, load_model
+from onestep_jax.model.checkpoint import default_dtype
 from onestep_jax.model.decoder import Model
+from onestep_jax.model.untrained import load_any
 from onestep_jax.store.results import TextResult
 from onestep_jax.texts.corpora import load_tokens
 
@@ -70,7 +71,7 @@ def bench_sweep(
     check_known("way", ways, WAYS)
     check_known("preset", [preset], PRESETS)
     dtype = dtype or default_dtype()
-    model = load_model(source, dtype=dtype)
+    model = load_any(source, dtype=dtype)
     sources = [texts] if isinstance(texts, str) else list(texts)
     tokens = texts_in_turn(model, sources, count=count, length=length, seed=seed)
     settings = {
@@ -129,7 +130,7 @@ def _torch(task: dict[str, Any]) -> tuple[list[Fitted], float]:
 
 def _ours(task: dict[str, Any]) -> tuple[list[Fitted], float]:
     """One of our ways; what became of each text, and the seconds of fitting."""
-    model = load_model(task["model"], dtype=task["dtype"])
+    model = load_any(task["model"], dtype=task["dtype"])
     began = time.perf_counter()
     if task["way"] == "lockstep":
         results = _lockstep(task, model)

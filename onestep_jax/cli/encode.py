@@ -6,7 +6,15 @@ import argparse
 import time
 
 from onestep_jax import errors
-from onestep_jax.cli.options import add_model_options, add_number, add_texts_options, load, run_option, tell_results
+from onestep_jax.cli.options import (
+    add_model_options,
+    add_number,
+    add_texts_options,
+    count_of,
+    load,
+    run_option,
+    tell_results,
+)
 from onestep_jax.cli.terminal import counting_bar
 from onestep_jax.encoder.design import CORRECTIONS
 
@@ -36,14 +44,13 @@ def run(args: argparse.Namespace) -> int:
     from onestep_jax.texts.files import read_source
 
     named = is_named(args.texts)
-    if named and args.limit is None:
-        raise errors.UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
+    count = count_of(args) if named else 0
     texts = None if named else read_source(args.texts, split=args.split, column=args.column, limit=args.limit)
     model = load(args.model, args.dtype, args.revision)
     encoder = load_encoder(args.encoder, model)
     if texts is None:
         how = {"column": args.column, "split": args.split}
-        texts = load_tokens(model, args.texts, count=args.limit, length=args.length, **how)
+        texts = load_tokens(model, args.texts, count=count, length=args.length, **how)
     began = time.perf_counter()
     with counting_bar("encoding") as progress:
         results = encode(model, encoder, texts, length=args.length, refine=args.refine, run=args.run, progress=progress)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onestep_jax import errors
-from onestep_jax.cli.options import add_model_options, add_number, load, run_option, tell_results
+from onestep_jax.cli.options import add_model_options, add_number, count_of, load, run_option, tell_results
 from onestep_jax.cli.options.losses import add_loss_options, asked_losses, losses_of
 from onestep_jax.cli.options.optimizer import optimizer_of
 from onestep_jax.cli.options.scheme import add_scheme_options, scheme_of
@@ -33,6 +33,7 @@ from onestep_jax.prototokens.targets import check_length
 from onestep_jax.store.locks import check_free
 from onestep_jax.store.results import Results
 from onestep_jax.store.run import check_place
+from onestep_jax.store.storage import writing
 
 SUMMARY = "Find proto-tokens for many texts; run it again to go on where it stopped."
 REMAT = {"auto": "auto", "on": True, "off": False}
@@ -56,7 +57,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     texts.add_argument("--split", default="file", metavar="HOW", help="a .txt is one text (file) or one a line (lines)")
     texts.add_argument("--column", default="text", help="column of a table (default: text)")
-    add_number(texts, "--limit", errors.COUNT, metavar="K", help="use only the first K texts; a named source needs it")
+    add_number(
+        texts, "--limit", errors.COUNT, metavar="K", help="use only the first K texts; a named source but demo needs it"
+    )
     add_number(
         texts, "--length", errors.SIZE, required=True, metavar="N", help="tokens of each text to keep, its first ones"
     )
@@ -182,7 +185,7 @@ def _fit(args: argparse.Namespace, optimizer: Optimizer) -> tuple[Results, float
     """Read the texts, load the model and fit; also returns the seconds of the fit alone."""
     with together("read the texts and the model"):
         strings, prefixes = _strings(args)
-        rows = args.copies * (args.limit if strings is None else len(strings))
+        rows = args.copies * (count_of(args) if strings is None else len(strings))
         scheme = scheme_of(args, rows)
         placement, read = _settle(args, scheme, rows)
         scan = SCAN[args.scan_layers]
@@ -245,8 +248,6 @@ def _strings(args: argparse.Namespace) -> tuple[list[str] | None, list[str] | No
         return read_with_prefixes(args.texts, args.prefix_column, column=args.column, limit=args.limit)
     if args.prefix_column is not None:
         raise UserError(f"--prefix-column {args.prefix_column}: --texts {args.texts} is no table")
-    if args.limit is None:
-        raise UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
     return None, None
 
 
@@ -254,7 +255,7 @@ def _named_texts(args: argparse.Namespace, model: Model) -> list[np.ndarray]:
     from onestep_jax.texts.corpora import load_tokens
 
     how = {"seed": args.seed, "column": args.column, "split": args.split}
-    return load_tokens(model, args.texts, count=args.limit, length=args.length, **how)
+    return load_tokens(model, args.texts, count=count_of(args), length=args.length, **how)
 
 
 def _warn_of_short_texts(tokens: Sequence[np.ndarray], length: int) -> None:
@@ -268,7 +269,8 @@ def _settle(args: argparse.Namespace, scheme: Scheme, texts: int) -> tuple[Place
     asked_losses(args)
     check_place(args.run)
     if not args.distributed:  # of a job, process 0 may hold the run by now
-        check_free(args.run)
+        with writing(args.run):
+            check_free(args.run)
     read = read_start(args)
     dtype = args.dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)

@@ -14,11 +14,11 @@ from onestep_jax.cli.terminal import console
 from onestep_jax.errors import SIZE, UserError, check_known
 from onestep_jax.fitting.memory import fit_memory
 from onestep_jax.fitting.optimizers import PRESETS
-from onestep_jax.model.checkpoint import DTYPES, default_dtype, describe
+from onestep_jax.model.checkpoint import DTYPES, default_dtype
 from onestep_jax.model.config import ModelConfig, Rope, stated
 from onestep_jax.model.cost import parameter_counts, step_flops
 from onestep_jax.model.decoder import Network, input_scale
-from onestep_jax.model.hub import locate
+from onestep_jax.model.untrained import architecture
 from onestep_jax.store.records import json_text
 
 SUMMARY = "Describe a model: architecture, sizes, memory and work of a fit."
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     dtype = args.dtype or default_dtype()
     check_known("dtype", [dtype], DTYPES)
     check_known("preset", [args.preset], PRESETS)
-    _, _, config = describe(locate(args.model, args.revision, weights=False))
+    config = architecture(args.model, args.revision)
     if args.length > config.context:
         raise UserError(f"--length {args.length} is beyond the model's context of {config.context} positions")
     facts = _described(args, config, dtype)

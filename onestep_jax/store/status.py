@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import asdict
 
+from onestep_jax.errors import Damaged
 from onestep_jax.store.locks import holder
 from onestep_jax.store.orbax_arrays import Arrays
 from onestep_jax.store.parts import read_times
@@ -88,7 +90,7 @@ def read_status(folder: Path) -> Status:
     identity = read_config(folder)["identity"]
     texts = read_texts(folder, identity)
     order = [text_id for text_id, _ in texts]
-    session, owner = read_session(folder), holder(folder / "lock")
+    session, owner = _session(folder), holder(folder / "lock")
     states, others = own_states(folder, origin(identity, texts), Arrays())
     recorded = read_summary(folder)  # after the states, so that a text is never in both
     far: dict[tuple[tuple[int, ...], int], float] = {}
@@ -104,6 +106,15 @@ def read_status(folder: Path) -> Status:
     seconds = {name: state.elapsed for name, state in states}
     warn_of_others(folder, others)
     return Status(len(order), recorded, flights, session, owner, session and _an_hour(folder, session, seconds))
+
+
+def _session(folder: Path) -> Session | None:
+    """The present or last session; None, with a warning, where its file is damaged: all else of a run is told."""
+    try:
+        return read_session(folder)
+    except Damaged as error:
+        warnings.warn(str(error), stacklevel=3)
+        return None
 
 
 def _an_hour(folder: Path, session: Session, seconds: dict[str, float]) -> float | None:

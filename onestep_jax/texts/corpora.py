@@ -34,6 +34,12 @@ def is_named(source: str) -> bool:
     return bool(_parse(source)[0])
 
 
+def size_of(source: str) -> int | None:
+    """How many texts a named source has; None where only a count says so."""
+    name, _ = _parse(source)
+    return SOURCES[name].size if name in SOURCES else None
+
+
 def load_tokens(
     model: Model,
     source: str,

@@ -61,12 +61,14 @@ class Source(NamedTuple):
       passages: gives its passages; the first ones do not depend on `count`.
       default: its argument if none is given; None if an argument is required.
       open: whether an argument may be given.
+      size: how many texts it has; None for as many as are asked for, or as its file has.
     """
 
     about: str
     passages: Callable[[Request], Iterator[Passage]]
     default: str | None
     open: bool = True
+    size: int | None = None
 
 
 def random_words(request: Request) -> Iterator[Passage]:
@@ -198,5 +200,5 @@ SOURCES = {
         "hf:yurakuratov/pg19_valid_1k_chunks",
     ),
     "excerpts": Source("excerpts:SOURCE, pieces of long texts that begin with a sentence", excerpts, None),
-    "demo": Source("the eight packaged texts", whole, str(DATA / "demo.jsonl"), open=False),
+    "demo": Source("the eight packaged texts", whole, str(DATA / "demo.jsonl"), open=False, size=8),
 }

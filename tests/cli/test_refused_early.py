@@ -38,6 +38,7 @@ def refused(words, capsys):
         (["--length", "64"], "beyond the model's context of 64 positions less 1"),
         (["--run", "full"], "full: not empty and no run directory"),
         (["--run", "a.txt"], "a.txt: no run directory"),
+        (["--run", "a.txt/run"], "a.txt/run: cannot write ([Errno 20] Not a directory"),
         (["--start", "foo"], "--start foo: expected encoder:DIR, run:DIR or FILE.safetensors"),
         (["--start", "run:typo"], "typo: no run directory"),
         (["--start", "none.safetensors"], "none.safetensors: cannot be read"),

@@ -84,6 +84,20 @@ def add_texts_options(parser: argparse.ArgumentParser, *, limit: bool = True) ->
         add_number(texts, "--limit", COUNT, metavar="K", help="use only the first K texts")
 
 
+def count_of(args: argparse.Namespace) -> int:
+    """How many texts of a named source a command takes: --limit, or all where the source has an end.
+
+    Raises:
+      UserError: for a source without one.
+    """
+    from onestep_jax.texts.corpora import size_of
+
+    count = args.limit or size_of(args.texts)
+    if count is None:
+        raise UserError(f"--texts {args.texts} has no end: say how many texts with --limit")
+    return count
+
+
 def add_model_options(parser: argparse.ArgumentParser, default: str | None, default_text: str) -> None:
     """--model, --revision and --dtype."""
     parser.add_argument(
