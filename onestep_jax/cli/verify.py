@@ -18,7 +18,7 @@ from onestep_jax.prototokens.reconstruction import BATCH, decoding_of
 from onestep_jax.store.reading import read_config, read_results
 from onestep_jax.store.records import json_text
 from onestep_jax.store.results import Results
-from onestep_jax.store.verify import Verification, set_aside, verification_json, verify
+from onestep_jax.store.verify import Verification, set_aside, verify
 
 SUMMARY = "Check a run: files, checksums, vectors decoded again; 1 if not clean."
 
@@ -139,3 +139,9 @@ def _radii(radii: np.ndarray) -> str:
     if not len(exact):
         return "no text is exact without noise"
     return f"least {exact.min():.2g}, median {np.median(exact):.2g} of a vector's RMS, over {len(exact):,} exact texts"
+
+
+def verification_json(found: Verification) -> dict[str, Any]:
+    """What `onestep verify --json` prints."""
+    plain = dataclasses.asdict(dataclasses.replace(found, damaged_parts={}))
+    return plain | {"damaged_parts": list(found.damaged_parts)}

@@ -142,7 +142,8 @@ def verify(folder: Path, decoding: Decoding | None = None, progress: Report | No
         wrong += [] if apart else other
         otherwise = [str(problem.text_id) for problem in other if apart]
     problems += wrong
-    damaged = _whole(scans, found, {problem.text_id for problem in wrong if problem.damage})
+    group, refuted = identity["scheme"].get("group", 1), {problem.text_id for problem in wrong if problem.damage}
+    damaged = _whole(scans, found, refuted, group, len(order))
     damaged_states = [name for name, problem in states.items() if problem is not None and problem.damage]
     counts = (len(order), len(found), twice, len(found) if decoding else 0, len(scans), len(states))
     return Verification(*counts, problems, damaged, damaged_states, foreign_files(folder), apart, otherwise)
@@ -171,10 +172,8 @@ def _check_texts(order: list[tuple[str, np.ndarray]]) -> list[Finding]:
     """Token ids against the identities made from them."""
     made = text_ids([tokens for _, tokens in order])
     wrong = [text_id for (text_id, _), other in zip(order, made, strict=True) if text_id != other]
-    return [
-        Finding("texts.parquet", text_id, f"its token ids are not those that it is named after; {TEXTS_CURE}")
-        for text_id in wrong
-    ]
+    told = f"its token ids are not those that it is named after; {TEXTS_CURE}"
+    return [Finding("texts.parquet", text_id, told) for text_id in wrong]
 
 
 def _scan_parts(
@@ -228,17 +227,22 @@ def _unique(scans: Mapping[str, Scan]) -> tuple[_Found, int, list[Finding]]:
     return found, twice, problems
 
 
-def _whole(scans: Mapping[str, Scan], found: _Found, wrong: Collection[str | None]) -> dict[str, list[TextResult]]:
-    """Damaged part → its texts without those that are wrong, and those that a newer part has otherwise."""
+def _whole(
+    scans: Mapping[str, Scan], found: _Found, wrong: Collection[str | None], group: int, count: int
+) -> dict[str, list[TextResult]]:
+    """Damaged part → its texts without those that are wrong, and those that a newer part has otherwise.
+
+    Nor is a text kept of whose group another is missing: a fit makes the whole group again.
+    """
+    newest = {text_id: checksum(text) for text_id, (_, text) in found.items() if text_id not in wrong}
+    intact = {text.index for text_id, (_, text) in found.items() if text_id in newest}
+    members = (range(first, min(first + group, count)) for first in range(0, count, group))
+    complete = {i for some in members if intact.issuperset(some) for i in some}
     damaged = {}
     for name, scan in scans.items():
-        kept = [
-            text
-            for text in scan.texts
-            if text.text_id not in wrong and checksum(text) == checksum(found[text.text_id][1])
-        ]
-        if scan.readable and (scan.problems or len(kept) < len(scan.texts)):
-            damaged[name] = kept
+        own = [text for text in scan.texts if newest.get(text.text_id) == checksum(text)]
+        if scan.readable and (scan.problems or len(own) < len(scan.texts)):
+            damaged[name] = [text for text in own if text.index in complete]
     return damaged
 
 
@@ -293,9 +297,3 @@ def _move(folder: Path, name: str, files: Mapping[str, Path]) -> None:
     for kind, path in files.items():
         with contextlib.suppress(FileNotFoundError):
             move(path, folder / "damaged" / f"{name}-{kind}{path.suffix}")
-
-
-def verification_json(found: Verification) -> dict[str, Any]:
-    """What `onestep verify --json` prints."""
-    plain = dataclasses.asdict(dataclasses.replace(found, damaged_parts={}))
-    return plain | {"damaged_parts": list(found.damaged_parts)}

@@ -10,10 +10,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from store_runs import IDENTITY, SETTINGS, finished, interrupted, opened, results, same, task
 
-from onestep_jax import Results, UserError, fit, read_results
+from onestep_jax import OneStep, Results, UserError, fit, read_results
 from onestep_jax.cli.parser import main
 from onestep_jax.store import locks, storage
 from onestep_jax.store.export import write_vectors
@@ -465,6 +467,23 @@ def test_a_fit_goes_on_where_the_arrays_of_a_saved_state_are_damaged(tiny, token
 
 
 # --- parts ---
+
+
+def test_of_a_group_all_or_nothing_is_kept(tiny, token_lists, tmp_path, one_device):
+    """A fit makes a group whole or anew; what were kept of it would be recorded twice and otherwise."""
+    options = {"scheme": OneStep(share="m", group=3), "steps": 5, "slots": 2, "placement": one_device}
+    before = fit(tiny, token_lists[:7], run=tmp_path / "run", **options)
+    (part,) = (tmp_path / "run" / "results").iterdir()
+    table = pq.read_table(part)
+    rows = table.to_pylist()
+    rows[next(i for i, row in enumerate(rows) if row["index"] == 1)]["loss"] = 0.125
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), part)
+    found = verify(tmp_path / "run")
+    assert [problem.text_id for problem in found.problems] == [before.texts[1].text_id]
+    assert set_aside(tmp_path / "run", found) == 4
+    assert [text.index for text in read_results(tmp_path / "run")] == [3, 4, 5, 6]
+    assert len(fit(tiny, token_lists[:7], run=tmp_path / "run", **options)) == 7
+    assert verify(tmp_path / "run").problems == []
 
 
 @pytest.mark.parametrize(
