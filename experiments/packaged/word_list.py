@@ -5,9 +5,9 @@ of GloVe, which `random:glove.6B.50d.txt` reads; the packaged list is for machin
 
     python experiments/packaged/word_list.py --texts FILE --out words.txt
 
-FILE is any source of `onestep fit`, such as a .jsonl with one text a line in the column "text". The packaged list,
-`onestep_jax/data/words.txt`, was made from books/train.jsonl.xz: the 157 public-domain books on which the packaged
-model was trained. They are not in the repository.
+FILE is any source of `onestep fit`, such as a .jsonl with one text a line in the column "text". The packaged list was
+made from books/train.jsonl.xz: the 157 public-domain books on which the packaged model was trained. They are not in the
+repository. `xz -9e words.txt` made `onestep_jax/data/words.txt.xz` of it.
 
 A word is a run of letters with its apostrophes, lower-cased. Only words of the letters a to z are counted, so "don't"
 is left out whole and not counted as "don" and "t". On those books this takes 15 seconds on one core. The list has

@@ -171,20 +171,31 @@ def together(what: str) -> Iterator[None]:
 
     Raises:
       UserError: in a process that did not fail itself, if another one did.
+      Stranded: in one that failed and cannot tell the others, since its devices do not start.
     """
     failed: Exception | None = None
     try:
         yield
     except Exception as error:
         failed = error
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        done = np.ravel(multihost_utils.process_allgather(np.int32(failed is None)))
+    if jax.distributed.is_initialized():
+        done = _done_by_each(failed)
         if failed is None and not done.all():
             raise UserError(f"process {done.argmin()} could not {what} and says why; this process stops, too")
     if failed is not None:
         raise failed
+
+
+def _done_by_each(failed: Exception | None) -> np.ndarray:
+    """Whether each process has done it, (processes,) bool."""
+    from jax.experimental import multihost_utils
+
+    try:
+        return np.ravel(multihost_utils.process_allgather(np.int32(failed is None))) == 1
+    except Exception:
+        if failed is None:
+            raise
+        raise Stranded(str(failed)) from failed
 
 
 def meet(name: str) -> None:

@@ -67,8 +67,13 @@ OPEN: dict[str, Callable[[Path], Any]] = {
     ".zst": lambda path: io.BufferedReader(_Frames(path), 2**20),
 }
 # What these raise where the bytes are not what the ending says.
-_DAMAGED = (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError, ValueError)
+DAMAGED = (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError, ValueError)
 LONGEST_CELL = 2**31 - 1  # characters; csv's own limit of 131,072 is shorter than a book
+
+
+def opened(path: Path) -> Any:
+    """A file to read bytes from, unpacked if its name ends as that of a packed one does."""
+    return OPEN.get(path.suffix.lower(), OPEN[""])(path)
 
 
 def kind_of(path: Path) -> tuple[str, str]:
@@ -118,7 +123,7 @@ def read_rows(path: Path, *, split: str = "file") -> Iterator[Row]:
             yield from _whole_or_lines(path, file, split) if kind == ".txt" else _READERS[kind](path, file)
     except RecursionError as error:
         raise UserError(f"{path}: cannot be read (nested too deeply); expected an object of texts a row") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         if isinstance(error, UserError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]

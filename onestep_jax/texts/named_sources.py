@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from sentencex import segment  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
 
-from onestep_jax.errors import UserError
+from onestep_jax.errors import UserError, one_line
 from onestep_jax.texts.files import read_source
-from onestep_jax.texts.local_files import decoded_lines
+from onestep_jax.texts.local_files import DAMAGED, decoded_lines, opened
 
 DATA = Path(__file__).parent.parent / "data"
 LANGUAGE = "en"
@@ -90,12 +90,14 @@ def random_words(request: Request) -> Iterator[Passage]:
 def read_words(path: Path) -> list[str]:
     """The first 100,000 words of a file with one word in each line, or of a GloVe file with a word and its vector.
 
+    The file may be packed, as the package's own is.
+
     Raises:
-      UserError: if there is no such file, or it has another form.
+      UserError: if there is no such file, or it is damaged or has another form.
     """
     words: dict[str, None] = {}
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             for number, line in enumerate(decoded_lines(path, file), 1):
                 word, space, vector = line.rstrip("\r\n").partition(" ")
                 if "\t" in line or (space and not _is_number(vector.rpartition(" ")[2])):
@@ -105,8 +107,11 @@ def read_words(path: Path) -> list[str]:
                     words[word] = None
                 if len(words) == MOST_FREQUENT:
                     break
-    except OSError as error:
-        raise UserError(f"{path}: no list of words can be read there ({error.strerror})") from error
+    except UserError:
+        raise
+    except DAMAGED as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{path}: no list of words can be read there ({reason})") from error
     if not words:
         raise UserError(f"{path}: no word in it")
     return list(words)
@@ -187,7 +192,7 @@ SOURCES = {
     "random": Source(
         "words drawn uniformly from a packaged list, or from random:FILE (a word a line, or GloVe vectors)",
         random_words,
-        str(DATA / "words.txt"),
+        str(DATA / "words.txt.xz"),
     ),
     "fanfics": Source(
         "second halves of chunks of fan fiction, from the hub, or fanfics:COPY",

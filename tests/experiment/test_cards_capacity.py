@@ -17,6 +17,7 @@ from onestep_jax.cli.parser import main
 from onestep_jax.experiment.cards import load_card
 from onestep_jax.model.untrained import untrained
 from onestep_jax.texts.corpora import load_tokens
+from onestep_jax.texts.named_sources import read_words
 
 pytestmark = pytest.mark.long
 
@@ -95,7 +96,7 @@ def test_parts_are_refused_before_the_first_fit(tmp_path: Path, words, message, 
 def pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a pretraining of six updates, stopped after none and gone on with, with three checkpoints."""
     work = tmp_path_factory.mktemp("pretraining")
-    words = (EXPERIMENTS.parent / "onestep_jax" / "data" / "words.txt").read_text(encoding="utf-8").split()[:300]
+    words = read_words(EXPERIMENTS.parent / "onestep_jax" / "data" / "words.txt.xz")[:300]
     for number, name in enumerate(("train", "validation")):
         (work / name).mkdir()
         drawn = np.random.default_rng(number).choice(words, size=2000)

@@ -17,6 +17,7 @@ from onestep_jax.model import generation
 from onestep_jax.model.generation import generate
 from onestep_jax.texts import corpora
 from onestep_jax.texts.corpora import CONTEXT, contexts, continuations, draw_seed, load_tokens, names
+from onestep_jax.texts.named_sources import read_words
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_default_sources_of_the_packaged_model(packaged: Model):
     assert packaged.tokenizer.decode(demo[0]).startswith("The lamp in the harbour office burned")
     words = packaged.tokenizer.decode(load_tokens(packaged, "random", count=1, length=256)[0]).split()
     assert len(words) > 60
-    packaged_list = set((Path(corpora.__file__).parents[1] / "data" / "words.txt").read_text().split())
+    packaged_list = set(read_words(Path(corpora.__file__).parents[1] / "data" / "words.txt.xz"))
     assert set(words[:-1]) <= packaged_list
     (generated,) = load_tokens(packaged, "gen", count=1, length=6)
     (expected,) = continuations(packaged, contexts(packaged, "demo", count=1, length=32), length=6)

@@ -100,11 +100,16 @@ def test_bad_lists(tmp_path: Path, content: bytes | None, message: str):
 
 
 def test_packaged_list():
-    words = read_words(DATA / "words.txt")
+    words = read_words(DATA / "words.txt.xz")
     assert len(words) == 10_000
     assert words[:5] == ["the", "and", "of", "to", "a"]
     assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
-    assert (DATA / "words.txt").stat().st_size < 100_000
+
+
+def test_a_packed_list_that_was_cut_is_told(tmp_path: Path):
+    (tmp_path / "a.txt.xz").write_bytes((DATA / "words.txt.xz").read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"a\.txt\.xz: no list of words can be read there \(Compressed file ended"):
+        read_words(tmp_path / "a.txt.xz")
 
 
 def test_word_list_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
