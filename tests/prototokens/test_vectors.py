@@ -269,7 +269,8 @@ def test_texts_of_a_group_share_what_the_scheme_says(tiny, fitted, name):
     for leaf, vectors in results.vectors.items():
         assert len({vector.tobytes() for vector in vectors}) == (2 if leaf in scheme.shared else 4)
     expected = {"many": 5 * D, "fixed": 5 + D, "own": 5 * 3 + 4 * D, "shared": 4 + D + 5 * D / 2}
-    assert floats_of(scheme, D) == expected.get(name, 4 + D / 2)
+    expected |= {"fixed e, shared m": 4 + D / 2, "in groups": 4 + D}
+    assert floats_of(scheme, D) == expected[name]
     assert compression(tiny, results[0], results.scheme).floats == floats_of(scheme, D)
 
 
