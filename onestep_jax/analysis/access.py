@@ -196,9 +196,9 @@ def access(
 
     All texts are cut to the shortest, so that own and other texts have one length. Stop tokens end nothing. Tokens that
     the one forward pass was trained to give are not compared: `e` alone gives the first token, and `e m` the second.
-    After `e` the model therefore sees the true first token, and after `e m` a text whose first two tokens are spent.
-    The controls "t" and "t t2" start from the embeddings of these tokens alone. Only what exceeds the control was read
-    out of the vectors.
+    After `e` the model therefore sees the true first token, and after `e m` the true second one. The controls "t" and
+    "t t2" start from the embeddings of the first token, and of the first two, alone. Only what exceeds the control was
+    read out of the vectors.
 
     Args:
       model: the model that the vectors were fitted on.

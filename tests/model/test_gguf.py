@@ -29,16 +29,6 @@ from onestep_jax.model.hub import locate  # noqa: E402
 Kind = gguf.GGMLQuantizationType
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "model.gguf"
-
-
-@pytest.fixture(scope="module")
-def llama() -> Model:
-    return random_model(described("llama"))
-
-
 def weights(model: Model) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf, np.float32) for name, leaf in flatten_dict(model.params, sep="/").items()}
 

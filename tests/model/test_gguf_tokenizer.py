@@ -11,20 +11,10 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from gguf_writing import MIXED, described, random_model, write_gguf
+from gguf_writing import MIXED, write_gguf
 
 from onestep_jax.model.checkpoint import load_model
 from onestep_jax.model.decoder import Model
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "model.gguf"
-
-
-@pytest.fixture(scope="module")
-def llama() -> Model:
-    return random_model(described("llama"))
 
 
 def test_tokens(llama: Model, path: Path):
